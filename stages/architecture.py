@@ -1,0 +1,178 @@
+"""Sites, widths, architectures and their parameter counts. Standard library only.
+
+A *site* is one prunable sublayer. A *width* is what it keeps: ``(kv_groups, heads_per_group)``
+for attention, channels for an MLP. An *architecture* is a width for every site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Kind(StrEnum):
+    """The two kinds of prunable sublayer."""
+
+    ATTENTION = "attention"
+    MLP = "mlp"
+
+
+class Site(NamedTuple):
+    """One prunable sublayer of one decoder layer."""
+
+    layer: int
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.kind.value}"
+
+
+class LayerWidth(NamedTuple):
+    """What one decoder layer keeps. ``kv_groups * heads_per_group == 0`` drops the attention,
+    ``channels == 0`` drops the MLP."""
+
+    kv_groups: int
+    heads_per_group: int
+    channels: int
+
+    @property
+    def has_attention(self) -> bool:
+        return self.kv_groups > 0 and self.heads_per_group > 0
+
+    @property
+    def has_mlp(self) -> bool:
+        return self.channels > 0
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What parameter counting needs to know of a decoder-only model.
+
+    ``head_dim`` counts the elements of one head; the flags say which optional parameters the
+    family has. Counts are of real parameters: biases and norms included.
+    """
+
+    family: str
+    layers: int
+    hidden: int
+    kv_groups: int
+    heads_per_group: int
+    head_dim: int
+    channels: int
+    vocabulary: int
+    tied_embeddings: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+    @property
+    def dense_width(self) -> LayerWidth:
+        return LayerWidth(self.kv_groups, self.heads_per_group, self.channels)
+
+    def sites(self) -> Iterator[Site]:
+        """Every site, in the order in which data passes."""
+        for layer in range(self.layers):
+            yield Site(layer, Kind.ATTENTION)
+            yield Site(layer, Kind.MLP)
+
+    def attention_parameters(self, kv_groups: int, heads_per_group: int) -> int:
+        """Parameters of an attention sublayer of that width, its input norm included."""
+        if kv_groups == 0 or heads_per_group == 0:
+            return 0
+        q_rows = kv_groups * heads_per_group * self.head_dim
+        kv_rows = 2 * kv_groups * self.head_dim
+        total = self.hidden * (2 * q_rows + kv_rows) + self.hidden  # q, o, k, v; input norm
+        total += (q_rows + kv_rows) if self.qkv_bias else 0
+        total += self.hidden if self.o_bias else 0
+        total += 2 * self.head_dim if self.qk_norm else 0
+        return total
+
+    def mlp_parameters(self, channels: int) -> int:
+        """Parameters of an MLP of that width, its norm included."""
+        if channels == 0:
+            return 0
+        bias = 2 * channels + self.hidden if self.mlp_bias else 0
+        return 3 * self.hidden * channels + self.hidden + bias
+
+    def site_parameters(self, kind: Kind, width: LayerWidth) -> int:
+        """Parameters that a site of that kind keeps in a layer of that width."""
+        if kind is Kind.ATTENTION:
+            return self.attention_parameters(width.kv_groups, width.heads_per_group)
+        return self.mlp_parameters(width.channels)
+
+    @property
+    def decoder_parameters(self) -> int:
+        """All parameters of the dense decoder layers; embeddings, final norm and head not counted."""
+        dense = self.dense_width
+        return self.layers * sum(self.site_parameters(kind, dense) for kind in Kind)
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters of the dense model."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied_embeddings else 2)
+        return self.decoder_parameters + self.hidden + embeddings
+
+    def dense(self) -> Architecture:
+        """The architecture that keeps everything."""
+        return Architecture((self.dense_width,) * self.layers)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A width for every site of a model. Immutable, hashable, JSON, with a stable id."""
+
+    widths: tuple[LayerWidth, ...]
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the widths."""
+        text = json.dumps([list(width) for width in self.widths], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, widths: Sequence[Sequence[int]]) -> Architecture:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: a layer's widths are not three integers of at least zero.
+        """
+        for layer, width in enumerate(widths):
+            if len(width) != 3 or any(type(w) is not int or w < 0 for w in width):
+                raise ValueError(
+                    f"layer {layer} has widths {list(width)!r}; "
+                    "expected [kv_groups, heads_per_group, channels], integers of at least 0"
+                )
+        return cls(tuple(LayerWidth(*width) for width in widths))
+
+    def to_json(self) -> list[list[int]]:
+        return [list(width) for width in self.widths]
+
+    def kept_parameters(self, shape: ModelShape) -> int:
+        """Decoder-layer parameters that remain."""
+        return sum(shape.site_parameters(kind, width) for width in self.widths for kind in Kind)
+
+    def overall_ratio(self, shape: ModelShape) -> float:
+        """The fraction of all decoder-layer parameters removed, in [0, 1]."""
+        return 1 - self.kept_parameters(shape) / shape.decoder_parameters
+
+    def site_ratio(self, shape: ModelShape, site: Site) -> float:
+        """The fraction of that site's parameters removed, in [0, 1]."""
+        kept = shape.site_parameters(site.kind, self.widths[site.layer])
+        return 1 - kept / shape.site_parameters(site.kind, shape.dense_width)
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise ValueError unless the architecture fits a model of that shape."""
+        if len(self.widths) != shape.layers:
+            raise ValueError(
+                f"architecture {self.id} has {len(self.widths)} layers; the model has {shape.layers}"
+            )
+        for layer, width in enumerate(self.widths):
+            if any(w > d for w, d in zip(width, shape.dense_width, strict=True)):
+                raise ValueError(
+                    f"architecture {self.id}, layer {layer}: {width} exceeds the model's {shape.dense_width}"
+                )

@@ -1,0 +1,1 @@
+"""Pairs to a typed table of features and targets."""

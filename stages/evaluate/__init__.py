@@ -1,0 +1,1 @@
+"""Measure architectures: an elastic network, its corpora, and a journal of results."""

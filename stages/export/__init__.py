@@ -1,0 +1,1 @@
+"""Best architecture to things that people can load, and a report."""

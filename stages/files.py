@@ -1,0 +1,72 @@
+"""Files that pass from stage to stage: versioned JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class InputError(Exception):
+    """Bad input, explained: what it is, what was found, what was expected, what to do.
+
+    Stages print its message alone, without a traceback, and exit with 2.
+    """
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: readers see the old content or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, schema: str, version: int, content: Mapping[str, Any]) -> None:
+    """Write `content` under its schema's name and version; lists of scalars stay on one line."""
+    document = {"schema": schema, "version": version, **content}
+    write_text(path, _readable(document) + "\n")
+
+
+def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or has another schema or version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there; run `dvc repro` to make it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); delete it and run `dvc repro`") from error
+    found = (document.get("schema"), document.get("version")) if isinstance(document, dict) else None
+    if found != (schema, version):
+        raise InputError(
+            f"{path} has schema and version {found}; expected {(schema, version)}. "
+            "Another release wrote it: delete it and run `dvc repro`"
+        )
+    return dict(document)
+
+
+def _readable(value: Any, depth: int = 0) -> str:
+    """JSON with one line for each innermost object or list, so that a person can read and diff it."""
+    pad = "  " * depth
+    if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
+        items = (f"{pad}  {json.dumps(k)}: {_readable(v, depth + 1)}" for k, v in value.items())
+        return "{\n" + ",\n".join(items) + f"\n{pad}}}"
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        items = (f"{pad}  {json.dumps(v, ensure_ascii=False)}" for v in value)
+        return "[\n" + ",\n".join(items) + f"\n{pad}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

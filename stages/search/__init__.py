@@ -1,0 +1,1 @@
+"""Predictor to narrowed space, finalists, and the best measured architecture."""
