@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from stages.architecture import ModelShape
 from stages.families import family_of
 from stages.files import InputError
@@ -139,3 +141,19 @@ def read_shape(model: Model) -> ModelShape:
     source = locate(model)
     config = read_config(source)
     return family_of(config, model.source).shape(config)
+
+
+def read_licence(source: ModelSource) -> str:
+    """The licence that the model's files state, or ``unknown``: for the model card of what is made of it."""
+    if source.kind == "gguf":
+        from gguf import GGUFReader
+
+        entry = GGUFReader(source.path).fields.get("general.license")
+        return "unknown" if entry is None else str(entry.contents())
+    card = source.path / "README.md"
+    if card.is_file():
+        _, _, rest = card.read_text(encoding="utf-8").partition("---")
+        front = yaml.safe_load(rest.partition("\n---")[0]) if rest else None
+        if isinstance(front, dict) and front.get("license"):
+            return str(front["license"])
+    return "unknown"

@@ -1,0 +1,32 @@
+"""Stage `build-dataset`: journal -> data/build_dataset/pairs.parquet.  Run: python -m stages.build_dataset"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages.build_dataset import table
+from stages.build_dataset.features import Features
+from stages.evaluate import journal
+from stages.files import read_json
+from stages.params import Params
+from stages.sample import designs
+from stages.stage import DATA, main
+
+
+def run(params: Params, _: argparse.Namespace) -> None:
+    evaluated = DATA / "evaluate"
+    shape, designed = designs.read(DATA / "sample" / "architectures.json")
+    context = read_json(evaluated / "context.json", "prunecast.context", 1)["digest"]
+    rows = journal.read(evaluated / "journal.jsonl").values()
+    metrics = {row.architecture.id: row.metrics for row in rows if row.context == context}
+    features = Features.of_model(shape, params.sample.bundle, evaluated / "importance.safetensors")
+    targets = table.targets_of(list(params.corpora.texts), list(params.corpora.questions))
+    section = params.build_dataset
+    pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
+    table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)
+    held_out = int((pairs["split"] == table.HELD_OUT).sum())
+    print(f"{len(pairs)} pairs, {held_out} of them held out; {len(features.names)} features, {len(targets)} targets")
+
+
+if __name__ == "__main__":
+    main("build-dataset", run)

@@ -1,0 +1,128 @@
+"""Features of an architecture: what the predictor sees.
+
+| feature | what it is |
+| --- | --- |
+| ``ratio.LL.KIND`` | the achieved ratio of one site |
+| ``band.AA-BB.KIND`` | the mean ratio of a band of neighbouring layers' sites of one kind |
+| ``ratio.KIND`` | the mean ratio of all sites of one kind |
+| ``mass.KIND`` | the share of all importance scores of that kind in removed units |
+| ``overall_ratio`` | the fraction of all decoder-layer parameters removed |
+
+Every feature grows when any site is cut further, so a monotone law of the sites is a monotone
+law of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.files import InputError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Computes features of architectures of one model.
+
+    `attention_mass[layer, g, h]` and `mlp_mass[layer, c]` are the importance scores kept by the
+    first g KV groups with their first h heads, and by the first c channels.
+    """
+
+    shape: ModelShape
+    band: int
+    attention_mass: Array
+    mlp_mass: Array
+
+    @classmethod
+    def of_model(cls, shape: ModelShape, band: int, scores_path: Path) -> Features:
+        """Features of a model whose importance scores `evaluate` wrote.
+
+        Raises:
+            InputError: the scores are missing, damaged, or another model's.
+        """
+        try:
+            scores = load_file(scores_path)
+        except (FileNotFoundError, SafetensorError) as error:
+            raise InputError(f"{scores_path} cannot be read ({error}); run `dvc repro evaluate`") from error
+        if scores["channels"].shape != (shape.layers, shape.channels):
+            raise InputError(f"{scores_path} belongs to another model; run `dvc repro evaluate`")
+        total = scores["groups"] + scores["heads"].sum(-1)
+        order = np.argsort(-total, axis=-1, kind="stable")
+        heads = -np.sort(-scores["heads"], axis=-1)
+        heads = np.take_along_axis(heads, order[..., None], axis=1)
+        groups = np.take_along_axis(scores["groups"], order, axis=1)
+        kept = groups[..., None] + np.cumsum(heads, axis=-1)  # (layers, G, H): of one group, by heads kept
+        attention = np.zeros((shape.layers, shape.kv_groups + 1, shape.heads_per_group + 1))
+        attention[:, 1:, 1:] = np.cumsum(kept, axis=1)
+        channels = np.zeros((shape.layers, shape.channels + 1))
+        channels[:, 1:] = np.cumsum(-np.sort(-scores["channels"], axis=-1), axis=-1)
+        return cls(shape, band, attention, channels)
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        return list(self.shape.sites())
+
+    @cached_property
+    def _bands(self) -> list[tuple[str, list[int]]]:
+        """Names of the bands, and the places of their sites in `sites`."""
+        found: dict[tuple[int, Kind], list[int]] = {}
+        for place, site in enumerate(self.sites):
+            found.setdefault((site.layer // self.band, site.kind), []).append(place)
+        return [
+            (f"band.{self.sites[p[0]].layer:02d}-{self.sites[p[-1]].layer:02d}.{kind}", p)
+            for (_, kind), p in found.items()
+        ]
+
+    @cached_property
+    def names(self) -> list[str]:
+        sites = [f"ratio.{site.layer:02d}.{site.kind}" for site in self.sites]
+        kinds = [f"{what}.{kind}" for what in ("ratio", "mass") for kind in Kind]
+        return [*sites, *(name for name, _ in self._bands), *kinds, "overall_ratio"]
+
+    def sites_of(self, feature: str) -> list[Site]:
+        """The sites that a feature speaks of, so that its importance can be shared among them."""
+        if feature in self.names[: len(self.sites)]:
+            return [self.sites[self.names.index(feature)]]
+        for name, places in self._bands:
+            if name == feature:
+                return [self.sites[place] for place in places]
+        kinds = [kind for kind in Kind if feature.endswith(f".{kind}")]
+        return [site for site in self.sites if not kinds or site.kind in kinds]
+
+    @cached_property
+    def _site_ratios(self) -> dict[tuple[Kind, LayerWidth], float]:
+        return {}
+
+    def _ratio(self, kind: Kind, width: LayerWidth) -> float:
+        if (kind, width) not in self._site_ratios:
+            dense = self.shape.site_parameters(kind, self.shape.dense_width)
+            self._site_ratios[kind, width] = 1 - self.shape.site_parameters(kind, width) / dense
+        return self._site_ratios[kind, width]
+
+    def row(self, architecture: Architecture) -> Array:
+        """Features (len(names),) of one architecture."""
+        widths = architecture.widths
+        ratios = np.array([self._ratio(site.kind, widths[site.layer]) for site in self.sites])
+        bands = [ratios[places].mean() for _, places in self._bands]
+        kinds = [ratios[0::2].mean(), ratios[1::2].mean()]
+        layers = np.arange(len(widths))
+        groups, heads, channels = np.array(widths).T
+        masses = [
+            1 - self.attention_mass[layers, groups, heads].sum() / self.attention_mass[:, -1, -1].sum(),
+            1 - self.mlp_mass[layers, channels].sum() / self.mlp_mass[:, -1].sum(),
+        ]
+        return np.array([*ratios, *bands, *kinds, *masses, architecture.overall_ratio(self.shape)])
+
+    def matrix(self, architectures: Sequence[Architecture]) -> Array:
+        """Features (n, len(names)) of several architectures."""
+        return np.stack([self.row(a) for a in architectures])

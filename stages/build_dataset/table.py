@@ -1,0 +1,141 @@
+"""The table of pairs: one row an architecture, with features, targets and split, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.build_dataset.features import Features
+from stages.files import InputError
+from stages.sample.designs import Designed
+
+SCHEMA, VERSION = "prunecast.pairs", 1
+ID_COLUMNS = ("architecture", "design", "split")
+TRAIN, HELD_OUT = "train", "held-out"
+
+
+def targets_of(texts: Sequence[str], questions: Sequence[str]) -> list[str]:
+    """The targets that are forecast: log PPL (nats a token), MMLU log-likelihood (nats a question), accuracy."""
+    names = [f"log_ppl.{name}" for name in texts]
+    for name in questions:
+        names += [f"{name}.log_likelihood", f"{name}.accuracy"]
+    return names
+
+
+def build(
+    designed: Sequence[Designed],
+    metrics: Mapping[str, Mapping[str, float]],
+    features: Features,
+    targets: Sequence[str],
+    seed: int,
+    held_out: float,
+) -> pd.DataFrame:
+    """Join architectures with what was measured of them (`metrics`, by architecture id).
+
+    The split is drawn over the pairs in the order of their ids, so it depends on the seed and
+    on which architectures there are, not on the order in which they were measured.
+
+    Raises:
+        InputError: an architecture was not measured, or a value is out of range; it is named.
+    """
+    ordered = sorted(designed, key=lambda d: d.architecture.id)
+    missing = [d.architecture.id for d in ordered if d.architecture.id not in metrics]
+    if missing:
+        raise InputError(
+            f"the journal lacks {len(missing)} of {len(ordered)} architectures in this context, "
+            f"the first is {missing[0]}; run `dvc repro evaluate`"
+        )
+    order = np.random.default_rng(seed).permutation(len(ordered))
+    count = round(held_out * len(ordered))
+    if count < 2 or len(ordered) - count < 2:
+        raise InputError(
+            f"{len(ordered)} pairs with build_dataset.held_out {held_out:g} leave {count} held out and "
+            f"{len(ordered) - count} to train on; expected at least 2 each. Sample more architectures"
+        )
+    split = np.full(len(ordered), TRAIN, dtype=object)
+    split[order[:count]] = HELD_OUT
+    table = pd.DataFrame(
+        {
+            "architecture": [d.architecture.id for d in ordered],
+            "design": [d.design for d in ordered],
+            "split": split,
+        }
+    ).astype("string")
+    values = features.matrix([d.architecture for d in ordered])
+    found = [{t: metrics[d.architecture.id].get(t, float("nan")) for t in targets} for d in ordered]
+    table = pd.concat([table, pd.DataFrame(values, columns=features.names), pd.DataFrame(found)], axis=1)
+    check(table, features.names, targets)
+    return table
+
+
+def check(table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) -> None:
+    """Raise InputError, naming the row, unless columns, types and ranges are those of the schema."""
+    expected = [*ID_COLUMNS, *features, *targets]
+    if list(table.columns) != expected:
+        odd = sorted(set(table.columns).symmetric_difference(expected)) or ["their order"]
+        raise InputError(f"the table of pairs has other columns than expected: {', '.join(odd[:5])}")
+    for column in (*features, *targets):
+        if table[column].dtype != np.float64:
+            raise InputError(f"column {column} of the pairs is {table[column].dtype}; expected float64")
+        low, high = _range(column)
+        values = table[column]
+        bad = ~(np.isfinite(values) & (values >= low - 1e-9) & (values <= high + 1e-9))
+        if bad.any():
+            row = table.loc[bad.idxmax()]
+            raise InputError(
+                f"architecture {row['architecture']} ({row['design']}): {column} is {row[column]}; "
+                f"expected a number from {low:g} to {high:g}. {int(bad.sum())} of {len(table)} rows are bad"
+            )
+    twice = table["architecture"].duplicated()
+    if twice.any():
+        raise InputError(f"architecture {table['architecture'][twice.idxmax()]} stands in the pairs twice")
+
+
+def _range(column: str) -> tuple[float, float]:
+    if column.startswith("log_ppl."):
+        return 0.0, 50.0
+    if column.endswith(".log_likelihood"):
+        return -1e4, 0.0
+    return 0.0, 1.0
+
+
+def write(path: Path, table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) -> None:
+    """Write Parquet that names its schema, its version, its features and its targets."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    own = {
+        "prunecast.schema": SCHEMA,
+        "prunecast.version": str(VERSION),
+        "prunecast.features": "\n".join(features),
+        "prunecast.targets": "\n".join(targets),
+    }
+    metadata = {**(arrow.schema.metadata or {}), **{k.encode(): v.encode() for k, v in own.items()}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
+    temporary.replace(path)
+
+
+def read(path: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Read what `write` wrote: the table, the names of its features and of its targets.
+
+    Raises:
+        InputError: the file is missing, damaged, of another schema, or holds bad values.
+    """
+    try:
+        arrow = pq.read_table(path)
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} cannot be read ({error}); run `dvc repro build-dataset`") from error
+    metadata = {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()}
+    found = (metadata.get("prunecast.schema"), metadata.get("prunecast.version"))
+    if found != (SCHEMA, str(VERSION)):
+        raise InputError(f"{path} has schema and version {found}; expected {(SCHEMA, str(VERSION))}")
+    features = metadata["prunecast.features"].split("\n")
+    targets = metadata["prunecast.targets"].split("\n")
+    table = arrow.to_pandas()
+    check(table, features, targets)
+    return table, features, targets

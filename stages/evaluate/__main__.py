@@ -1,0 +1,43 @@
+"""Stage `evaluate`: architectures -> a journal of measured architectures.  Run: python -m stages.evaluate"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages.evaluate.corpora import division
+from stages.evaluate.journal import Journal, Row, evaluation_of
+from stages.evaluate.measure import Work
+from stages.evaluate.workbench import open_workbench
+from stages.files import write_json
+from stages.params import Params
+from stages.sample import designs
+from stages.stage import DATA, main
+from stages.tracking import open_tracker
+
+
+def run(params: Params, arguments: argparse.Namespace) -> None:
+    here = DATA / "evaluate"
+    shape, designed = designs.read(DATA / "sample" / "architectures.json")
+    with (
+        Journal(here / "journal.jsonl") as journal,
+        open_tracker("evaluate", params, enabled=not arguments.no_tracking) as tracker,
+    ):
+        bench = open_workbench(params, here / "importance.safetensors")
+        evaluator = bench.evaluator("selection", params.evaluate.measurement)
+        write_json(here / "division.json", "prunecast.division", 1, division({**bench.texts, **bench.questions}))
+        write_json(here / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context})
+
+        def log(row: Row) -> None:
+            tracker.log_evaluation(evaluation_of(row, shape, "evaluate"))
+
+        work = [Work(d.architecture, d.design) for d in designed]
+        rows = evaluator.measure_all(work, journal, log, "evaluate")
+    print("selection part:", end="")
+    for baseline in designed[: len(designs.BASELINES)]:
+        ppl = {k: round(v, 2) for k, v in rows[baseline.architecture.id].metrics.items() if k.startswith("ppl.")}
+        print(f" {baseline.design} {ppl}", end="")
+    print()
+
+
+if __name__ == "__main__":
+    main("evaluate", run)

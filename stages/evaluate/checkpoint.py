@@ -1,0 +1,169 @@
+"""Load a model's weights and tokenizer: safetensors or GGUF, never a pickle.
+
+A hub model becomes its snapshot folder, a GGUF file is dequantised once to safetensors in the
+cache folder; from there on every model is a folder with config.json and *.safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from stages.architecture import ModelShape
+from stages.families import Family, family_of
+from stages.files import InputError
+from stages.params import Model
+from stages.sample.source import ModelSource, locate, read_config
+
+_METADATA = {"format": "pt"}  # transformers insists on it
+_SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A dense model: its tensors under their Hugging Face names, and what belongs to them."""
+
+    name: str
+    folder: Path
+    shape: ModelShape
+    family: Family
+    config: Any  # transformers.PretrainedConfig
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    generation_config: GenerationConfig | None
+    state: Mapping[str, torch.Tensor]
+    digest: str
+    """SHA-256 of the weight files: part of every journal key."""
+
+
+def cache_folder() -> Path:
+    """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNECAST_CACHE") or Path(base) / "prunecast")
+
+
+def load(model: Model, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Load `model.source` onto the CPU in `dtype`.
+
+    Raises:
+        InputError: the model is missing, of an unsupported family, without safetensors, or
+            lacks a tensor that its configuration announces.
+    """
+    source = locate(model)
+    config_json = read_config(source)
+    family = family_of(config_json, model.source)
+    folder = _folder(model, source)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    shape = family.shape(config.to_dict())
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"model.source {model.source!r} has no *.safetensors in {folder.name}; other formats are not "
+            "read, because loading a pickle runs code. Convert it with save_pretrained"
+        )
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        state |= {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    _check_tensors(state, family, shape, model.source)
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:
+        generation = None
+    return Checkpoint(
+        name=model.source,
+        folder=folder,
+        shape=shape,
+        family=family,
+        config=config,
+        tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code),
+        generation_config=generation,
+        state=state,
+        digest=_digest(files),
+    )
+
+
+def _check_tensors(state: Mapping[str, torch.Tensor], family: Family, shape: ModelShape, name: str) -> None:
+    needed = [family.embedding, family.final_norm]
+    if not shape.tied_embeddings:
+        needed.append(family.head)
+    for layer in range(shape.layers):
+        prefix = family.layer.format(layer=layer)
+        projections = (family.q, family.k, family.v, family.o, family.gate, family.up, family.down)
+        norms = (family.attention_norm, family.mlp_norm)
+        needed += [f"{prefix}{part}.weight" for part in (*projections, *norms)]
+    missing = [tensor for tensor in needed if tensor not in state]
+    if missing:
+        raise InputError(
+            f"model.source {name!r} lacks {len(missing)} tensors of the family {family.model_type}, "
+            f"the first is {missing[0]}; the folder is incomplete or of another family"
+        )
+
+
+def _folder(model: Model, source: ModelSource) -> Path:
+    if source.kind == "gguf":
+        return _dequantised(source.path)
+    if source.path.resolve() == Path(model.source).expanduser().resolve():
+        return source.path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=_SNAPSHOT))
+
+
+def _dequantised(path: Path) -> Path:
+    """The folder in the cache that holds the GGUF file's weights as float32 safetensors."""
+    folder = cache_folder() / "models" / f"{path.stem}-{_digest([path])[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            print(f"Dequantising {path.name} to safetensors, once (about half a minute)", flush=True)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                _convert(path, temporary)
+                temporary.rename(folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+    return folder
+
+
+def _convert(path: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # save_pretrained refuses a model that was read from GGUF, although its weights are plain by now.
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file({name: t.contiguous() for name, t in state.items()}, folder / "model.safetensors", _METADATA)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,222 @@
+"""Measure architectures: one evaluator for a model, a part of the corpora and a protocol."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stages.architecture import Architecture
+from stages.evaluate import mmlu, perplexity
+from stages.evaluate.corpora import Corpus, Document, Question
+from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.journal import Journal, Row
+from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.params import Measurement, Part
+
+TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 65536}
+"""Tokens run at once. Fixed a device, because the grouping decides the last digits of a result."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """An architecture to measure, and the name of the design or search that wants it."""
+
+    architecture: Architecture
+    design: str
+
+
+class Evaluator:
+    """Measures architectures of one elastic network on one part of the corpora.
+
+    Attributes:
+        context: everything that decides a measured value, readable; its digest goes into every key.
+    """
+
+    def __init__(
+        self,
+        network: ElasticNetwork,
+        tokenizer: Any,
+        texts: Mapping[str, Corpus[Document]],
+        questions: Mapping[str, Corpus[Question]],
+        part: Part,
+        measurement: Measurement,
+        identity: Mapping[str, Any],
+        cache_bytes: int,
+    ) -> None:
+        self.network = network
+        self.part = part
+        limit = TOKENS_PER_BATCH[network.device.type]
+        self._windows = measurement.windows
+        self._texts: dict[str, list[Batch]] = {}
+        self._questions: dict[str, tuple[list[mmlu.Item], list[Batch]]] = {}
+        for name, text in texts.items():
+            rows = perplexity.windows(
+                text.parts[part],
+                tokenizer,
+                measurement.sequence_length,
+                measurement.windows,
+                f"corpora.texts.{name}, part {part},",
+            )
+            self._texts[name] = perplexity.batches(rows, limit)
+        for name, corpus in questions.items():
+            chosen = mmlu.items(
+                corpus.parts[part],
+                tokenizer,
+                measurement.questions,
+                measurement.question_tokens,
+                f"corpora.questions.{name}, part {part},",
+            )
+            chosen.sort(key=lambda item: (item.length, item.id))
+            self._questions[name] = (chosen, mmlu.batches(chosen, limit))
+        self.counts = {name: len(chosen) for name, (chosen, _) in self._questions.items()}
+        self.context = self._context(measurement, identity)
+        self.digest = _digest(self.context)
+        self._prefix = SharedPrefix(
+            network, [b.to(network.device) for b in self._all_batches()], cache_bytes
+        )
+
+    def _all_batches(self) -> list[Batch]:
+        texts = [batch for batches in self._texts.values() for batch in batches]
+        return texts + [batch for _, batches in self._questions.values() for batch in batches]
+
+    def _context(self, measurement: Measurement, identity: Mapping[str, Any]) -> dict[str, Any]:
+        protocol = {"join": perplexity.JOIN, "bos": False, "stride": measurement.sequence_length}
+        return {
+            **identity,
+            "part": self.part,
+            "measurement": measurement.model_dump(),
+            "protocol": protocol,
+            "texts": {name: _batch_digest(batches) for name, batches in self._texts.items()},
+            "questions": {
+                name: {"used": len(chosen), "tokens": _batch_digest(batches)}
+                for name, (chosen, batches) in self._questions.items()
+            },
+            "device": self.network.device.type,
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            "code": code_digest(),
+        }
+
+    def key(self, architecture: Architecture) -> str:
+        """The journal key of an architecture in this context."""
+        return hashlib.sha256(f"{self.digest} {architecture.id}".encode()).hexdigest()[:16]
+
+    def measure(
+        self, architecture: Architecture, branches: set[int] | None = None
+    ) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Metrics of one architecture, and the samples that they are means of.
+
+        ``ppl.TEXT`` and ``log_ppl.TEXT`` (nats a token; a sample a window), ``QUESTIONS.accuracy``
+        (0 to 1) and ``QUESTIONS.log_likelihood`` (nats a question; a sample a question).
+        """
+        metrics: dict[str, float] = {}
+        samples: dict[str, list[float]] = {}
+        with torch.inference_mode():
+            results = iter(self._prefix.log_likelihoods(architecture, branches or set()))
+            for name, batches in self._texts.items():
+                means, parts = perplexity.scores(_take(results, batches), self._windows)
+                metrics |= {f"{key}.{name}": value for key, value in means.items()}
+                samples |= {f"{key}.{name}": values for key, values in parts.items()}
+            for name, (chosen, batches) in self._questions.items():
+                means, parts = mmlu.scores(_take(results, batches), chosen)
+                metrics |= {f"{name}.{key}": value for key, value in means.items()}
+                samples |= {f"{name}.{key}": values for key, values in parts.items()}
+        return metrics, samples
+
+    def measure_all(
+        self, work: Sequence[Work], journal: Journal, after: Callable[[Row], None], label: str
+    ) -> dict[str, Row]:
+        """Measure what the journal does not hold yet, row by row; return all rows by architecture id.
+
+        `after` is called with every row, old and new.
+        """
+        wanted = {w.architecture: w for w in work}
+        done = {a: journal.rows[k] for a in wanted if (k := self.key(a)) in journal.rows}
+        for row in done.values():
+            after(row)
+        todo = tree_order([a for a in wanted if a not in done])
+        if done:
+            print(f"{label}: {len(done)} of {len(wanted)} architectures are in the journal already", flush=True)
+        rows = {a.id: row for a, row in done.items()}
+        bar = tqdm(zip(todo, branch_depths(todo), strict=True), total=len(todo), desc=label, unit="architecture")
+        for architecture, branches in bar:
+            row = self._row(wanted[architecture], branches)
+            journal.append(row)
+            rows[architecture.id] = row
+            after(row)
+            bar.set_postfix_str(", ".join(f"{k} {v:.1f}" for k, v in row.metrics.items() if k.startswith("ppl.")))
+        return rows
+
+    def _row(self, work: Work, branches: set[int]) -> Row:
+        start = time.perf_counter()
+        metrics, samples = self.measure(work.architecture, branches)
+        return Row(
+            key=self.key(work.architecture),
+            context=self.digest,
+            architecture=work.architecture,
+            design=work.design,
+            overall_ratio=work.architecture.overall_ratio(self.network.shape),
+            metrics=metrics,
+            samples=samples,
+            seconds=round(time.perf_counter() - start, 3),
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _take(results: Any, batches: Sequence[Batch]) -> Tensor:
+    return torch.cat([next(results).cpu() for _ in batches])
+
+
+def _batch_digest(batches: Sequence[Batch]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        for tensor in (batch.tokens, batch.at, batch.targets):
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def code_digest() -> str:
+    """Digest of the code that decides measured values: this room's modules and the hall's shapes.
+
+    Comments, docstrings and formatting do not count, so that writing them does not cost a
+    measurement; a change of the code makes every older row another context's.
+    """
+    room = Path(__file__).parent
+    names = ("checkpoint", "elastic", "importance", "prefix", "perplexity", "mmlu", "measure")
+    digest = hashlib.sha256()
+    for path in (*(room / f"{n}.py" for n in names), room.parent / "families.py", room.parent / "architecture.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_docstring(body[0]):
+                del body[0]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def standard_error(samples: Sequence[float]) -> float:
+    """Of the mean of independent samples; NaN for fewer than two."""
+    n = len(samples)
+    if n < 2:
+        return math.nan
+    return statistics.stdev(samples) / math.sqrt(n)

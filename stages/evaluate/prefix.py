@@ -1,0 +1,68 @@
+"""Sharing the first layers: what architectures have in common is computed once a text.
+
+Architectures are run in an order in which neighbours share long prefixes (a depth-first walk of
+the prefix tree of their layers' widths). Before each depth at which a later architecture branches
+off, the hidden states are kept; the next architecture starts from the deepest state that it shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stages.architecture import Architecture
+from stages.evaluate.elastic import Batch, ElasticNetwork, common_prefix
+
+
+def tree_order(architectures: Sequence[Architecture]) -> list[Architecture]:
+    """Widest first, layer by layer, so that architectures with a common prefix are neighbours."""
+    return sorted(architectures, key=lambda a: a.widths, reverse=True)
+
+
+def branch_depths(architectures: Sequence[Architecture]) -> list[set[int]]:
+    """For each architecture of a sequence, the depths at which later ones branch off its path."""
+    depths: list[set[int]] = []
+    for index, architecture in enumerate(architectures):
+        shared = len(architecture.widths)
+        found: set[int] = set()
+        for left, right in zip(architectures[index:], architectures[index + 1 :], strict=False):
+            shared = min(shared, common_prefix(left.widths, right.widths))
+            if shared == 0:
+                break
+            found.add(shared)
+        depths.append(found)
+    return depths
+
+
+class SharedPrefix:
+    """Hidden states of the last architecture's path, at the depths that later ones need."""
+
+    def __init__(self, network: ElasticNetwork, batches: Sequence[Batch], limit_bytes: int) -> None:
+        self._network = network
+        self._batches = batches
+        self._states: list[dict[int, Tensor]] = [{} for _ in batches]
+        self._last: Architecture | None = None
+        tokens = sum(batch.tokens.numel() for batch in batches)
+        state_bytes = tokens * network.shape.hidden * network.embedding.element_size()
+        self._most = limit_bytes // max(1, state_bytes)
+
+    def log_likelihoods(self, architecture: Architecture, branches: set[int]) -> list[Tensor]:
+        """Log-likelihoods of every batch's targets; keeps the states at the depths in `branches`.
+
+        Where memory does not hold all of them, the deepest are kept: they save most.
+        """
+        shared = 0 if self._last is None else common_prefix(self._last.widths, architecture.widths)
+        keep = set(sorted(branches, reverse=True)[: self._most])
+        results = []
+        for batch, states in zip(self._batches, self._states, strict=True):
+            for depth in [depth for depth in states if depth > shared or depth not in keep and depth != shared]:
+                del states[depth]
+            start = max(states, default=0)
+            hidden, kept = self._network.hidden_states(
+                architecture, batch, start, states.get(start), keep - {*states}
+            )
+            states |= kept
+            results.append(self._network.read(hidden, batch))
+        self._last = architecture
+        return results

@@ -1,0 +1,170 @@
+"""Gather what the report shows from the files of the stages before and the final measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.architecture import Architecture, ModelShape
+from stages.evaluate.journal import Row
+from stages.evaluate.measure import Evaluator, standard_error
+from stages.evaluate.workbench import Workbench
+from stages.export.report_data import BASELINES, WINNER, Contender, Measured
+from stages.files import read_json
+from stages.params import PARTS
+from stages.search import narrowing, outcome
+from stages.search.outcome import Candidate
+
+
+def contender(name: str, row: Row, shape: ModelShape) -> Contender:
+    """A row of the final table; perplexities carry the error of their log, scaled."""
+    metrics = {k: v for k, v in row.metrics.items() if not k.startswith("log_ppl.")}
+    errors = {}
+    for key, samples in row.samples.items():
+        error = standard_error(samples)
+        if key.startswith("log_ppl."):
+            ppl = key.removeprefix("log_")
+            errors[ppl] = row.metrics[ppl] * error
+        else:
+            errors[key] = error
+    removed = shape.decoder_parameters - row.architecture.kept_parameters(shape)
+    return Contender(
+        name, row.architecture, row.overall_ratio, shape.total_parameters - removed, metrics, errors
+    )
+
+
+def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
+    """Standard errors, in percentage points, of the winner's relative change against each baseline.
+
+    From differences paired window by window and question by question, so that how hard the text
+    is cancels out.
+    """
+    found: dict[str, dict[str, float]] = {}
+    winner = rows[WINNER]
+    for baseline in BASELINES:
+        other = rows[baseline]
+        errors = {}
+        for key, samples in winner.samples.items():
+            paired = [a - b for a, b in zip(samples, other.samples[key], strict=True)]
+            error = standard_error(paired)
+            if key.startswith("log_ppl."):
+                errors[key.removeprefix("log_")] = 100 * math.exp(sum(paired) / len(paired)) * error
+            elif other.metrics[key]:
+                errors[key] = 100 * error / abs(other.metrics[key])
+        found[baseline] = errors
+    return found
+
+
+def measured_pairs(path: Path, texts: Sequence[str]) -> list[Measured]:
+    """The pairs with the forecasts of a predictor that saw the training pairs only."""
+    table = pd.read_csv(path)
+    return [
+        Measured(
+            architecture=str(row["architecture"]),
+            design=str(row["design"]),
+            overall_ratio=float(row["overall_ratio"]),
+            log_ppl={text: float(row[f"log_ppl.{text}"]) for text in texts},
+            forecast_log_ppl={text: float(row[f"forecast.log_ppl.{text}"]) for text in texts},
+            held_out=row["split"] == "held-out",
+        )
+        for row in table.to_dict("records")
+    ]
+
+
+def measured_finalists(candidates: Sequence[Candidate], texts: Sequence[str]) -> list[Measured]:
+    """Finalists, winner and baselines as the search measured them."""
+
+    def of_texts(values: Mapping[str, float]) -> dict[str, float]:
+        return {text: values[f"log_ppl.{text}"] for text in texts}
+
+    return [
+        Measured(
+            architecture=c.architecture.id,
+            design=outcome.FINALIST if c.name == outcome.WINNER else c.name,
+            overall_ratio=c.overall_ratio,
+            log_ppl=of_texts(c.metrics),
+            forecast_log_ppl=of_texts(c.forecast),
+            held_out=True,
+        )
+        for c in candidates
+    ]
+
+
+def narrowed_space(path: Path) -> tuple[dict[str, float], dict[str, tuple[float, float, str]]]:
+    """Importance of each site, and its narrowed interval and class."""
+    sites = read_json(path, narrowing.SCHEMA, narrowing.VERSION)["sites"]
+    importance = {row["site"]: float(row["importance"]) for row in sites}
+    return importance, {row["site"]: (*row["ratios"], row["class"]) for row in sites}
+
+
+def predictor_errors(path: Path) -> dict[str, dict[str, float]]:
+    errors = read_json(path, "prunecast.predictor-errors", 1)["held_out"]
+    return {
+        target: {k: v for k, v in values.items() if isinstance(v, float)} | {"held_out_pairs": values["pairs"]}
+        for target, values in errors.items()
+    }
+
+
+def corpora_of(bench: Workbench) -> dict[str, dict[str, Any]]:
+    """Where each corpus comes from, and how many documents each part has."""
+    return {
+        name: {
+            "source": corpus.source,
+            "found": corpus.found,
+            "used": corpus.used,
+            "note": corpus.note,
+            "parts": {part: len(corpus.parts[part]) for part in PARTS},
+        }
+        for name, corpus in {**bench.texts, **bench.questions}.items()
+    }
+
+
+def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[tuple[str, str]]:
+    """How every figure was measured, one line a use of the corpora."""
+    section = bench.params.evaluate
+    lines = []
+    for use, evaluator in evaluators.items():
+        m = evaluator.context["measurement"]
+        lines.append(
+            (
+                f"Text, {use}",
+                f"{evaluator.part} part, {m['windows']} windows of {m['sequence_length']} tokens a corpus "
+                f"({m['windows'] * (m['sequence_length'] - 1):,} predicted tokens); documents joined by a blank line, "
+                "no BOS, windows do not overlap, tail dropped",
+            )
+        )
+        for name, count in evaluator.counts.items():
+            lines.append(
+                (
+                    f"Questions, {use}",
+                    f"{count} of {name}, {evaluator.part} part, at most {m['question_tokens']} tokens each; zero-shot "
+                    "by the likelihood of each answer's text (lm-eval's mmlu_continuation format)",
+                )
+            )
+    importance = section.importance
+    lines.append(
+        (
+            "Importance",
+            f"{importance.method}, {importance.samples} samples of {importance.sequence_length} tokens of the "
+            "calibration parts",
+        )
+    )
+    lines.append(("Arithmetic", f"{bench.network.dtype} on {bench.network.device.type}".replace("torch.", "")))
+    return lines
+
+
+def flat_metrics(contenders: Sequence[Contender], changes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The final table under MLflow's flat names: ``winner.ppl.news``, ``change_percent.uniform.ppl.news``."""
+    flat = {f"{c.name}.{key}": value for c in contenders for key, value in c.metrics.items()}
+    flat |= {f"{c.name}.overall_ratio": c.overall_ratio for c in contenders}
+    flat |= {f"change_percent.{b}.{key}": v for b, values in changes.items() for key, v in values.items()}
+    return flat
+
+
+def same_architecture(candidates: Sequence[Candidate], name: str) -> Architecture:
+    """The architecture of the first candidate of that name."""
+    return next(c.architecture for c in candidates if c.name == name)

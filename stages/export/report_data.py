@@ -1,0 +1,212 @@
+"""What the report and the model card are made of, and the comparisons that both print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.architecture import Architecture, ModelShape
+
+WINNER = "winner"
+BASELINES = ("uniform", "simple")
+LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the final table, measured on the report part.
+
+    `name` is "dense", "uniform", "simple" or "winner". `metrics` is keyed "ppl.CORPUS",
+    "QUESTIONS.accuracy" (a fraction) and "QUESTIONS.log_likelihood" (nats, negative);
+    `standard_errors` has the same keys where they are known, in the metric's own unit.
+    `parameters` counts everything, embeddings included.
+    """
+
+    name: str
+    architecture: Architecture
+    overall_ratio: float
+    parameters: int
+    metrics: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One architecture measured on the selection part; `architecture` is its id.
+
+    `log_ppl` and `forecast_log_ppl` are keyed by text corpus: {"wikipedia": 3.41}.
+    """
+
+    architecture: str
+    design: str
+    overall_ratio: float
+    log_ppl: Mapping[str, float]
+    forecast_log_ppl: Mapping[str, float] | None
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the report shows; the export stage fills it.
+
+    `predictor` maps a target ("log_ppl.wikipedia") to its errors on held-out pairs: "r2", "mae",
+    "rmse", "spearman", "held_out_pairs". `importance` maps a site ("12.attention") to its share of
+    the predictor's gain. `narrowed` maps a site to (low ratio, high ratio, class), the class being
+    "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective so far,
+    trial by trial. `change_errors`, where known, maps a baseline to the standard error of the
+    winner's relative change against it, metric by metric in percentage points, from differences
+    paired over the same windows or questions.
+    """
+
+    model: str
+    shape: ModelShape
+    contenders: Sequence[Contender]
+    pairs: Sequence[Measured]
+    finalists: Sequence[Measured]
+    predictor: Mapping[str, Mapping[str, float]]
+    importance: Mapping[str, float]
+    narrowed: Mapping[str, tuple[float, float, str]]
+    protocol: Sequence[tuple[str, str]]
+    corpora: Mapping[str, Mapping[str, Any]]
+    history: Sequence[float]
+    provenance: Sequence[tuple[str, str]]
+    export_check: Sequence[tuple[str, str]]
+    change_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def contender(self, name: str) -> Contender | None:
+        return next((c for c in self.contenders if c.name == name), None)
+
+    @property
+    def winner(self) -> Contender:
+        """Raises ValueError if no contender is named "winner"."""
+        winner = self.contender(WINNER)
+        if winner is None:
+            names = [c.name for c in self.contenders]
+            raise ValueError(f"the report's contenders are {names}; expected one named {WINNER!r}")
+        return winner
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The metrics of any contender: perplexities first, else in the order given."""
+        names = dict.fromkeys(name for c in self.contenders for name in c.metrics)
+        return sorted(names, key=lambda name: not name.startswith("ppl."))
+
+    @property
+    def texts(self) -> list[str]:
+        """The text corpora that any architecture was measured on, in the order given."""
+        measured = (name for m in (*self.finalists, *self.pairs) for name in m.log_ppl)
+        reported = (n.removeprefix("ppl.") for n in self.metric_names if n.startswith("ppl."))
+        return list(dict.fromkeys((*reported, *measured)))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Raises ValueError for a metric whose better direction is unknown."""
+    if metric.startswith("ppl."):
+        return True
+    if metric.endswith((".accuracy", ".log_likelihood")):
+        return False
+    raise ValueError(
+        f"no better direction is known for the metric {metric!r}; "
+        "expected ppl.CORPUS, QUESTIONS.accuracy or QUESTIONS.log_likelihood"
+    )
+
+
+def metric_label(metric: str) -> str:
+    """ "ppl.news" -> "perplexity, news"."""
+    if metric.startswith("ppl."):
+        return f"perplexity, {metric.removeprefix('ppl.')}"
+    corpus, _, quantity = metric.rpartition(".")
+    words = {"accuracy": "accuracy", "log_likelihood": "log-likelihood of the right answer"}
+    return f"{words.get(quantity, quantity)}, {corpus}"
+
+
+def change_percent(data: ReportData, baseline: str, metric: str) -> float | None:
+    """The winner's value against the baseline's, in percent of the baseline's magnitude.
+
+    Positive means a larger value, whichever direction is better. None where either value is
+    missing or not finite, or the baseline's is zero.
+    """
+    other = data.contender(baseline)
+    if other is None:
+        return None
+    ours, theirs = data.winner.metrics.get(metric), other.metrics.get(metric)
+    if ours is None or theirs is None or not math.isfinite(ours) or not math.isfinite(theirs) or theirs == 0:
+        return None
+    return 100 * (ours - theirs) / abs(theirs)
+
+
+def judge(data: ReportData, baseline: str, metric: str) -> str | None:
+    """How the winner stands against the baseline: "better", "worse" or "level"; None if unknown.
+
+    Level means a change that would print as zero or, where its error is known, one within two
+    standard errors. An accuracy without paired errors is judged by the errors of both values, since
+    a few dozen questions decide nothing; perplexities are not, since sharing their text makes those
+    errors far too wide. A value that is not finite is worse than any that is.
+    """
+    change = change_percent(data, baseline, metric)
+    if change is None:
+        return _judge_broken(data, baseline, metric)
+    if abs(change) < LEVEL_PERCENT or abs(change) <= 2 * _change_error(data, baseline, metric):
+        return "level"
+    return "better" if (change < 0) == lower_is_better(metric) else "worse"
+
+
+def _judge_broken(data: ReportData, baseline: str, metric: str) -> str | None:
+    """Where no change can be computed: decided by which of the two values is not finite."""
+    other = data.contender(baseline)
+    if other is None or metric not in other.metrics or metric not in data.winner.metrics:
+        return None
+    ours, theirs = math.isfinite(data.winner.metrics[metric]), math.isfinite(other.metrics[metric])
+    if ours and theirs:  # the baseline is zero
+        return None
+    return "level" if ours == theirs else "better" if ours else "worse"
+
+
+def _change_error(data: ReportData, baseline: str, metric: str) -> float:
+    """In percentage points; 0 where unknown."""
+    paired = data.change_errors.get(baseline, {}).get(metric, math.nan)
+    if math.isfinite(paired):
+        return paired
+    other = data.contender(baseline)
+    if other is None or not metric.endswith(".accuracy"):
+        return 0.0
+    errors = [c.standard_errors.get(metric, math.nan) for c in (data.winner, other)]
+    combined = 100 * math.hypot(*errors) / abs(other.metrics[metric])
+    return combined if math.isfinite(combined) else 0.0
+
+
+def inseparable(data: ReportData, metric: str) -> bool:
+    """Whether all contenders' values lie within two (unpaired) standard errors of each other."""
+    known = [
+        (c.metrics[metric], c.standard_errors[metric])
+        for c in data.contenders
+        if metric in c.metrics and metric in c.standard_errors
+    ]
+    return len(known) > 1 and all(
+        abs(a - b) <= 2 * math.hypot(error_a, error_b) for a, error_a in known for b, error_b in known
+    )
+
+
+def metrics(data: ReportData) -> dict[str, Any]:
+    """Nested, JSON-able metrics for DVC and CI: no dates, no timings, no infinities (left out)."""
+    changes: dict[str, Any] = {}
+    for baseline in BASELINES:
+        of_baseline = {name: change_percent(data, baseline, name) for name in data.metric_names}
+        known = {name: round(change, 4) for name, change in of_baseline.items() if change is not None}
+        if known:
+            changes[baseline] = known
+    return {
+        "contenders": {
+            c.name: {"overall_ratio": c.overall_ratio, "parameters": c.parameters, **_finite(c.metrics)}
+            for c in data.contenders
+        },
+        "standard_errors": {c.name: _finite(c.standard_errors) for c in data.contenders},
+        "winner_change_percent": changes,
+        "predictor": {target: _finite(errors) for target, errors in data.predictor.items()},
+    }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}

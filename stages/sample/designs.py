@@ -1,0 +1,148 @@
+"""The designs: which architectures are measured to learn from, and the baselines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.files import InputError, read_json, write_json
+from stages.params import Budget, Sample
+from stages.sample.space import Space, bundles, prunable_sites
+
+SCHEMA, VERSION = "prunecast.architectures", 1
+DENSE, UNIFORM, SIMPLE = "dense", "uniform", "simple"
+BASELINES = (DENSE, UNIFORM, SIMPLE)
+
+
+@dataclass(frozen=True)
+class Designed:
+    """An architecture and the design that it comes from."""
+
+    architecture: Architecture
+    design: str
+
+
+def paper(shape: ModelShape, sample: Sample) -> list[Designed]:
+    """The paper's design (arXiv 2309.09507, section 3.2), adapted to the model's depth.
+
+    Every site draws its ratio from the grid; in the bundled part `bundle` neighbouring layers
+    share the draw of each kind, in the free part every site draws for itself. A ratio becomes
+    the nearest width. Seeded; no architecture comes twice.
+
+    Raises:
+        InputError: the space has fewer distinct architectures than are asked for.
+    """
+    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
+    space = Space(shape, sample.mlp_granularity, {})
+    rng = random.Random(sample.seed)
+
+    def draw(groups: list[list[Site]]) -> Architecture:
+        ratios: dict[Site, float] = {}
+        for group in groups:
+            ratios |= dict.fromkeys(group, rng.choice(sample.ratios))
+        return space.from_ratios(ratios)
+
+    seen: set[Architecture] = set()
+    bundled = _distinct(seen, lambda: draw(bundles(sites, sample.bundle)), sample.bundled, "bundled")
+    free = _distinct(seen, lambda: draw([[site] for site in sites]), sample.free, "free")
+    return bundled + free
+
+
+def _distinct(
+    seen: set[Architecture], draw: Callable[[], Architecture], count: int, design: str
+) -> list[Designed]:
+    made: list[Designed] = []
+    attempts = 0
+    while len(made) < count:
+        attempts += 1
+        if attempts > 100 * (count + 1):
+            raise InputError(
+                f"sample.{design} asks for {count} distinct architectures, but after {attempts - 1} draws only "
+                f"{len(made)} were found; lower it, or give sample.ratios more values"
+            )
+        architecture = draw()
+        if architecture not in seen:
+            seen.add(architecture)
+            made.append(Designed(architecture, design))
+    return made
+
+
+def uniform(shape: ModelShape, sample: Sample, budget: Budget) -> Architecture:
+    """The uniform baseline: attention and MLP alike at one ratio in every prunable layer.
+
+    LLM-Pruner's default. Its overall ratio is at most the budget's.
+    """
+    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, 1.0)))
+    wishes = dict.fromkeys(sites, budget.overall_ratio)
+    return space.project(wishes, budget.overall_ratio, budget.tolerance, at_least=False)
+
+
+def simple(shape: ModelShape, sample: Sample, budget: Budget) -> Architecture:
+    """The simple baseline: MLPs only, one ratio for all layers, none exempt.
+
+    Its overall ratio is at most the budget's.
+    """
+    sites = [site for site in shape.sites() if site.kind is Kind.MLP]
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, 1.0)))
+    wishes = dict.fromkeys(sites, budget.overall_ratio)
+    return space.project(wishes, budget.overall_ratio, budget.tolerance, at_least=False)
+
+
+def baselines(shape: ModelShape, sample: Sample, budget: Budget) -> list[Designed]:
+    """Dense, uniform and simple, in the order of `BASELINES`."""
+    made = (shape.dense(), uniform(shape, sample, budget), simple(shape, sample, budget))
+    return [Designed(a, design) for a, design in zip(made, BASELINES, strict=True)]
+
+
+def check_budget(shape: ModelShape, sample: Sample, budget: Budget) -> None:
+    """Raise InputError unless the designs surround the budget, so that no forecast extrapolates."""
+    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
+    grid = (min(sample.ratios), max(sample.ratios))
+    low, high = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, grid)).reachable()
+    if not low <= budget.overall_ratio <= high:
+        raise InputError(
+            f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; expected a number from {low:.4f} to "
+            f"{high:.4f}, which is what sample.ratios [{grid[0]:g} … {grid[1]:g}] reach on "
+            f"{len(sites) // 2} of {shape.layers} layers. Change the budget, or widen sample.ratios"
+        )
+
+
+def write(path: Path, shape: ModelShape, designed: list[Designed]) -> None:
+    """Write the architectures: id, design, overall ratio and widths, one a line."""
+    rows = [
+        {
+            "id": d.architecture.id,
+            "design": d.design,
+            "overall_ratio": round(d.architecture.overall_ratio(shape), 6),
+            "widths": d.architecture.to_json(),
+        }
+        for d in designed
+    ]
+    write_json(path, SCHEMA, VERSION, {"shape": shape.__dict__, "architectures": rows})
+
+
+def read(path: Path) -> tuple[ModelShape, list[Designed]]:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is of another schema, or an architecture does not fit its id or shape.
+    """
+    document = read_json(path, SCHEMA, VERSION)
+    try:
+        shape = ModelShape(**document["shape"])
+        return shape, [_designed(row, shape) for row in document["architectures"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro sample`") from error
+
+
+def _designed(row: dict[str, Any], shape: ModelShape) -> Designed:
+    architecture = Architecture.from_json(row["widths"])
+    if architecture.id != row["id"]:
+        raise ValueError(f"architecture {row['id']} has widths whose id is {architecture.id}")
+    architecture.check(shape)
+    return Designed(architecture, row["design"])

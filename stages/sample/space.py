@@ -1,0 +1,189 @@
+"""The space of architectures: the widths that each site may take, and how to meet a budget in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.files import InputError
+
+Interval = tuple[float, float]
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class Option:
+    """One width of a site: what it keeps (one number a coordinate of the kind), and its exact ratio."""
+
+    width: tuple[int, ...]  # (kv_groups, heads_per_group) or (channels,)
+    ratio: float
+
+
+def options(shape: ModelShape, kind: Kind, granularity: int) -> list[Option]:
+    """Every width of a site of that kind, by rising ratio, from dense to dropped.
+
+    MLP widths are the dense one and the multiples of `granularity` below it. Where two attention
+    widths remove the same share, the one that keeps more query heads comes first and is taken.
+    """
+    if kind is Kind.ATTENTION:
+        widths = [(g, h) for g in range(1, shape.kv_groups + 1) for h in range(1, shape.heads_per_group + 1)]
+        widths.append((0, 0))
+        dense = shape.attention_parameters(shape.kv_groups, shape.heads_per_group)
+        made = [Option(w, 1 - shape.attention_parameters(*w) / dense) for w in widths]
+        return sorted(made, key=lambda o: (o.ratio, -o.width[0] * o.width[1]))
+    channels = {shape.channels, *range(0, shape.channels, granularity)}
+    dense = shape.mlp_parameters(shape.channels)
+    return [Option((c,), 1 - shape.mlp_parameters(c) / dense) for c in sorted(channels, reverse=True)]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Which sites may be pruned, and each one's interval of ratios. Sites without one stay dense."""
+
+    shape: ModelShape
+    granularity: int
+    limits: Mapping[Site, Interval]
+    _options: dict[Kind, list[Option]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        made = {kind: options(self.shape, kind, self.granularity) for kind in Kind}
+        object.__setattr__(self, "_options", made)
+
+    @cached_property
+    def allowed(self) -> dict[Site, list[Option]]:
+        """Each limited site's widths by rising ratio: those inside its interval, or the nearest one."""
+        result = {}
+        for site, (low, high) in self.limits.items():
+            inside = [o for o in self._options[site.kind] if low - _EPSILON <= o.ratio <= high + _EPSILON]
+            result[site] = inside or [self.nearest(site.kind, (low + high) / 2)]
+        return result
+
+    def nearest(self, kind: Kind, ratio: float) -> Option:
+        """The width whose ratio is nearest; ties keep more."""
+        return min(self._options[kind], key=lambda o: abs(o.ratio - ratio))
+
+    def weight(self, kind: Kind) -> int:
+        """Parameters of a dense site."""
+        return self.shape.site_parameters(kind, self.shape.dense_width)
+
+    def reachable(self) -> Interval:
+        """The smallest and largest overall ratio in the space."""
+        total = self.shape.decoder_parameters
+        ends = [
+            sum(widths[i].ratio * self.weight(site.kind) for site, widths in self.allowed.items()) / total
+            for i in (0, -1)
+        ]
+        return ends[0], ends[1]
+
+    def architecture(self, chosen: Mapping[Site, Option]) -> Architecture:
+        """The architecture with these widths; sites that are not named stay dense."""
+        widths = [list(self.shape.dense_width) for _ in range(self.shape.layers)]
+        for site, option in chosen.items():
+            if site.kind is Kind.ATTENTION:
+                widths[site.layer][:2] = option.width
+            else:
+                widths[site.layer][2:] = option.width
+        return Architecture(tuple(LayerWidth(*width) for width in widths))
+
+    def from_ratios(self, ratios: Mapping[Site, float]) -> Architecture:
+        """The architecture of nearest widths, whatever its overall ratio."""
+        return self.architecture({site: self.nearest(site.kind, ratio) for site, ratio in ratios.items()})
+
+    def project(
+        self, wishes: Mapping[Site, float], target: float, tolerance: float, at_least: bool
+    ) -> Architecture:
+        """The architecture of the budget that is near the wished ratios.
+
+        All wishes are shifted by one amount and clipped to the sites' intervals until they meet
+        `target`; widths are rounded, and the remainder is settled by the single steps that stray
+        least from the shifted wishes. The overall ratio lies in [target, target + tolerance] if
+        `at_least`, else in [target - tolerance, target]: contenders are held above and baselines
+        below, so that no comparison is won with parameters.
+
+        Raises:
+            InputError: the space does not reach the budget; the message says what it reaches.
+        """
+        low, high = self.reachable()
+        total = self.shape.decoder_parameters
+        if not (low - _EPSILON <= target <= high + _EPSILON):
+            raise InputError(
+                f"the budget asks for an overall ratio of {target:g}, but this space reaches only "
+                f"{low:.4f} to {high:.4f}; change budget.overall_ratio or the ratios of the space"
+            )
+        wanted = self._shifted(wishes, target)
+        place = {
+            site: min(range(len(widths)), key=lambda i, s=site, w=widths: abs(w[i].ratio - wanted[s]))  # type: ignore[misc]
+            for site, widths in self.allowed.items()
+        }
+        removed = sum(self.allowed[s][i].ratio * self.weight(s.kind) for s, i in place.items()) / total
+        bounds = (target, target + tolerance) if at_least else (target - tolerance, target)
+        while removed < bounds[0] - _EPSILON or removed > bounds[1] + _EPSILON:
+            step = 1 if removed < bounds[0] else -1
+            best = self._best_step(place, wanted, step, bounds, removed)
+            if best is None:
+                raise InputError(
+                    f"no architecture of this space lies between the overall ratios {bounds[0]:.4f} and "
+                    f"{bounds[1]:.4f}; raise budget.tolerance or lower sample.mlp_granularity"
+                )
+            site, change = best
+            place[site] += step
+            removed += change
+        return self.architecture({site: self.allowed[site][i] for site, i in place.items()})
+
+    def _best_step(
+        self, place: Mapping[Site, int], wanted: Mapping[Site, float], step: int, bounds: Interval, removed: float
+    ) -> tuple[Site, float] | None:
+        """The one-width step that strays least from the wish without jumping over the bounds."""
+        best: tuple[float, Site, float] | None = None
+        for site, index in place.items():
+            widths = self.allowed[site]
+            if not 0 <= index + step < len(widths):
+                continue
+            change = widths[index + step].ratio - widths[index].ratio
+            change *= self.weight(site.kind) / self.shape.decoder_parameters
+            if removed + change > bounds[1] + _EPSILON if step > 0 else removed + change < bounds[0] - _EPSILON:
+                continue
+            stray = (widths[index + step].ratio - wanted[site]) * step
+            if best is None or stray < best[0] - _EPSILON:
+                best = (stray, site, change)
+        return None if best is None else best[1:]
+
+    def _shifted(self, wishes: Mapping[Site, float], target: float) -> dict[Site, float]:
+        """Wishes + one shift, clipped to what each site reaches, with the overall ratio `target`."""
+        sites = [
+            (site, widths[0].ratio, widths[-1].ratio, self.weight(site.kind))
+            for site, widths in self.allowed.items()
+        ]
+        goal = target * self.shape.decoder_parameters
+        low, high = -2.0, 2.0
+        for _ in range(50):
+            shift = (low + high) / 2
+            removed = sum(w * min(max(wishes[s] + shift, a), b) for s, a, b, w in sites)
+            low, high = (shift, high) if removed < goal else (low, shift)
+        return {s: min(max(wishes[s] + high, a), b) for s, a, b, _ in sites}
+
+
+def prunable_sites(shape: ModelShape, first_kept: int, last_kept: int) -> list[Site]:
+    """The sites that the designs prune: all but those of the first and last layers.
+
+    Raises:
+        InputError: no layer is left.
+    """
+    if first_kept + last_kept >= shape.layers:
+        raise InputError(
+            f"sample.first_layers_kept + sample.last_layers_kept is {first_kept + last_kept}, but the model "
+            f"has {shape.layers} layers; leave at least one to prune"
+        )
+    return [site for site in shape.sites() if first_kept <= site.layer < shape.layers - last_kept]
+
+
+def bundles(sites: Iterable[Site], size: int) -> list[list[Site]]:
+    """Groups of `size` neighbouring layers' sites of one kind, in the order of the layers."""
+    groups: dict[tuple[int, Kind], list[Site]] = {}
+    ordered = sorted(sites)
+    first = ordered[0].layer if ordered else 0
+    for site in ordered:
+        groups.setdefault(((site.layer - first) // size, site.kind), []).append(site)
+    return list(groups.values())

@@ -1,0 +1,144 @@
+"""What MLflow stores: where, whether that can be written, one writer at a time, and values it takes.
+
+Imports no mlflow, so that a store that cannot work is found before seconds are spent on the import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from stages.files import InputError
+
+SQLITE = "sqlite:///"
+PARAM_LENGTH = 6000
+"""Characters of a parameter's value."""
+
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+"""For the first request: mlflow's own patience with a server that is not there is minutes."""
+
+
+def root() -> Path:
+    """The real repository, also in the copies of it in which `dvc exp run` works."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def uri() -> str:
+    """`MLFLOW_TRACKING_URI`, else mlflow.db in the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root() / 'mlflow.db'}"
+
+
+def artifact_location(store: str) -> str | None:
+    """Where a new experiment's artifacts go; None where a server decides."""
+    if urlparse(store).scheme in ("http", "https", "databricks"):
+        return None
+    return (root() / "mlartifacts").as_uri()
+
+
+def check_artifacts(experiment: str, location: str) -> None:
+    """Make the folder of an experiment's artifacts, where it is a local one.
+
+    Raises:
+        InputError: it cannot be written, e.g. because the repository was moved or copied.
+    """
+    parsed = urlparse(location)
+    if parsed.scheme not in ("", "file"):
+        return
+    folder = Path(unquote(parsed.path))
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise InputError(
+            f"the artifacts of MLflow's experiment {experiment!r} belong in {folder}, which cannot be "
+            "written (was the repository moved?). Make that folder, set tracking.experiment in "
+            "params.yaml to another name, or pass --no-tracking"
+        )
+
+
+@contextlib.contextmanager
+def exclusive(store: str) -> Iterator[None]:
+    """Keep other processes from setting up the same SQLite store meanwhile.
+
+    Raises:
+        OSError, sqlite3.Error: the database cannot be opened or written.
+    """
+    name = store.removeprefix(SQLITE)
+    if name in (store, "", ":memory:"):
+        yield
+        return
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.closing(sqlite3.connect(name, timeout=60)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+        yield
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str], override: bool = False) -> Iterator[None]:
+    """Set environment variables for a while; those that the user has set stay, unless overridden."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: v for name, v in values.items() if override or before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def without_password(text: str) -> str:
+    """The text with the passwords of addresses in it masked."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+
+
+def check_metrics(run: str, metrics: Mapping[str, Any]) -> None:
+    """Raise ValueError unless every metric is a finite number; the message names those that are not."""
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"metric {name!r} of run {run!r} is {value!r}; expected a finite number")
+
+
+def param_text(value: Any) -> str:
+    """A parameter's value as MLflow keeps it: text of a limited length."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested sections as dotted names, e.g. `evaluate.importance.samples`."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: param_text(value)}
+    flat: dict[str, str] = {}
+    for name, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def predictor_requirements() -> list[str]:
+    """What it takes to load a predictor. MLflow's own guess takes seconds and names other packages."""
+    versions = {}
+    for name in ("xgboost-cpu", "xgboost", "scikit-learn", "pandas", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    if "xgboost-cpu" in versions:
+        versions.pop("xgboost", None)
+    return [f"{name}=={version}" for name, version in versions.items()]

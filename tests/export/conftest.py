@@ -1,0 +1,214 @@
+"""Made-up but plausible report data: damage nearly additive over sites, forecasts with noise."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.export.report import Contender, Measured, ReportData
+
+TEXTS = {"wikipedia": 3.08, "news": 3.36}  # log perplexity of the dense model
+ERRORS = {"r2": 0.871, "mae": 0.083, "rmse": 0.112, "spearman": 0.94, "held_out_pairs": 26}
+HEADS = ((3, 3), (3, 2), (2, 3), (2, 2), (3, 1), (1, 3), (2, 1), (1, 2), (1, 1), (0, 0))
+
+
+def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> ReportData:
+    """A SmolLM2-like model of so many layers, with every field of the report filled."""
+    rng = random.Random(seed)
+    shape = ModelShape("llama", layers, 576, 3, 3, 64, 1536, 49152, tied_embeddings=True)
+    world = _World(shape, rng)
+    winner, uniform, simple = world.winner(0.25), world.uniform(0.25), world.simple(0.25)
+    measured = []
+    for index in range(pairs):
+        design = "bundled" if index % 4 else "free"
+        architecture = world.random(4 if design == "bundled" else 1)
+        measured.append(world.measure(architecture, design, held_out=index % 10 < 3))
+    finalists = [world.measure(world.nudge(winner), "search", noise=0.02) for _ in range(9)]
+    finalists.append(world.measure(winner, "search", noise=0.01))
+    for name, architecture in (("dense", shape.dense()), ("uniform", uniform), ("simple", simple)):
+        finalists.append(world.measure(architecture, name, noise=0.01))
+    gains = {str(site): world.damage[site] ** 2 for site in shape.sites() if not world.exempt(site)}
+    ranked = sorted(gains, key=lambda name: -gains[name])
+    third = len(ranked) // 3
+    classes = dict.fromkeys(ranked[:third], "sensitive") | dict.fromkeys(ranked[-third:], "insensitive")
+    bounds = {"sensitive": (0.0, 0.3), "insensitive": (0.1, 0.7), "other": (0.0, 0.5)}
+    narrowed = {str(site): (0.0, 0.0, "exempt") for site in shape.sites()}
+    narrowed |= {name: (*bounds[classes.get(name, "other")], classes.get(name, "other")) for name in ranked}
+    best, history = 9.0, []
+    for trial in range(600):
+        best = min(best, 7.05 + 1.2 * math.exp(-trial / 90) + abs(rng.gauss(0, 0.15)))
+        history.append(best)
+    return ReportData(
+        model="SmolLM2-135M-Instruct",
+        shape=shape,
+        contenders=[
+            world.contender("dense", shape.dense()),
+            world.contender("uniform", uniform),
+            world.contender("simple", simple),
+            world.contender("winner", winner),
+        ],
+        pairs=measured,
+        finalists=finalists,
+        predictor={f"log_ppl.{text}": ERRORS for text in TEXTS},
+        importance={name: gain / sum(gains.values()) for name, gain in gains.items()},
+        narrowed=narrowed,
+        protocol=[
+            ("Windows", "512 tokens, not overlapping, no BOS, the tail dropped"),
+            ("Pairs", "2 windows of each text, 16 questions"),
+            ("Finalists and baselines", "6 windows of each text, 32 questions"),
+            ("This table", "12 windows of each text, 64 questions"),
+            ("Questions", "zero-shot, by likelihood of the answer's text"),
+            ("Arithmetic", "float32 on CPU, 2 cores"),
+        ],
+        corpora={
+            "wikipedia": {
+                "source": "package:gensim/wikipedia",
+                "found": "gensim 4.4.0, gensim/test/test_data/enwiki-latest-pages-articles1.xml-"
+                "p000000010p000030302-shortened.bz2",
+                "used": "106 articles, markup removed",
+                "note": "",
+                "parts": {"calibration": 32, "selection": 37, "report": 37},
+            },
+            "news": {
+                "source": "package:gensim/lee-news",
+                "found": "gensim 4.4.0, lee_background.cor",
+                "used": "299 stories",
+                "note": "one story a line",
+                "parts": {"calibration": 90, "selection": 104, "report": 105},
+            },
+            "mmlu-dev": {
+                "source": "package:lm-eval/mmlu-dev",
+                "found": "lm-eval 0.4.13",
+                "used": "281 questions",
+                "note": "one of 282 has no letter",
+                "parts": {"selection": 140, "report": 141},
+            },
+        },
+        history=history,
+        provenance=[
+            ("Commit", "bcb2c18d1f0e6a7c3b5d9e8f7a6b5c4d3e2f1a0b"),
+            ("Date", "2026-01-31"),
+            ("Seconds", "sample 0.4, evaluate 2911, build-dataset 0.9, train-predictor 2.2, search 410"),
+        ],
+        export_check=[
+            ("max |logit difference|", "3.1e-05"),
+            ("Parameters in the file", f"{world.parameters(winner):,}"),
+        ],
+    )
+
+
+class _World:
+    """A model whose sites each do a known damage to log perplexity when cut."""
+
+    def __init__(self, shape: ModelShape, rng: random.Random) -> None:
+        self.shape, self.rng = shape, rng
+        self.damage: dict[Site, float] = {}
+        for site in shape.sites():
+            depth = site.layer / (shape.layers - 1)
+            base = 1.6 if site.kind is Kind.ATTENTION else 1.0
+            ends = 1 + 4 * math.exp(-depth * 12) + 2 * math.exp(-(1 - depth) * 9)
+            self.damage[site] = base * ends * rng.uniform(0.5, 1.5) * 30 / shape.layers / 18
+
+    def exempt(self, site: Site) -> bool:
+        return not 3 <= site.layer < self.shape.layers - 3
+
+    def build(self, ratios: Mapping[Site, float]) -> Architecture:
+        widths = []
+        for layer in range(self.shape.layers):
+            keep = 1 - ratios.get(Site(layer, Kind.ATTENTION), 0.0)
+            heads = min(HEADS, key=lambda width: abs(width[0] * (1 + width[1]) / 12 - keep))
+            channels = 1536 * (1 - ratios.get(Site(layer, Kind.MLP), 0.0))
+            widths.append(LayerWidth(*heads, 32 * round(channels / 32)))
+        return Architecture(tuple(widths))
+
+    def random(self, bundle: int) -> Architecture:
+        ratios: dict[Site, float] = {}
+        for site in self.shape.sites():
+            if site.layer % bundle == 0 or self.exempt(Site(site.layer - 1, site.kind)):
+                ratios[site] = self.rng.choice((0.1, 0.2, 0.3, 0.4, 0.5))
+            else:
+                ratios[site] = ratios[Site(site.layer - 1, site.kind)]
+        return self.build({site: ratio for site, ratio in ratios.items() if not self.exempt(site)})
+
+    def uniform(self, overall_ratio: float) -> Architecture:
+        inner = [site for site in self.shape.sites() if not self.exempt(site)]
+        return self._at(overall_ratio, lambda ratio: self.build(dict.fromkeys(inner, ratio)))
+
+    def simple(self, overall_ratio: float) -> Architecture:
+        mlps = [site for site in self.shape.sites() if site.kind is Kind.MLP]
+        return self._at(overall_ratio, lambda ratio: self.build(dict.fromkeys(mlps, ratio)))
+
+    def winner(self, overall_ratio: float) -> Architecture:
+        """Cuts MLPs where the damage is least, and a little of the attention."""
+
+        def at(scale: float) -> Architecture:
+            weight = {Kind.ATTENTION: 0.3, Kind.MLP: 1.0}
+            ratios = {site: scale * weight[site.kind] / damage**0.6 for site, damage in self.damage.items()}
+            return self.build({s: min(0.7, ratio) for s, ratio in ratios.items() if not self.exempt(s)})
+
+        return self._at(overall_ratio, at)
+
+    def _at(self, overall_ratio: float, build: Callable[[float], Architecture]) -> Architecture:
+        candidates = [build(step / 400) for step in range(300)]
+        return min(candidates, key=lambda a: abs(a.overall_ratio(self.shape) - overall_ratio))
+
+    def nudge(self, architecture: Architecture) -> Architecture:
+        widths = list(architecture.widths)
+        for layer in self.rng.sample(range(3, self.shape.layers - 3), 6):
+            channels = max(0, min(1536, widths[layer].channels + 32 * self.rng.choice((-4, -2, 2, 4))))
+            widths[layer] = widths[layer]._replace(channels=channels)
+        return Architecture(tuple(widths))
+
+    def log_ppl(self, architecture: Architecture) -> float:
+        """What the cuts add to the log perplexity."""
+        ratios = {site: architecture.site_ratio(self.shape, site) for site in self.damage}
+        return math.fsum(damage * math.pow(ratios[site], 1.6) for site, damage in self.damage.items())
+
+    def measure(
+        self, architecture: Architecture, design: str, held_out: bool = False, noise: float = 0.06
+    ) -> Measured:
+        added = self.log_ppl(architecture)
+        true = {text: dense + added * (1 + 0.1 * (text == "news")) for text, dense in TEXTS.items()}
+        blur = 0.1 if held_out or design == "search" else 0.04
+        return Measured(
+            architecture.id,
+            design,
+            architecture.overall_ratio(self.shape),
+            {text: value + self.rng.gauss(0, noise) for text, value in true.items()},
+            None
+            if design in ("dense", "uniform", "simple")
+            else {text: value + self.rng.gauss(0, blur) for text, value in true.items()},
+            held_out,
+        )
+
+    def parameters(self, architecture: Architecture) -> int:
+        removed = self.shape.decoder_parameters - architecture.kept_parameters(self.shape)
+        return self.shape.total_parameters - removed
+
+    def contender(self, name: str, architecture: Architecture) -> Contender:
+        added = self.log_ppl(architecture)
+        ppl = {f"ppl.{text}": math.exp(dense - 0.05 + added) for text, dense in TEXTS.items()}
+        return Contender(
+            name,
+            architecture,
+            architecture.overall_ratio(self.shape),
+            self.parameters(architecture),
+            {**ppl, "mmlu-dev.accuracy": 0.29 - 0.02 * added, "mmlu-dev.log_likelihood": -11.2 - 2 * added},
+            {**{key: 0.03 * value for key, value in ppl.items()}, "mmlu-dev.accuracy": 0.0566},
+        )
+
+
+@pytest.fixture(scope="session")
+def report_data() -> ReportData:
+    """30 layers, 84 pairs; the winner beats uniform and simple."""
+    return build_report_data()
+
+
+@pytest.fixture(scope="session")
+def make_report_data() -> Callable[..., ReportData]:
+    """`build_report_data`, for other sizes."""
+    return build_report_data

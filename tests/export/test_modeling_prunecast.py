@@ -1,0 +1,188 @@
+"""An exported model behaves as a model of transformers: caches, padding, saving, training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import AutoModelForCausalLM
+
+from stages.architecture import Architecture
+from stages.export import modeling_prunecast
+from tests.export.dense import (
+    FAMILY_OPTIONS,
+    HOLLOW,
+    MIXED,
+    assert_same,
+    export,
+    greedy,
+    load,
+    logits,
+    make_dense,
+    masked,
+    pruned,
+    tokens,
+)
+
+
+@pytest.mark.parametrize("window_from", [1, 2])
+def test_full_and_sliding_layers_keep_their_own_cache_entries(tmp_path: Path, window_from: int) -> None:
+    dense = make_dense("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=window_from)
+    architecture = Architecture.from_json([[2, 3, 64], [0, 0, 64], [2, 1, 64], [1, 3, 9]])
+    exported = load(export(tmp_path / "model", dense, architecture))
+    reference = masked(dense, architecture)
+    assert_same(logits(exported, tokens()), logits(reference, tokens()))
+    for implementation in (None, "static"):
+        found = greedy(exported, tokens(), cache_implementation=implementation)
+        assert torch.equal(found, greedy(reference, tokens()))
+
+
+@pytest.mark.parametrize("architecture", [MIXED, HOLLOW], ids=["mixed", "hollow"])
+@pytest.mark.parametrize("family", FAMILY_OPTIONS)
+def test_caches_change_nothing(tmp_path: Path, family: str, architecture: Architecture) -> None:
+    model = pruned(tmp_path, family, architecture)
+    without = greedy(model, tokens(), use_cache=False)
+    assert len(set(without[0, 11:].tolist())) > 2, "the model repeats itself: a blind test"
+    assert torch.equal(greedy(model, tokens()), without)
+    assert torch.equal(greedy(model, tokens(), cache_implementation="static"), without)
+    chunked = {"cache_implementation": "static", "prefill_chunk_size": 4, "disable_compile": True}
+    assert torch.equal(greedy(model, tokens(), **chunked), without)
+    assert torch.equal(greedy(model, tokens(), past_key_values=transformers.DynamicCache()), without)
+    assert torch.equal(
+        greedy(model, tokens(), num_beams=3), greedy(model, tokens(), num_beams=3, use_cache=False)
+    )
+
+
+def test_a_model_without_any_attention_generates(tmp_path: Path) -> None:
+    model = pruned(tmp_path, architecture=Architecture.from_json([[0, 0, 64]] * 3 + [[0, 0, 0]]))
+    assert torch.equal(greedy(model, tokens()), greedy(model, tokens(), use_cache=False))
+
+
+@pytest.mark.parametrize("family", FAMILY_OPTIONS)
+def test_left_padding_changes_nothing(tmp_path: Path, family: str) -> None:
+    model = pruned(tmp_path, family)
+    long, short = tokens(1, 9), tokens(1, 4, seed=2)
+    batch = torch.cat([long, torch.cat([torch.zeros(1, 5, dtype=torch.long), short], dim=1)])
+    mask = (batch != 0).long()
+    together = greedy(model, batch, attention_mask=mask)[:, 9:]
+    assert torch.equal(together[0], greedy(model, long)[0, 9:])
+    assert torch.equal(together[1], greedy(model, short)[0, 4:])
+
+
+@pytest.mark.parametrize("family", FAMILY_OPTIONS)
+def test_attention_implementations_agree(tmp_path: Path, family: str) -> None:
+    sdpa = pruned(tmp_path, family, attn_implementation="sdpa")
+    eager = load(tmp_path / "model", attn_implementation="eager")
+    expected = logits(sdpa, tokens())
+    assert_same(logits(eager, tokens()), expected)
+    sdpa.set_attn_implementation("eager")  # reaches the layers, too
+    assert {layer.self_attn.config._attn_implementation for layer in sdpa.model.layers[1::2]} == {"eager"}
+    assert_same(logits(sdpa, tokens()), expected)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_saving_again_loses_nothing(tmp_path: Path, tied: bool) -> None:
+    exported = load(export(tmp_path / "model", make_dense("qwen3", tied), HOLLOW))
+    exported.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert torch.equal(logits(again, tokens()), logits(exported, tokens()))
+    assert (tmp_path / "again" / "modeling_prunecast.py").exists()
+    first, second = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("model", "again"))
+    assert second == first
+
+
+def test_a_fresh_process_elsewhere_loads_it(tmp_path: Path) -> None:
+    folder = export(tmp_path / "model", make_dense("llama", tied=True), HOLLOW)
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoModel, AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert 'stages' not in sys.modules\n"
+        "assert type(model).__module__.startswith('transformers_modules.')\n"
+        "ids = torch.arange(3, 14)[None]\n"
+        "body = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert torch.equal(model.lm_head(body(ids).last_hidden_state), model(ids).logits)\n"
+        "torch.save(model(ids).logits.detach(), 'logits.pt')\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    settings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    settings |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=elsewhere, env=settings, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = logits(masked(make_dense("llama", tied=True), HOLLOW), torch.arange(3, 14)[None])
+    assert_same(torch.load(elsewhere / "logits.pt"), expected)
+
+
+def test_registered_classes_load_it_without_remote_code(tmp_path: Path) -> None:
+    modeling_prunecast.register()
+    dense = make_dense("mistral")
+    folder = export(tmp_path / "model", dense, MIXED)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model).__module__ == modeling_prunecast.__name__
+    assert_same(logits(model, tokens()), logits(masked(dense, MIXED), tokens()))
+    model.save_pretrained(tmp_path / "again")
+    assert_same(logits(load(tmp_path / "again"), tokens()), logits(model, tokens()))
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"num_attention_heads": 3}, "3 query heads and 2 key-value heads"),
+        ({"intermediate_size": 0}, "MLP of 0 channels"),
+        ({"skip": ["norm"]}, r"skips \['norm'\]"),
+    ],
+)
+def test_a_config_with_impossible_widths_is_refused(widths: dict[str, Any], message: str) -> None:
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        modeling_prunecast.PrunecastLlamaConfig(  # type: ignore[call-arg]
+            num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=4, per_layer_config={"1": widths}
+        )
+
+
+@pytest.mark.parametrize("family", FAMILY_OPTIONS)
+def test_it_trains_with_gradient_checkpointing(tmp_path: Path, family: str) -> None:
+    model = pruned(tmp_path, family).train()
+    plain = model(tokens(), labels=tokens())
+    plain.loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert all(grad.abs().sum() > 0 for name, grad in expected.items() if "k_proj.bias" not in name)
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model(tokens(), labels=tokens()).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_the_trainer_trains_and_saves_a_lora(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("accelerate")
+    model = peft.get_peft_model(
+        pruned(tmp_path), peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    before = logits(model, tokens())
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=3, learning_rate=0.05, use_cpu=True, report_to=[],
+        per_device_train_batch_size=2, gradient_checkpointing=True, save_steps=3, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in tokens(4)]
+    transformers.Trainer(model=model, args=arguments, train_dataset=rows).train()
+    model.eval()
+    trained = logits(model, tokens())
+    assert not torch.allclose(trained, before)
+    adapted = peft.PeftModel.from_pretrained(load(tmp_path / "model"), tmp_path / "run" / "checkpoint-3")
+    assert_same(logits(adapted, tokens()), trained)
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert_same(logits(load(tmp_path / "merged"), tokens()), trained)
