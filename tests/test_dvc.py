@@ -1,0 +1,128 @@
+"""dvc.yaml: six stages, and no stage that could be cached while its code or its params change."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ["sample", "evaluate", "build_dataset", "train_predictor", "search", "export"]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = {name.replace("-", "_"): stage for name, stage in DVC["stages"].items()}
+
+
+def imported(path: Path) -> set[Path]:
+    """The files of this project that a file imports itself."""
+    found: set[Path] = set()
+
+    def add(module: str) -> bool:
+        base = ROOT / module.replace(".", "/")
+        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+            if candidate.is_file():
+                found.add(candidate)
+                return True
+        return False
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                add(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages"):
+            add(node.module)
+            for alias in node.names:
+                add(f"{node.module}.{alias.name}")
+    return {p for p in found if p.is_relative_to(ROOT / "stages")}
+
+
+def reached(start: Path) -> set[Path]:
+    """Every file of this project that running `start` imports, itself and packages' __init__ included."""
+    seen: set[Path] = set()
+    waiting = {start, start.parent / "__init__.py", ROOT / "stages" / "__init__.py"}
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        waiting |= {p for p in imported(path) | {path.parent / "__init__.py"} if p not in seen}
+    return seen
+
+
+def test_the_six_stages_and_nothing_else() -> None:
+    assert list(STAGES) == ROOMS
+    for room, stage in STAGES.items():
+        assert stage["cmd"] == f"python -m stages.{room}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_dependencies_cover_the_code_that_runs(room: str) -> None:
+    dependencies = [ROOT / d for d in STAGES[room]["deps"]]
+    uncovered = [
+        str(path.relative_to(ROOT))
+        for path in reached(ROOT / "stages" / room / "__main__.py")
+        if not any(path == d or path.is_relative_to(d) for d in dependencies)
+    ]
+    assert not uncovered, f"stage {room} runs code that dvc.yaml does not list: {uncovered}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_params_cover_the_sections_that_are_read(room: str) -> None:
+    """A section is read as `params.SECTION` in code that the stage's room, or a room it calls with params, holds."""
+    used: set[str] = set()
+    for path in reached(ROOT / "stages" / room / "__main__.py"):
+        used |= set(re.findall(r"\bparams\.([a-z_]+)\b", path.read_text()))
+    sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    missing = (used & sections) - set(STAGES[room]["params"])
+    # The hall's checks of params.yaml as a whole read sections, but decide no output.
+    assert not missing, f"stage {room} reads the sections {sorted(missing)}, which dvc.yaml does not list"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_dependencies_exist_or_are_outputs(room: str) -> None:
+    outputs = {
+        out if isinstance(out, str) else next(iter(out))
+        for stage in STAGES.values()
+        for out in [*stage["outs"], *stage.get("metrics", [])]
+    }
+    for dependency in STAGES[room]["deps"]:
+        assert dependency in outputs or (ROOT / dependency).exists(), dependency
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_upstream_rooms_and_the_hall_only(room: str) -> None:
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    for path in (ROOT / "stages" / room).glob("*.py"):
+        for other in imported(path):
+            parts = other.relative_to(ROOT / "stages").parts
+            assert len(parts) == 1 or parts[0] in allowed, f"{path.name} imports {other}"
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    for path in (ROOT / "stages").rglob("*.py"):
+        if path.name.startswith("tracking") or "tracking" in path.parts or path.name == "pipeline_run.py":
+            continue
+        assert not re.search(r"^\s*(import|from) mlflow", path.read_text(), re.MULTILINE), path
+
+
+def test_torch_is_imported_in_evaluate_and_export_only() -> None:
+    for room in ("sample", "build_dataset", "train_predictor"):
+        for path in reached(ROOT / "stages" / room / "__main__.py"):
+            assert not re.search(r"^(import|from) (torch|transformers)", path.read_text(), re.MULTILINE), path
+
+
+def test_journals_and_scores_persist() -> None:
+    persistent = {
+        name
+        for stage in STAGES.values()
+        for out in stage["outs"]
+        if isinstance(out, dict)
+        for name, options in out.items()
+        if options == {"persist": True}
+    }
+    assert persistent == {
+        "data/evaluate/journal.jsonl",
+        "data/evaluate/importance.safetensors",
+        "data/search/journal.jsonl",
+        "data/export/journal.jsonl",
+    }
