@@ -49,7 +49,7 @@ test: install ## lint, format check, types, tests
 	$(IN_VENV) pytest
 
 ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT=… for another port)
-	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 report: ## say where the report of the last run is
 	@test -f data/export/report.html || { echo "There is no report yet: run 'make repro' first." >&2; exit 1; }

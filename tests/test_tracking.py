@@ -70,6 +70,7 @@ def runs(condition: str = "") -> list[Any]:
 
     client = MlflowClient(tracking_uri=tracking_store.uri())
     experiment = client.get_experiment_by_name(PARAMS.tracking.experiment)
+    assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], condition, order_by=["start_time"]))
 
 

@@ -25,7 +25,7 @@ def run(params: Params, _: argparse.Namespace) -> None:
     pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
     table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)
     held_out = int((pairs["split"] == table.HELD_OUT).sum())
-    print(f"{len(pairs)} pairs, {held_out} of them held out; {len(features.names)} features, {len(targets)} targets")
+    print(f"{len(pairs)} pairs, {held_out} held out; {len(features.names)} features, {len(targets)} targets")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ TRAIN, HELD_OUT = "train", "held-out"
 
 
 def targets_of(texts: Sequence[str], questions: Sequence[str]) -> list[str]:
-    """The targets that are forecast: log PPL (nats a token), MMLU log-likelihood (nats a question), accuracy."""
+    """The forecast targets: log PPL (nats a token), MMLU log-likelihood (nats a question), accuracy."""
     names = [f"log_ppl.{name}" for name in texts]
     for name in questions:
         names += [f"{name}.log_likelihood", f"{name}.accuracy"]
@@ -91,9 +91,9 @@ def check(table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) 
                 f"architecture {row['architecture']} ({row['design']}): {column} is {row[column]}; "
                 f"expected a number from {low:g} to {high:g}. {int(bad.sum())} of {len(table)} rows are bad"
             )
-    twice = table["architecture"].duplicated()
-    if twice.any():
-        raise InputError(f"architecture {table['architecture'][twice.idxmax()]} stands in the pairs twice")
+    twice = table.loc[table["architecture"].duplicated(), "architecture"]
+    if len(twice):
+        raise InputError(f"architecture {twice.iloc[0]} stands in the pairs twice")
 
 
 def _range(column: str) -> tuple[float, float]:

@@ -24,8 +24,12 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     ):
         bench = open_workbench(params, here / "importance.safetensors")
         evaluator = bench.evaluator("selection", params.evaluate.measurement)
-        write_json(here / "division.json", "prunecast.division", 1, division({**bench.texts, **bench.questions}))
-        write_json(here / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context})
+        write_json(
+            here / "division.json", "prunecast.division", 1, division({**bench.texts, **bench.questions})
+        )
+        write_json(
+            here / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context}
+        )
 
         def log(row: Row) -> None:
             tracker.log_evaluation(evaluation_of(row, shape, "evaluate"))
@@ -34,7 +38,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         rows = evaluator.measure_all(work, journal, log, "evaluate")
     print("selection part:", end="")
     for baseline in designed[: len(designs.BASELINES)]:
-        ppl = {k: round(v, 2) for k, v in rows[baseline.architecture.id].metrics.items() if k.startswith("ppl.")}
+        ppl = {
+            k: round(v, 2) for k, v in rows[baseline.architecture.id].metrics.items() if k.startswith("ppl.")
+        }
         print(f" {baseline.design} {ppl}", end="")
     print()
 

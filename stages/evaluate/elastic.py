@@ -1,29 +1,23 @@
 """The elastic network: the dense model with each site's units sorted by importance.
 
-Any architecture is a *prefix view* of it, so that trying one copies no weight:
-
-    q  (G, H*d, D)   [:g, :h*d]      rows of one KV group's query heads
-    k  (G*d, D)      [:g*d]
-    o  (D, G, H*d)   [:, :g, :h*d]
-    gate, up (C, D)  [:c]
-    down (D, C)      [:, :c]
-
-G KV groups, H query heads a group, d elements a head, D hidden, C channels. KV group g serves
-the query heads g*H .. g*H+H-1 (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245).
+Any architecture is a *prefix view* of it, so that trying one copies no weight (`layers` says which
+prefixes). KV group g serves the query heads g*H .. g*H+H-1 (grouped-query attention, Ainslie et al.
+2023, arXiv 2305.13245).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from stages.architecture import Architecture, LayerWidth, ModelShape
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.checkpoint import Checkpoint
+from stages.evaluate.layers import Layer, UnitOrder, layer_of, named, permuted, prefix, sliced
 from stages.families import Family
 from stages.files import InputError
 
@@ -44,60 +38,35 @@ class Batch:
     targets: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: t if t is None else t.to(device) for name, t in moved.items()})
+        mask = None if self.mask is None else self.mask.to(device)
+        at, targets = self.at.to(device), self.targets.to(device)
+        return Batch(self.tokens.to(device), self.positions.to(device), mask, at, targets)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer's tensors, shaped as the module's docstring says; absent biases are None."""
-
-    attention_norm: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    mlp_norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-    q_bias: Tensor | None = None  # (G, H*d)
-    k_bias: Tensor | None = None  # (G*d,)
-    v_bias: Tensor | None = None
-    o_bias: Tensor | None = None
-    q_norm: Tensor | None = None  # (d,)
-    k_norm: Tensor | None = None
-    gate_bias: Tensor | None = None
-    up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class UnitOrder:
-    """The order of units by falling importance, as indices into the checkpoint's units.
-
-    groups (layers, G); heads (layers, G, H), row r for the group that comes r-th; channels (layers, C).
-    """
-
-    groups: Tensor
-    heads: Tensor
-    channels: Tensor
+Repair = Callable[[Site, LayerWidth], Tensor | None]
+"""Looks up the repaired output projection (D, kept) of a site at a width; None: its own prefix."""
+Observer = Callable[[Site, Tensor], None]
+"""Is shown each site's activations (B, L, kept), the inputs of its output projection."""
 
 
 class ElasticNetwork:
-    """A decoder whose every site can be run at every width."""
+    """A decoder whose every site can be run at every width.
+
+    `repair`, if set, replaces the output projections of pruned sites.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         shape, state = checkpoint.shape, checkpoint.state
         self.shape: ModelShape = shape
         self.family: Family = checkpoint.family
         self.device = device
-        self.layers = [_layer(checkpoint, index, device) for index in range(shape.layers)]
+        self.layers = [layer_of(checkpoint, index, device) for index in range(shape.layers)]
         self.embedding = state[self.family.embedding].to(device)
         self.final_norm = state[self.family.final_norm].to(device)
         self.head = self.embedding if shape.tied_embeddings else state[self.family.head].to(device)
         self.eps = float(checkpoint.config.rms_norm_eps)
         self.activation = _activation(checkpoint)
+        self.repair: Repair | None = None
         rope = _rope(checkpoint)
         self._inverse_frequencies = rope.inv_freq.float().to(device)
         self._rope_scaling = float(rope.attention_scaling)
@@ -112,7 +81,7 @@ class ElasticNetwork:
             groups, heads, channels = (
                 t[index].to(self.device) for t in (order.groups, order.heads, order.channels)
             )
-            self.layers[index] = _permuted(layer, self.shape, groups, heads, channels)
+            self.layers[index] = permuted(layer, self.shape, groups, heads, channels)
 
     # --- forward ------------------------------------------------------------------------------
 
@@ -144,15 +113,51 @@ class ElasticNetwork:
             hidden = self.run_layer(index, architecture.widths[index], hidden, batch.mask, rope)
         return hidden, kept
 
+    def observe(self, batch: Batch, observer: Observer) -> None:
+        """Run the dense network on a batch and show the observer every site's activations."""
+        hidden = F.embedding(batch.tokens, self.embedding)
+        rope = self._rope(batch.positions)
+        for index in range(self.shape.layers):
+            hidden = self.run_layer(index, self.shape.dense_width, hidden, batch.mask, rope, observer)
+
     def run_layer(
-        self, index: int, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: tuple[Tensor, Tensor]
+        self,
+        index: int,
+        width: LayerWidth,
+        hidden: Tensor,
+        mask: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        observer: Observer | None = None,
     ) -> Tensor:
+        """One decoder layer at a width: hidden states (B, L, D) before it to those after it."""
         layer = self.layers[index]
         if width.has_attention:
-            hidden = hidden + self._attention(layer, width, hidden, mask, rope)
+            site = Site(index, Kind.ATTENTION)
+            mixed = self._mixed_heads(layer, width, hidden, mask, rope)
+            if observer is not None:
+                observer(site, mixed)
+            hidden = hidden + self._attention_output(site, width, mixed)
         if width.has_mlp:
-            hidden = hidden + self._mlp(layer, width.channels, hidden)
+            site = Site(index, Kind.MLP)
+            gated = self._gated_channels(layer, width.channels, hidden)
+            if observer is not None:
+                observer(site, gated)
+            hidden = hidden + self._mlp_output(site, width, gated)
         return hidden
+
+    def _attention_output(self, site: Site, width: LayerWidth, mixed: Tensor) -> Tensor:
+        layer = self.layers[site.layer]
+        repaired = None if self.repair is None else self.repair(site, width)
+        if repaired is not None:
+            return F.linear(mixed, repaired, layer.o_bias)
+        rows = width.heads_per_group * self.shape.head_dim
+        return _grouped_columns(mixed, layer.o, layer.o_bias, width.kv_groups, rows)
+
+    def _mlp_output(self, site: Site, width: LayerWidth, gated: Tensor) -> Tensor:
+        layer = self.layers[site.layer]
+        repaired = None if self.repair is None else self.repair(site, width)
+        weight = layer.down[:, : width.channels] if repaired is None else repaired
+        return F.linear(gated, weight, layer.down_bias)
 
     def read(self, hidden: Tensor, batch: Batch, chunk: int = 512) -> Tensor:
         """Log-likelihoods (N,) of the batch's targets from the last hidden states (B, L, D).
@@ -170,15 +175,20 @@ class ElasticNetwork:
         """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
         return F.linear(self._norm(hidden, self.final_norm), self.head)
 
-    def _attention(
-        self, layer: Layer, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: tuple[Tensor, Tensor]
+    def _mixed_heads(
+        self,
+        layer: Layer,
+        width: LayerWidth,
+        hidden: Tensor,
+        mask: Tensor | None,
+        rope: tuple[Tensor, Tensor],
     ) -> Tensor:
         batch, length, _ = hidden.shape
         g, h, d = width.kv_groups, width.heads_per_group, self.shape.head_dim
         x = self._norm(hidden, layer.attention_norm)
         q = _grouped_rows(x, layer.q, layer.q_bias, g, h * d).view(batch, length, g * h, d)
-        k = F.linear(x, layer.k[: g * d], _prefix(layer.k_bias, g * d)).view(batch, length, g, d)
-        v = F.linear(x, layer.v[: g * d], _prefix(layer.v_bias, g * d)).view(batch, length, g, d)
+        k = F.linear(x, layer.k[: g * d], prefix(layer.k_bias, g * d)).view(batch, length, g, d)
+        v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
         q, k = _rotate(q, rope).transpose(1, 2), _rotate(k, rope).transpose(1, 2)
@@ -187,13 +197,14 @@ class ElasticNetwork:
             k = k[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
             v = v[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return _grouped_columns(mixed.transpose(1, 2).flatten(2), layer.o, layer.o_bias, g, h * d)
+        return mixed.transpose(1, 2).flatten(2)  # (B, L, g*h*d)
 
-    def _mlp(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
+    def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
         x = self._norm(hidden, layer.mlp_norm)
-        gate = F.linear(x, layer.gate[:channels], _prefix(layer.gate_bias, channels))
-        up = F.linear(x, layer.up[:channels], _prefix(layer.up_bias, channels))
-        return F.linear(self.activation(gate) * up, layer.down[:, :channels], layer.down_bias)
+        gate = F.linear(x, layer.gate[:channels], prefix(layer.gate_bias, channels))
+        up = F.linear(x, layer.up[:channels], prefix(layer.up_bias, channels))
+        gated: Tensor = self.activation(gate) * up
+        return gated  # (B, L, c)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMS norm in float32, as transformers computes it."""
@@ -219,9 +230,16 @@ class ElasticNetwork:
             state[family.head] = self.head
         for index, (layer, width) in enumerate(zip(self.layers, architecture.widths, strict=True)):
             prefix = family.layer.format(layer=index)
-            sliced = _sliced(layer, width, self.shape.head_dim)
-            state |= {prefix + name: tensor for name, tensor in _names(family, sliced).items()}
+            kept = sliced(layer, width, self.shape.head_dim) | self._repaired(index, width)
+            state |= {prefix + name: tensor for name, tensor in named(family, kept).items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+    def _repaired(self, layer: int, width: LayerWidth) -> dict[str, Tensor | None]:
+        if self.repair is None:
+            return {}
+        kinds = [(Kind.ATTENTION, "o.weight", width.has_attention), (Kind.MLP, "down.weight", width.has_mlp)]
+        found = {name: self.repair(Site(layer, kind), width) for kind, name, kept in kinds if kept}
+        return {name: weight for name, weight in found.items() if weight is not None}
 
 
 def _grouped_rows(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, rows: int) -> Tensor:
@@ -250,10 +268,6 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _prefix(bias: Tensor | None, size: int) -> Tensor | None:
-    return None if bias is None else bias[:size]
-
-
 def _rope(checkpoint: Checkpoint) -> LlamaRotaryEmbedding:
     parameters = getattr(checkpoint.config, "rope_parameters", None) or {}
     kind = parameters.get("rope_type", "default")
@@ -271,107 +285,6 @@ def _activation(checkpoint: Checkpoint) -> torch.nn.Module:
     module = ACT2FN[checkpoint.config.hidden_act]
     assert isinstance(module, torch.nn.Module)
     return module
-
-
-def _layer(checkpoint: Checkpoint, index: int, device: torch.device) -> Layer:
-    family, shape, state = checkpoint.family, checkpoint.shape, checkpoint.state
-    prefix = family.layer.format(layer=index)
-
-    def tensor(name: str) -> Tensor | None:
-        found = state.get(prefix + name)
-        return None if found is None else found.to(device)
-
-    def weight(name: str) -> Tensor:
-        return state[f"{prefix}{name}.weight"].to(device)
-
-    g, rows = shape.kv_groups, shape.heads_per_group * shape.head_dim
-    q_bias = tensor(f"{family.q}.bias")
-    return Layer(
-        attention_norm=weight(family.attention_norm),
-        q=weight(family.q).view(g, rows, shape.hidden),
-        k=weight(family.k),
-        v=weight(family.v),
-        o=weight(family.o).view(shape.hidden, g, rows),
-        mlp_norm=weight(family.mlp_norm),
-        gate=weight(family.gate),
-        up=weight(family.up),
-        down=weight(family.down),
-        q_bias=None if q_bias is None else q_bias.view(g, rows),
-        k_bias=tensor(f"{family.k}.bias"),
-        v_bias=tensor(f"{family.v}.bias"),
-        o_bias=tensor(f"{family.o}.bias"),
-        q_norm=tensor(f"{family.q_norm}.weight") if shape.qk_norm else None,
-        k_norm=tensor(f"{family.k_norm}.weight") if shape.qk_norm else None,
-        gate_bias=tensor(f"{family.gate}.bias"),
-        up_bias=tensor(f"{family.up}.bias"),
-        down_bias=tensor(f"{family.down}.bias"),
-    )
-
-
-def _permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, channels: Tensor) -> Layer:
-    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
-    rows = (heads[:, :, None] * d + torch.arange(d, device=heads.device)).flatten(1)  # (G, H*d)
-    group_rows = (groups[:, None] * d + torch.arange(d, device=groups.device)).flatten()  # (G*d,)
-    each = groups[:, None]
-
-    def pick(tensor: Tensor | None, index: Tensor) -> Tensor | None:
-        return None if tensor is None else tensor[index]
-
-    return replace(
-        layer,
-        q=layer.q[each, rows],
-        k=layer.k[group_rows],
-        v=layer.v[group_rows],
-        o=layer.o[:, each, rows].reshape(shape.hidden, g, h * d),
-        gate=layer.gate[channels],
-        up=layer.up[channels],
-        down=layer.down[:, channels],
-        q_bias=None if layer.q_bias is None else layer.q_bias[each, rows],
-        k_bias=pick(layer.k_bias, group_rows),
-        v_bias=pick(layer.v_bias, group_rows),
-        gate_bias=pick(layer.gate_bias, channels),
-        up_bias=pick(layer.up_bias, channels),
-    )
-
-
-def _sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor | None]:
-    g, rows, c = width.kv_groups, width.heads_per_group * head_dim, width.channels
-    sliced: dict[str, Tensor | None] = {}
-    if width.has_attention:
-        sliced |= {
-            "attention_norm.weight": layer.attention_norm,
-            "q.weight": layer.q[:g, :rows].flatten(0, 1),
-            "k.weight": layer.k[: g * head_dim],
-            "v.weight": layer.v[: g * head_dim],
-            "o.weight": layer.o[:, :g, :rows].flatten(1),
-            "q.bias": None if layer.q_bias is None else layer.q_bias[:g, :rows].flatten(),
-            "k.bias": _prefix(layer.k_bias, g * head_dim),
-            "v.bias": _prefix(layer.v_bias, g * head_dim),
-            "o.bias": layer.o_bias,
-            "q_norm.weight": layer.q_norm,
-            "k_norm.weight": layer.k_norm,
-        }
-    if width.has_mlp:
-        sliced |= {
-            "mlp_norm.weight": layer.mlp_norm,
-            "gate.weight": layer.gate[:c],
-            "up.weight": layer.up[:c],
-            "down.weight": layer.down[:, :c],
-            "gate.bias": _prefix(layer.gate_bias, c),
-            "up.bias": _prefix(layer.up_bias, c),
-            "down.bias": layer.down_bias,
-        }
-    return sliced
-
-
-def _names(family: Family, sliced: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Our names ("q.weight") to the family's ("self_attn.q_proj.weight"); absent tensors fall away."""
-    named = {}
-    for name, tensor in sliced.items():
-        part, kind = name.split(".")
-        if tensor is not None:
-            named[f"{getattr(family, part)}.{kind}"] = tensor
-    return named
 
 
 def common_prefix(a: Sequence[LayerWidth], b: Sequence[LayerWidth]) -> int:

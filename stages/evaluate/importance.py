@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.evaluate.elastic import Batch, ElasticNetwork, UnitOrder
+from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.layers import UnitOrder
 from stages.files import InputError
 
 
@@ -72,7 +73,9 @@ class UnitScores:
                     return None
                 return cls(**{name: file.get_tensor(name) for name in ("heads", "groups", "channels")})
         except SafetensorError as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro evaluate`") from error
+            raise InputError(
+                f"{path} is damaged ({error}); delete it and run `dvc repro evaluate`"
+            ) from error
 
 
 def taylor(network: ElasticNetwork, calibration: Batch) -> UnitScores:
@@ -117,7 +120,7 @@ def taylor(network: ElasticNetwork, calibration: Batch) -> UnitScores:
     try:
         dense = shape.dense()
         loss = -network.log_likelihoods(dense, calibration).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for handle in handles:
             handle.remove()

@@ -84,9 +84,7 @@ class Evaluator:
         self.counts = {name: len(chosen) for name, (chosen, _) in self._questions.items()}
         self.context = self._context(measurement, identity)
         self.digest = _digest(self.context)
-        self._prefix = SharedPrefix(
-            network, [b.to(network.device) for b in self._all_batches()], cache_bytes
-        )
+        self._prefix = SharedPrefix(network, [b.to(network.device) for b in self._all_batches()], cache_bytes)
 
     def _all_batches(self) -> list[Batch]:
         texts = [batch for batches in self._texts.values() for batch in batches]
@@ -148,15 +146,21 @@ class Evaluator:
             after(row)
         todo = tree_order([a for a in wanted if a not in done])
         if done:
-            print(f"{label}: {len(done)} of {len(wanted)} architectures are in the journal already", flush=True)
+            print(
+                f"{label}: {len(done)} of {len(wanted)} architectures are in the journal already", flush=True
+            )
         rows = {a.id: row for a, row in done.items()}
-        bar = tqdm(zip(todo, branch_depths(todo), strict=True), total=len(todo), desc=label, unit="architecture")
+        bar = tqdm(
+            zip(todo, branch_depths(todo), strict=True), total=len(todo), desc=label, unit="architecture"
+        )
         for architecture, branches in bar:
             row = self._row(wanted[architecture], branches)
             journal.append(row)
             rows[architecture.id] = row
             after(row)
-            bar.set_postfix_str(", ".join(f"{k} {v:.1f}" for k, v in row.metrics.items() if k.startswith("ppl.")))
+            bar.set_postfix_str(
+                ", ".join(f"{k} {v:.1f}" for k, v in row.metrics.items() if k.startswith("ppl."))
+            )
         return rows
 
     def _row(self, work: Work, branches: set[int]) -> Row:
@@ -198,9 +202,13 @@ def code_digest() -> str:
     measurement; a change of the code makes every older row another context's.
     """
     room = Path(__file__).parent
-    names = ("checkpoint", "elastic", "importance", "prefix", "perplexity", "mmlu", "measure")
+    names = ("checkpoint", "layers", "elastic", "importance", "prefix", "perplexity", "mmlu", "measure")
     digest = hashlib.sha256()
-    for path in (*(room / f"{n}.py" for n in names), room.parent / "families.py", room.parent / "architecture.py"):
+    for path in (
+        *(room / f"{n}.py" for n in names),
+        room.parent / "families.py",
+        room.parent / "architecture.py",
+    ):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -211,7 +219,11 @@ def code_digest() -> str:
 
 
 def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def standard_error(samples: Sequence[float]) -> float:

@@ -42,9 +42,7 @@ def prompt(question: Question) -> str:
     )
 
 
-def items(
-    questions: Sequence[Question], tokenizer: Any, count: int, longest: int, where: str
-) -> list[Item]:
+def items(questions: Sequence[Question], tokenizer: Any, count: int, longest: int, where: str) -> list[Item]:
     """The first `count` questions whose packed sequence has at most `longest` tokens.
 
     Raises:
@@ -114,7 +112,9 @@ def _packed(rows: Sequence[Item], pad: int) -> Batch:
             tokens[row, start:stop] = torch.tensor(choice[:-1], dtype=torch.long)
             positions[row, start:stop] = torch.arange(end, end + stop - start)
             mask[row, start:stop, :end] = True
-            mask[row, start:stop, start:stop] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
+            mask[row, start:stop, start:stop] = torch.ones(
+                stop - start, stop - start, dtype=torch.bool
+            ).tril()
             at += [row * length + place for place in (end - 1, *range(start, stop))]
             targets += choice
             start = stop

@@ -56,8 +56,9 @@ class SharedPrefix:
         keep = set(sorted(branches, reverse=True)[: self._most])
         results = []
         for batch, states in zip(self._batches, self._states, strict=True):
-            for depth in [depth for depth in states if depth > shared or depth not in keep and depth != shared]:
-                del states[depth]
+            for depth in list(states):
+                if depth > shared or (depth < shared and depth not in keep):
+                    del states[depth]
             start = max(states, default=0)
             hidden, kept = self._network.hidden_states(
                 architecture, batch, start, states.get(start), keep - {*states}

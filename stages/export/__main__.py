@@ -81,7 +81,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
 
 def _export(bench: Workbench, winner: Architecture, dtype: torch.dtype) -> list[tuple[str, str]]:
-    """Write the winner's folder and prove it; weights are sliced in float32 on the CPU, whatever measured them."""
+    """Write the winner's folder and prove it; slices float32 weights, whatever dtype measured them."""
     network = bench.network
     if network.device.type != "cpu" or network.dtype != torch.float32:
         network = ElasticNetwork(checkpoint.load(bench.params.model), torch.device("cpu"))
@@ -112,7 +112,10 @@ def _provenance(winner: Architecture, bench: Workbench, seconds: int) -> list[tu
     commit = invocation.git_commit()
     return [
         ("architecture", winner.id),
-        ("git commit", "not in a git repository" if commit is None else commit[0] + (" (modified)" if commit[1] else "")),
+        (
+            "git commit",
+            "not in a git repository" if commit is None else commit[0] + (" (modified)" if commit[1] else ""),
+        ),
         ("weights of the dense model", f"SHA-256 {bench.checkpoint.digest[:16]}…"),
         ("written", datetime.now(UTC).isoformat(timespec="minutes")),
         ("export stage", f"{seconds} s on {torch.get_num_threads()} threads, PyTorch {torch.__version__}"),
@@ -128,13 +131,15 @@ def _write(data: ReportData, tracker: Tracker, licence: str, winner_row: Row) ->
     for picture in pictures:
         (MODEL / picture.name).write_bytes(picture.read_bytes())
     own_code = (MODEL / "modeling_prunecast.py").is_file()
-    card = model_card(
-        data, data.winner, licence, remote_code=own_code, pictures=[p.name for p in pictures]
-    )
+    card = model_card(data, data.winner, licence, remote_code=own_code, pictures=[p.name for p in pictures])
     write_text(MODEL / "README.md", card)
     changes = content["winner_change_percent"]
     tracker.tag_evaluations({winner_row.key: {"prunecast.role": outcome.WINNER}})
-    tracker.log_stage(evidence.flat_metrics(data.contenders, changes), {}, [report, HERE / "metrics.json", HERE / "pictures"])
+    tracker.log_stage(
+        evidence.flat_metrics(data.contenders, changes),
+        {},
+        [report, HERE / "metrics.json", HERE / "pictures"],
+    )
     _print_table(data, changes, report)
 
 
@@ -142,8 +147,8 @@ def _print_table(data: ReportData, changes: dict[str, dict[str, float]], report:
     for c in data.contenders:
         values = "  ".join(f"{key} {value:.3f}" for key, value in c.metrics.items())
         print(f"{c.name:8} {100 * c.overall_ratio:6.2f} %  {values}")
-    for baseline, values in changes.items():
-        print(f"winner against {baseline}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in values.items()))
+    for baseline, of_baseline in changes.items():
+        print(f"winner against {baseline}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in of_baseline.items()))
     print(f"report: {report}")
 
 

@@ -67,6 +67,6 @@ def check(difference: float, dtype: torch.dtype) -> None:
     """Raise InputError if the logits differ by more than the dtype's rounding explains."""
     if not difference <= TOLERANCE[dtype]:
         raise InputError(
-            f"the exported folder's logits differ from the measured network's by {difference:.3g}; expected at most "
-            f"{TOLERANCE[dtype]:g} in {dtype}. The export is wrong: please report this"
+            f"the exported folder's logits differ from the measured network's by {difference:.3g}; "
+            f"expected at most {TOLERANCE[dtype]:g} in {dtype}. The export is wrong: please report this"
         )

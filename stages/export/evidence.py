@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from stages.architecture import Architecture, ModelShape
+from stages.evaluate.corpora import division
 from stages.evaluate.journal import Row
 from stages.evaluate.measure import Evaluator, standard_error
 from stages.evaluate.workbench import Workbench
 from stages.export.report_data import BASELINES, WINNER, Contender, Measured
 from stages.files import read_json
-from stages.params import PARTS
 from stages.search import narrowing, outcome
 from stages.search.outcome import Candidate
 
@@ -104,23 +104,18 @@ def narrowed_space(path: Path) -> tuple[dict[str, float], dict[str, tuple[float,
 def predictor_errors(path: Path) -> dict[str, dict[str, float]]:
     errors = read_json(path, "prunecast.predictor-errors", 1)["held_out"]
     return {
-        target: {k: v for k, v in values.items() if isinstance(v, float)} | {"held_out_pairs": values["pairs"]}
+        target: {k: v for k, v in values.items() if isinstance(v, float)}
+        | {"held_out_pairs": values["pairs"]}
         for target, values in errors.items()
     }
 
 
 def corpora_of(bench: Workbench) -> dict[str, dict[str, Any]]:
     """Where each corpus comes from, and how many documents each part has."""
-    return {
-        name: {
-            "source": corpus.source,
-            "found": corpus.found,
-            "used": corpus.used,
-            "note": corpus.note,
-            "parts": {part: len(corpus.parts[part]) for part in PARTS},
-        }
-        for name, corpus in {**bench.texts, **bench.questions}.items()
-    }
+    described = division({**bench.texts, **bench.questions})
+    for corpus in described.values():
+        corpus["parts"] = {part: content["count"] for part, content in corpus["parts"].items()}
+    return described
 
 
 def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[tuple[str, str]]:
@@ -133,31 +128,35 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
             (
                 f"Text, {use}",
                 f"{evaluator.part} part, {m['windows']} windows of {m['sequence_length']} tokens a corpus "
-                f"({m['windows'] * (m['sequence_length'] - 1):,} predicted tokens); documents joined by a blank line, "
-                "no BOS, windows do not overlap, tail dropped",
+                f"({m['windows'] * (m['sequence_length'] - 1):,} predicted tokens); documents joined by a "
+                "blank line, no BOS, windows do not overlap, tail dropped",
             )
         )
         for name, count in evaluator.counts.items():
             lines.append(
                 (
                     f"Questions, {use}",
-                    f"{count} of {name}, {evaluator.part} part, at most {m['question_tokens']} tokens each; zero-shot "
-                    "by the likelihood of each answer's text (lm-eval's mmlu_continuation format)",
+                    f"{count} of {name}, {evaluator.part} part, at most {m['question_tokens']} tokens each; "
+                    "zero-shot by the likelihood of each answer's text (lm-eval's mmlu_continuation format)",
                 )
             )
     importance = section.importance
     lines.append(
         (
             "Importance",
-            f"{importance.method}, {importance.samples} samples of {importance.sequence_length} tokens of the "
-            "calibration parts",
+            f"{importance.method}, {importance.samples} samples of {importance.sequence_length} tokens of "
+            "the calibration parts",
         )
     )
-    lines.append(("Arithmetic", f"{bench.network.dtype} on {bench.network.device.type}".replace("torch.", "")))
+    lines.append(
+        ("Arithmetic", f"{bench.network.dtype} on {bench.network.device.type}".replace("torch.", ""))
+    )
     return lines
 
 
-def flat_metrics(contenders: Sequence[Contender], changes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def flat_metrics(
+    contenders: Sequence[Contender], changes: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
     """The final table under MLflow's flat names: ``winner.ppl.news``, ``change_percent.uniform.ppl.news``."""
     flat = {f"{c.name}.{key}": value for c in contenders for key, value in c.metrics.items()}
     flat |= {f"{c.name}.overall_ratio": c.overall_ratio for c in contenders}

@@ -61,8 +61,8 @@ def _distinct(
         attempts += 1
         if attempts > 100 * (count + 1):
             raise InputError(
-                f"sample.{design} asks for {count} distinct architectures, but after {attempts - 1} draws only "
-                f"{len(made)} were found; lower it, or give sample.ratios more values"
+                f"sample.{design} asks for {count} distinct architectures, but {attempts - 1} draws "
+                f"found only {len(made)}; lower it, or give sample.ratios more values"
             )
         architecture = draw()
         if architecture not in seen:
@@ -106,8 +106,8 @@ def check_budget(shape: ModelShape, sample: Sample, budget: Budget) -> None:
     low, high = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, grid)).reachable()
     if not low <= budget.overall_ratio <= high:
         raise InputError(
-            f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; expected a number from {low:.4f} to "
-            f"{high:.4f}, which is what sample.ratios [{grid[0]:g} … {grid[1]:g}] reach on "
+            f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; expected a number from "
+            f"{low:.4f} to {high:.4f}, which is what sample.ratios [{grid[0]:g} … {grid[1]:g}] reach on "
             f"{len(sites) // 2} of {shape.layers} layers. Change the budget, or widen sample.ratios"
         )
 

@@ -55,7 +55,9 @@ def _packaged_gguf(package: str) -> Path:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         present = sorted(
-            str(d.name) for d in metadata.distributions() if any(str(f).endswith(".gguf") for f in d.files or [])
+            str(d.name)
+            for d in metadata.distributions()
+            if any(str(f).endswith(".gguf") for f in d.files or [])
         )
         raise InputError(
             f"model.source is 'package:{package}', but the package {package!r} is not installed; "

@@ -133,7 +133,12 @@ class Space:
         return self.architecture({site: self.allowed[site][i] for site, i in place.items()})
 
     def _best_step(
-        self, place: Mapping[Site, int], wanted: Mapping[Site, float], step: int, bounds: Interval, removed: float
+        self,
+        place: Mapping[Site, int],
+        wanted: Mapping[Site, float],
+        step: int,
+        bounds: Interval,
+        removed: float,
     ) -> tuple[Site, float] | None:
         """The one-width step that strays least from the wish without jumping over the bounds."""
         best: tuple[float, Site, float] | None = None
@@ -143,7 +148,11 @@ class Space:
                 continue
             change = widths[index + step].ratio - widths[index].ratio
             change *= self.weight(site.kind) / self.shape.decoder_parameters
-            if removed + change > bounds[1] + _EPSILON if step > 0 else removed + change < bounds[0] - _EPSILON:
+            if (
+                removed + change > bounds[1] + _EPSILON
+                if step > 0
+                else removed + change < bounds[0] - _EPSILON
+            ):
                 continue
             stray = (widths[index + step].ratio - wanted[site]) * step
             if best is None or stray < best[0] - _EPSILON:

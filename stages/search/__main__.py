@@ -41,9 +41,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         work = [Work(b.architecture, b.design) for b in baselines]
         work += [Work(t.architecture, outcome.FINALIST) for t in chosen]
         evaluator = open_workbench(params, scores).evaluator("selection", params.search.measurement)
-        write_json(HERE / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context})
+        write_json(
+            HERE / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context}
+        )
         rows = evaluator.measure_all(
-            work, journal, lambda row: tracker.log_evaluation(evaluation_of(row, shape, "search")), "finalists"
+            work,
+            journal,
+            lambda row: tracker.log_evaluation(evaluation_of(row, shape, "search")),
+            "finalists",
         )
         candidates = _ranked(work, rows, predictor, features, params.search.objective)
         _write(params, trials, candidates)
@@ -83,7 +88,9 @@ def _ranked(
             Candidate(item.design, item.architecture, row.overall_ratio, row.metrics, forecast, measured)
         )
     baselines = [c for c in found if c.name != outcome.FINALIST]
-    finalists = sorted((c for c in found if c.name == outcome.FINALIST), key=lambda c: (c.objective, c.architecture.id))
+    finalists = sorted(
+        (c for c in found if c.name == outcome.FINALIST), key=lambda c: (c.objective, c.architecture.id)
+    )
     winner = Candidate(**{**finalists[0].__dict__, "name": outcome.WINNER})
     return [*baselines, winner, *finalists[1:]]
 

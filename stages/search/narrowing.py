@@ -47,7 +47,11 @@ def narrow(
             return "exempt", (0.0, 0.0)
         if site in sensitive:
             return "sensitive", section.sensitive_ratios
-        return ("insensitive", section.insensitive_ratios) if site in insensitive else ("other", section.other_ratios)
+        return (
+            ("insensitive", section.insensitive_ratios)
+            if site in insensitive
+            else ("other", section.other_ratios)
+        )
 
     narrowed = []
     for site in shape.sites():
@@ -66,8 +70,8 @@ def check_reachable(space: Space, budget: Budget) -> None:
     low, high = space.reachable()
     if not low <= budget.overall_ratio <= high:
         raise InputError(
-            f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; the narrowed space reaches {low:.4f} to "
-            f"{high:.4f}. Change the budget, or search.narrowing's fractions and ratios"
+            f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; the narrowed space reaches "
+            f"{low:.4f} to {high:.4f}. Change the budget, or search.narrowing's fractions and ratios"
         )
 
 

@@ -51,7 +51,9 @@ def search(
         (min(space.limits[s][0] for s in group), max(space.limits[s][1] for s in group)) for group in groups
     ]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=section.seed, n_startup_trials=min(100, section.trials // 4)))
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=section.seed, n_startup_trials=min(100, section.trials // 4))
+    )
     level = budget.overall_ratio
     study.enqueue_trial({n: min(max(level, low), high) for n, (low, high) in zip(names, bounds, strict=True)})
 
@@ -104,6 +106,7 @@ def finalists(trials: Sequence[Trial], count: int, min_distance: int) -> list[Tr
         if len(chosen) == count:
             return chosen
     raise InputError(
-        f"search.finalists asks for {count} architectures that differ in {min_distance} sites; {len(trials)} trials "
-        f"hold {len(chosen)}. Raise search.trials, or lower search.finalists or search.min_distance"
+        f"search.finalists asks for {count} architectures that differ in {min_distance} sites; "
+        f"{len(trials)} trials hold {len(chosen)}. "
+        "Raise search.trials, or lower search.finalists or search.min_distance"
     )

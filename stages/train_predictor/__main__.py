@@ -1,9 +1,10 @@
-"""Stage `train-predictor`: pairs -> predictor, its errors, importances.  Run: python -m stages.train_predictor"""
+"""Stage `train-predictor`: pairs -> predictor and its errors.  Run: python -m stages.train_predictor"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +28,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         trained = pairs["split"] == table.TRAIN
         judged = Predictor.fit(pairs[trained], names, targets, section)
         errors = evaluate(judged, pairs[~trained])
-        # The errors are of a predictor that never saw the held-out pairs; the search gets one refitted on all.
+        # The errors are of a predictor that never saw the held-out pairs; the search's is refitted on all.
         predictor = Predictor.fit(pairs, names, targets, section)
         predictor.save(here / "predictor")
         importance = pd.DataFrame({t: predictor.gains(t, features) for t in targets}).rename_axis("site")
@@ -46,7 +47,13 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
 
 def _log(
-    tracker, target: str, predictor: Predictor, rows: pd.DataFrame, errors: dict, section: dict, here: Path
+    tracker,
+    target: str,
+    predictor: Predictor,
+    rows: pd.DataFrame,
+    errors: dict[str, Any],
+    section: dict[str, Any],
+    here: Path,
 ) -> None:
     tracker.log_predictor(
         target,

@@ -48,7 +48,9 @@ class Predictor:
     models: Mapping[str, XGBRegressor]
 
     @classmethod
-    def fit(cls, pairs: pd.DataFrame, features: Sequence[str], targets: Sequence[str], section: TrainPredictor) -> Predictor:
+    def fit(
+        cls, pairs: pd.DataFrame, features: Sequence[str], targets: Sequence[str], section: TrainPredictor
+    ) -> Predictor:
         """Fit one model a target on the rows of `pairs`. Reproducible: one seed, exact trees."""
         models = {}
         for target in targets:
@@ -73,7 +75,9 @@ class Predictor:
 
     def _one(self, model: XGBRegressor, features: Array) -> Array:
         # inplace_predict spares the DMatrix: a search asks for one row at a time, thousands of times
-        return np.asarray(model.get_booster().inplace_predict(features, validate_features=False), dtype=np.float64)
+        return np.asarray(
+            model.get_booster().inplace_predict(features, validate_features=False), dtype=np.float64
+        )
 
     def gains(self, target: str, features: Features) -> dict[str, float]:
         """Each site's share of the target's total gain, summing to 1; keys like ``12.attention``.

