@@ -47,7 +47,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
 
 def _log(
-    tracker,
+    tracker: Tracker,
     target: str,
     predictor: Predictor,
     rows: pd.DataFrame,
