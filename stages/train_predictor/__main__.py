@@ -14,7 +14,7 @@ from stages.files import write_json
 from stages.params import Params
 from stages.sample import designs
 from stages.stage import DATA, main
-from stages.tracking import open_tracker
+from stages.tracking import Tracker, open_tracker
 from stages.train_predictor.predictor import Predictor, evaluate, law, scale
 
 
