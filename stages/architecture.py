@@ -39,6 +39,14 @@ class LayerWidth(NamedTuple):
     heads_per_group: int
     channels: int
 
+    def of(self, kind: Kind) -> tuple[int, ...]:
+        """The part of the width that belongs to a kind of site."""
+        return (self.kv_groups, self.heads_per_group) if kind is Kind.ATTENTION else (self.channels,)
+
+    def keeps(self, kind: Kind) -> bool:
+        """Whether the sublayer of that kind is there at all."""
+        return all(self.of(kind))
+
     @property
     def has_attention(self) -> bool:
         return self.kv_groups > 0 and self.heads_per_group > 0

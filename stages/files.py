@@ -67,6 +67,6 @@ def _readable(value: Any, depth: int = 0) -> str:
         items = (f"{pad}  {json.dumps(k)}: {_readable(v, depth + 1)}" for k, v in value.items())
         return "{\n" + ",\n".join(items) + f"\n{pad}}}"
     if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        items = (f"{pad}  {json.dumps(v, ensure_ascii=False)}" for v in value)
+        items = (f"{pad}  {json.dumps(v, ensure_ascii=False, allow_nan=False)}" for v in value)
         return "[\n" + ",\n".join(items) + f"\n{pad}]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -78,10 +78,20 @@ class Sample(Section):
     free: Natural
 
 
-class Importance(Section):
-    method: Literal["taylor"]
+class Calibration(Section):
+    """How much text of the calibration parts decides scores and repair."""
+
     samples: Count
     sequence_length: Annotated[int, Field(ge=2)]
+
+
+class Reconstruction(Section):
+    method: Literal["none", "least-squares"]
+    damping: Positive
+
+    def identity(self) -> dict[str, Any]:
+        """What of this section decides a value."""
+        return {"method": self.method} if self.method == "none" else self.model_dump()
 
 
 class Measurement(Section):
@@ -96,9 +106,14 @@ class Measurement(Section):
 class Evaluate(Section):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
-    importance: Importance
+    calibration: Calibration
+    importance: Literal[
+        "taylor", "taylor-second", "magnitude", "activation", "wanda", "fluctuation", "random"
+    ]
+    reconstruction: Reconstruction
     measurement: Measurement
     prefix_cache_mb: Natural
+    cache_mb: Count
 
 
 class BuildDataset(Section):

@@ -60,7 +60,7 @@ class Repository:
             budget={"tolerance": 0.02},
         )
         params = self.params()
-        params["evaluate"]["importance"].update(samples=4, sequence_length=32)
+        params["evaluate"]["calibration"] = {"samples": 4, "sequence_length": 32}
         self.write_params(params)
 
     def _write_corpora(self) -> None:

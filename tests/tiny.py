@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.evaluate import checkpoint
 from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.elastic import Batch, ElasticNetwork, UnitOrder
+from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.layers import UnitOrder
 from stages.params import Model
 
 HIDDEN, LAYERS, GROUPS, HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 36, 4, 2, 3, 8, 64, 260
@@ -189,7 +190,7 @@ def mask_removed(
     """
     with torch.no_grad():
         for index, (layer, width) in enumerate(zip(model.model.layers, architecture.widths, strict=True)):
-            kept_columns = []
+            kept_columns: list[int] = []
             for rank in range(width.kv_groups):
                 group = rank if order is None else int(order.groups[index, rank])
                 for place in range(width.heads_per_group):
@@ -221,7 +222,8 @@ def run_by_hand(state: Mapping[str, torch.Tensor], config: Any, tokens: list[int
     frequencies = torch.tensor([theta ** (-2 * i / d) for i in range(half)], dtype=torch.float64)
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        return x / (x.square().mean() + config.rms_norm_eps).sqrt() * tensors[name]
+        scale: torch.Tensor = (x.square().mean() + config.rms_norm_eps).rsqrt()
+        return x * scale * tensors[name]
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         bias = tensors.get(f"{name}.bias")
@@ -229,10 +231,9 @@ def run_by_hand(state: Mapping[str, torch.Tensor], config: Any, tokens: list[int
 
     def turned(x: torch.Tensor, position: int, norm_name: str) -> torch.Tensor:
         x = norm(x, norm_name) if norm_name in tensors else x
-        turned = torch.complex(x[:half], x[half:]) * torch.polar(
-            torch.ones_like(frequencies), frequencies * position
-        )
-        return torch.cat((turned.real, turned.imag))
+        turn = torch.polar(torch.ones_like(frequencies), frequencies * position)
+        product = torch.complex(x[:half], x[half:]) * turn
+        return torch.cat((product.real, product.imag))
 
     states = [tensors["model.embed_tokens.weight"][token] for token in tokens]
     for layer in range(config.num_hidden_layers):
@@ -243,7 +244,7 @@ def run_by_hand(state: Mapping[str, torch.Tensor], config: Any, tokens: list[int
                 [linear(x, f"{at}self_attn.{part}_proj").view(-1, d) for x in inputs] for part in "qkv"
             )
             per_group = len(queries[0]) // len(keys[0])
-            for position in reversed(range(len(states))):
+            for position in range(len(states)):
                 mixed = []
                 for head, raw in enumerate(queries[position]):
                     group = head // per_group
@@ -253,7 +254,7 @@ def run_by_hand(state: Mapping[str, torch.Tensor], config: Any, tokens: list[int
                         for past in range(position + 1)
                     ]
                     shares = torch.stack(products).softmax(0)
-                    mixed.append(sum(share * values[past][group] for past, share in enumerate(shares)))
+                    mixed.append(shares @ torch.stack([values[past][group] for past in range(position + 1)]))
                 states[position] = states[position] + linear(torch.cat(mixed), f"{at}self_attn.o_proj")
         if f"{at}mlp.up_proj.weight" in tensors:
             for position, x in enumerate(states):
@@ -261,5 +262,5 @@ def run_by_hand(state: Mapping[str, torch.Tensor], config: Any, tokens: list[int
                 gate, up = linear(x, f"{at}mlp.gate_proj"), linear(x, f"{at}mlp.up_proj")
                 product = gate / (1 + (-gate).exp()) * up
                 states[position] = states[position] + linear(product, f"{at}mlp.down_proj")
-    head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
-    return torch.stack([head @ norm(x, "model.norm.weight") for x in states])
+    output = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    return torch.stack([output @ norm(x, "model.norm.weight") for x in states])

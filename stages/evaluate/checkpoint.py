@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from stages.params import Model
 from stages.sample.source import ModelSource, locate, read_config
 
 _METADATA = {"format": "pt"}  # transformers insists on it
+_ARITHMETIC = ("hidden_act", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "sliding_window")
 _SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -44,7 +46,7 @@ class Checkpoint:
     generation_config: GenerationConfig | None
     state: Mapping[str, torch.Tensor]
     digest: str
-    """SHA-256 of the weight files: part of every journal key."""
+    """SHA-256 of the weight files and of the configuration's arithmetic: part of every journal key."""
 
 
 def cache_folder() -> Path:
@@ -89,7 +91,7 @@ def load(model: Model, dtype: torch.dtype = torch.float32) -> Checkpoint:
         tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code),
         generation_config=generation,
         state=state,
-        digest=_digest(files),
+        digest=_network_digest(files, shape, config),
     )
 
 
@@ -100,8 +102,13 @@ def _check_tensors(state: Mapping[str, torch.Tensor], family: Family, shape: Mod
     for layer in range(shape.layers):
         prefix = family.layer.format(layer=layer)
         projections = (family.q, family.k, family.v, family.o, family.gate, family.up, family.down)
-        norms = (family.attention_norm, family.mlp_norm)
+        norms: tuple[str, ...] = (family.attention_norm, family.mlp_norm)
+        norms += (family.q_norm, family.k_norm) if shape.qk_norm else ()
         needed += [f"{prefix}{part}.weight" for part in (*projections, *norms)]
+        biased: tuple[str, ...] = (family.q, family.k, family.v) if shape.qkv_bias else ()
+        biased += (family.o,) if shape.o_bias else ()
+        biased += (family.gate, family.up, family.down) if shape.mlp_bias else ()
+        needed += [f"{prefix}{part}.bias" for part in biased]
     missing = [tensor for tensor in needed if tensor not in state]
     if missing:
         raise InputError(
@@ -159,6 +166,12 @@ def _exclusive(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _network_digest(files: list[Path], shape: ModelShape, config: Any) -> str:
+    arithmetic = {name: getattr(config, name, None) for name in _ARITHMETIC}
+    text = json.dumps([_digest(files), asdict(shape), arithmetic], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(files: list[Path]) -> str:

@@ -17,9 +17,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.checkpoint import Checkpoint
+from stages.evaluate.fused import log_likelihood, rms_norm, rotate, swiglu
 from stages.evaluate.layers import Layer, UnitOrder, layer_of, named, permuted, prefix, sliced
 from stages.families import Family
 from stages.files import InputError
+
+LOGITS_AT_ONCE = {"cpu": 512, "cuda": 8192}
+"""Predictions whose logits over the vocabulary are held at once."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ class ElasticNetwork:
         self.final_norm = state[self.family.final_norm].to(device)
         self.head = self.embedding if shape.tied_embeddings else state[self.family.head].to(device)
         self.eps = float(checkpoint.config.rms_norm_eps)
-        self.activation = _activation(checkpoint)
+        _check_activation(checkpoint)
         self.repair: Repair | None = None
+        self._window: int | None = getattr(checkpoint.config, "sliding_window", None)
         rope = _rope(checkpoint)
         self._inverse_frequencies = rope.inv_freq.float().to(device)
         self._rope_scaling = float(rope.attention_scaling)
@@ -103,9 +108,10 @@ class ElasticNetwork:
         Returns the last state, and the states before each layer in `keep`. With start 0 and no
         hidden state, the batch's tokens are embedded.
         """
+        self._check_length(batch)
         if hidden is None:
             hidden = F.embedding(batch.tokens, self.embedding)
-        rope = self._rope(batch.positions)
+        rope = self.rope(batch.positions)
         kept: dict[int, Tensor] = {}
         for index in range(start, self.shape.layers):
             if index in keep:
@@ -115,10 +121,19 @@ class ElasticNetwork:
 
     def observe(self, batch: Batch, observer: Observer) -> None:
         """Run the dense network on a batch and show the observer every site's activations."""
+        self._check_length(batch)
         hidden = F.embedding(batch.tokens, self.embedding)
-        rope = self._rope(batch.positions)
+        rope = self.rope(batch.positions)
         for index in range(self.shape.layers):
             hidden = self.run_layer(index, self.shape.dense_width, hidden, batch.mask, rope, observer)
+
+    def _check_length(self, batch: Batch) -> None:
+        length = batch.tokens.shape[1]
+        if self._window is not None and length > self._window:
+            raise InputError(
+                f"sequences of {length} tokens exceed the model's sliding window of {self._window}, "
+                "beyond which it is not run; lower sequence_length or question_tokens in params.yaml"
+            )
 
     def run_layer(
         self,
@@ -130,50 +145,60 @@ class ElasticNetwork:
         observer: Observer | None = None,
     ) -> Tensor:
         """One decoder layer at a width: hidden states (B, L, D) before it to those after it."""
-        layer = self.layers[index]
-        if width.has_attention:
-            site = Site(index, Kind.ATTENTION)
-            mixed = self._mixed_heads(layer, width, hidden, mask, rope)
-            if observer is not None:
-                observer(site, mixed)
-            hidden = hidden + self._attention_output(site, width, mixed)
-        if width.has_mlp:
-            site = Site(index, Kind.MLP)
-            gated = self._gated_channels(layer, width.channels, hidden)
-            if observer is not None:
-                observer(site, gated)
-            hidden = hidden + self._mlp_output(site, width, gated)
+        for kind in Kind:
+            if width.keeps(kind):
+                site = Site(index, kind)
+                activations = self.activations(site, width, hidden, mask, rope)
+                if observer is not None:
+                    observer(site, activations)
+                hidden = hidden + self.output(site, width, activations)
         return hidden
 
-    def _attention_output(self, site: Site, width: LayerWidth, mixed: Tensor) -> Tensor:
+    def activations(
+        self, site: Site, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """A site's activations (B, L, kept), the inputs of its output projection, from hidden states."""
+        if site.kind is Kind.ATTENTION:
+            return self._mixed_heads(self.layers[site.layer], width, hidden, mask, rope)
+        return self._gated_channels(self.layers[site.layer], width.channels, hidden)
+
+    def output(self, site: Site, width: LayerWidth, activations: Tensor) -> Tensor:
+        """What a site adds to the hidden states (B, L, D): its output projection of its activations."""
         layer = self.layers[site.layer]
+        repaired = None if self.repair is None else self.repair(site, width)
+        bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
+        if repaired is not None:
+            return F.linear(activations, repaired, bias)
+        if site.kind is Kind.MLP:
+            return F.linear(activations, layer.down[:, : width.channels], bias)
+        rows = width.heads_per_group * self.shape.head_dim
+        return _grouped_columns(activations, layer.o, bias, width.kv_groups, rows)
+
+    def projection(self, site: Site, width: LayerWidth) -> Tensor:
+        """A site's output projection (D, kept) at a width, repaired if a repair is set."""
         repaired = None if self.repair is None else self.repair(site, width)
         if repaired is not None:
-            return F.linear(mixed, repaired, layer.o_bias)
-        rows = width.heads_per_group * self.shape.head_dim
-        return _grouped_columns(mixed, layer.o, layer.o_bias, width.kv_groups, rows)
-
-    def _mlp_output(self, site: Site, width: LayerWidth, gated: Tensor) -> Tensor:
+            return repaired
         layer = self.layers[site.layer]
-        repaired = None if self.repair is None else self.repair(site, width)
-        weight = layer.down[:, : width.channels] if repaired is None else repaired
-        return F.linear(gated, weight, layer.down_bias)
+        if site.kind is Kind.MLP:
+            return layer.down[:, : width.channels]
+        return layer.o[:, : width.kv_groups, : width.heads_per_group * self.shape.head_dim].flatten(1)
 
-    def read(self, hidden: Tensor, batch: Batch, chunk: int = 512) -> Tensor:
+    def read(self, hidden: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
         """Log-likelihoods (N,) of the batch's targets from the last hidden states (B, L, D).
 
         `chunk` predictions at a time, so that the logits (N, vocabulary) are never all in memory.
         """
+        chunk = chunk or LOGITS_AT_ONCE[self.device.type]
         states = hidden.flatten(0, 1)[batch.at]
         parts = []
         for rows, targets in zip(states.split(chunk), batch.targets.split(chunk), strict=True):
-            logits = self.logits(rows).float()
-            parts.append(-F.cross_entropy(logits, targets, reduction="none"))
+            parts.append(log_likelihood(self.logits(rows), targets))
         return torch.cat(parts)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
-        return F.linear(self._norm(hidden, self.final_norm), self.head)
+        return F.linear(rms_norm(hidden, self.final_norm, self.eps), self.head)
 
     def _mixed_heads(
         self,
@@ -185,13 +210,13 @@ class ElasticNetwork:
     ) -> Tensor:
         batch, length, _ = hidden.shape
         g, h, d = width.kv_groups, width.heads_per_group, self.shape.head_dim
-        x = self._norm(hidden, layer.attention_norm)
+        x = rms_norm(hidden, layer.attention_norm, self.eps)
         q = _grouped_rows(x, layer.q, layer.q_bias, g, h * d).view(batch, length, g * h, d)
         k = F.linear(x, layer.k[: g * d], prefix(layer.k_bias, g * d)).view(batch, length, g, d)
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        q, k = _rotate(q, rope).transpose(1, 2), _rotate(k, rope).transpose(1, 2)
+            q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
+        q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
         v = v.transpose(1, 2)
         if h > 1:  # (B, g, L, d) -> (B, g*h, L, d): each KV head serves the h query heads of its group
             k = k[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
@@ -200,17 +225,12 @@ class ElasticNetwork:
         return mixed.transpose(1, 2).flatten(2)  # (B, L, g*h*d)
 
     def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
-        x = self._norm(hidden, layer.mlp_norm)
+        x = rms_norm(hidden, layer.mlp_norm, self.eps)
         gate = F.linear(x, layer.gate[:channels], prefix(layer.gate_bias, channels))
         up = F.linear(x, layer.up[:channels], prefix(layer.up_bias, channels))
-        gated: Tensor = self.activation(gate) * up
-        return gated  # (B, L, c)
+        return swiglu(gate, up)  # (B, L, c)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm in float32, as transformers computes it."""
-        return weight * F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype)
-
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, L, 1, d) of rotary embeddings (Su et al. 2021, arXiv 2104.09864)."""
         angles = positions[..., None].float() * self._inverse_frequencies
         angles = torch.cat((angles, angles), dim=-1)[:, :, None]
@@ -230,16 +250,12 @@ class ElasticNetwork:
             state[family.head] = self.head
         for index, (layer, width) in enumerate(zip(self.layers, architecture.widths, strict=True)):
             prefix = family.layer.format(layer=index)
-            kept = sliced(layer, width, self.shape.head_dim) | self._repaired(index, width)
+            kept = sliced(layer, width, self.shape.head_dim)
+            for kind, name in ((Kind.ATTENTION, "o.weight"), (Kind.MLP, "down.weight")):
+                if width.keeps(kind):
+                    kept[name] = self.projection(Site(index, kind), width)
             state |= {prefix + name: tensor for name, tensor in named(family, kept).items()}
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-    def _repaired(self, layer: int, width: LayerWidth) -> dict[str, Tensor | None]:
-        if self.repair is None:
-            return {}
-        kinds = [(Kind.ATTENTION, "o.weight", width.has_attention), (Kind.MLP, "down.weight", width.has_mlp)]
-        found = {name: self.repair(Site(layer, kind), width) for kind, name, kept in kinds if kept}
-        return {name: weight for name, weight in found.items() if weight is not None}
 
 
 def _grouped_rows(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, rows: int) -> Tensor:
@@ -261,13 +277,6 @@ def _grouped_columns(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
     return total
 
 
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rotary embeddings to x (B, L, heads, d), halves rotated against each other."""
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 def _rope(checkpoint: Checkpoint) -> LlamaRotaryEmbedding:
     parameters = getattr(checkpoint.config, "rope_parameters", None) or {}
     kind = parameters.get("rope_type", "default")
@@ -279,12 +288,10 @@ def _rope(checkpoint: Checkpoint) -> LlamaRotaryEmbedding:
     return LlamaRotaryEmbedding(checkpoint.config)
 
 
-def _activation(checkpoint: Checkpoint) -> torch.nn.Module:
-    from transformers.activations import ACT2FN
-
-    module = ACT2FN[checkpoint.config.hidden_act]
-    assert isinstance(module, torch.nn.Module)
-    return module
+def _check_activation(checkpoint: Checkpoint) -> None:
+    found = checkpoint.config.hidden_act
+    if found not in ("silu", "swish"):
+        raise InputError(f"model.source {checkpoint.name!r} has the activation {found!r}; supported: silu")
 
 
 def common_prefix(a: Sequence[LayerWidth], b: Sequence[LayerWidth]) -> int:

@@ -1,4 +1,16 @@
-"""How much each unit matters: the scores by which the units of a site are sorted."""
+"""How much each unit matters: the scores by which the units of a site are sorted.
+
+Methods that need no gradient; those that do are in `taylor`. x are a site's activations on
+calibration text (the inputs of its output projection), W the output projection:
+
+| method | a unit's score | source |
+| --- | --- | --- |
+| ``magnitude`` | L2 norm of all its weights | Li et al. 2017, arXiv 1608.08710 |
+| ``activation`` | L2 norm of its activations over tokens | Minitron, Muralidharan 2024, arXiv 2407.14679 |
+| ``wanda`` | L2 norm of ‖x_i‖ ‖W_i‖ over its elements i | Sun et al. 2024, arXiv 2306.11695, by structure |
+| ``fluctuation`` | Σ Var(x_i) ‖W_i‖² over its elements i | FLAP, An et al. 2023, arXiv 2312.11983, eq. 5 |
+| ``random`` | drawn, seeded: a control | |
+"""
 
 from __future__ import annotations
 
@@ -12,8 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.evaluate.elastic import Batch, ElasticNetwork
-from stages.evaluate.layers import UnitOrder
+from stages.architecture import Kind, ModelShape, Site
+from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.layers import Layer, UnitOrder
+from stages.evaluate.statistics import Statistics
 from stages.files import InputError
 
 
@@ -29,6 +43,11 @@ class UnitScores:
     heads: Tensor
     groups: Tensor
     channels: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> UnitScores:
+        """The function of every score, in float32."""
+        heads, groups, channels = (function(t).float() for t in (self.heads, self.groups, self.channels))
+        return UnitScores(heads, groups, channels)
 
     def order(self) -> UnitOrder:
         """Units by falling score; ties keep the checkpoint's order, so the order is reproducible."""
@@ -78,63 +97,53 @@ class UnitScores:
             ) from error
 
 
-def taylor(network: ElasticNetwork, calibration: Batch) -> UnitScores:
-    """First-order Taylor importance: |weight x gradient| summed over each unit's weights.
-
-    The gradient is that of the mean next-token loss over the calibration batch. LLM-Pruner's
-    element-wise criterion (Ma et al. 2023, arXiv 2305.11627, eq. 5 to first order), as the paper
-    uses it. Each weight's gradient is folded into scores and freed as soon as the backward pass
-    has made it, so one layer's gradients at most are in memory at a time.
-    """
+def from_statistics(method: str, network: ElasticNetwork, statistics: Statistics) -> UnitScores:
+    """Scores of ``activation``, ``wanda`` and ``fluctuation``. The network's units are unsorted."""
     shape = network.shape
-    layers, g, h, d = shape.layers, shape.kv_groups, shape.heads_per_group, shape.head_dim
-    heads = torch.zeros(layers, g, h)
-    groups = torch.zeros(layers, g)
-    channels = torch.zeros(layers, shape.channels)
 
-    def by_head_rows(s: Tensor) -> Tensor:  # (G, H*d, D) -> (G, H)
-        return s.view(g, h, d, -1).sum((2, 3))
+    def squares(site: Site, projection: Tensor) -> Tensor:
+        """What each element of a site adds to the square of its unit's score, (n,) in float64."""
+        found = statistics[site]
+        if method == "activation":
+            return found.square_sums().cpu()
+        columns = projection.double().square().sum(0).cpu()
+        moments = found.square_sums() if method == "wanda" else found.variances()
+        return moments.cpu() * columns
 
-    def by_head_columns(s: Tensor) -> Tensor:  # (D, G, H*d) -> (G, H)
-        return s.view(-1, g, h, d).sum((0, 3))
-
-    def by_group(s: Tensor) -> Tensor:  # (G*d, D) -> (G,)
-        return s.view(g, -1).sum(1)
-
-    handles = []
-    weights = []
+    heads, channels = [], []
     for index, layer in enumerate(network.layers):
-        folds: list[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]] = [
-            (layer.q, heads[index], by_head_rows),
-            (layer.o, heads[index], by_head_columns),
-            (layer.k, groups[index], by_group),
-            (layer.v, groups[index], by_group),
-            (layer.gate, channels[index], lambda s: s.sum(1)),
-            (layer.up, channels[index], lambda s: s.sum(1)),
-            (layer.down, channels[index], lambda s: s.sum(0)),
-        ]
-        for weight, scores, fold in folds:
-            weight.requires_grad_(True)
-            weights.append(weight)
-            handles.append(weight.register_post_accumulate_grad_hook(_folding(scores, fold)))
-    try:
-        dense = shape.dense()
-        loss = -network.log_likelihoods(dense, calibration).mean()
-        loss.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for weight in weights:
-            weight.requires_grad_(False)
-            weight.grad = None
-    return UnitScores(heads=heads, groups=groups, channels=channels)
+        elements = squares(Site(index, Kind.ATTENTION), layer.o.flatten(1))
+        heads.append(elements.view(shape.kv_groups, shape.heads_per_group, -1).sum(-1))
+        channels.append(squares(Site(index, Kind.MLP), layer.down))
+    scores = UnitScores(torch.stack(heads), torch.zeros(shape.layers, shape.kv_groups), torch.stack(channels))
+    return scores.map(lambda t: t if method == "fluctuation" else t.sqrt())
 
 
-def _folding(scores: Tensor, fold: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
-    def hook(weight: Tensor) -> None:
-        assert weight.grad is not None
-        salience = (weight.detach() * weight.grad).abs_().float()
-        scores.add_(fold(salience).cpu())
-        weight.grad = None
+def magnitude(network: ElasticNetwork) -> UnitScores:
+    """L2 norms of the units' weights."""
+    made = [_squares_of_weights(layer, network.shape) for layer in network.layers]
+    heads, groups, channels = (torch.stack([m[part] for m in made]) for part in range(3))
+    return UnitScores(heads, groups, channels).map(Tensor.sqrt)
 
-    return hook
+
+def _squares_of_weights(layer: Layer, shape: ModelShape) -> tuple[Tensor, Tensor, Tensor]:
+    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
+
+    def squared(weight: Tensor) -> Tensor:
+        return weight.detach().double().square().cpu()
+
+    heads = squared(layer.q).view(g, h, d, -1).sum((2, 3)) + squared(layer.o).view(-1, g, h, d).sum((0, 3))
+    groups = squared(layer.k).view(g, -1).sum(1) + squared(layer.v).view(g, -1).sum(1)
+    channels = squared(layer.gate).sum(1) + squared(layer.up).sum(1) + squared(layer.down).sum(0)
+    return heads, groups, channels
+
+
+def random(shape: ModelShape, seed: int) -> UnitScores:
+    """Uniform draws: what any other method must beat."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (shape.kv_groups, shape.heads_per_group)
+    return UnitScores(
+        torch.rand(shape.layers, *sizes, generator=generator),
+        torch.zeros(shape.layers, shape.kv_groups),
+        torch.rand(shape.layers, shape.channels, generator=generator),
+    )

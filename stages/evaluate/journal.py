@@ -7,6 +7,7 @@ does not hold, and a journal may hold rows of many settings and be copied betwee
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -66,7 +67,7 @@ def read(path: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for number, line in enumerate(_whole_lines(path), start=1):
         try:
-            row = Row.from_line(line)
+            row = Row.from_line(line.decode())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path}, line {number} is not a journal row ({type(error).__name__}: {error}). "
@@ -77,17 +78,11 @@ def read(path: Path) -> dict[str, Row]:
     return rows
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _whole_lines(path: Path) -> list[bytes]:
     try:
-        content = path.read_bytes()
+        return path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    try:
-        return content[: content.rfind(b"\n") + 1].decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text ({error}); restore it with `dvc checkout` or delete it"
-        ) from error
 
 
 class Journal:
@@ -112,6 +107,7 @@ class Journal:
                 "(two writers would repeat each other's work)"
             ) from None
         try:
+            self._check_in_place(descriptor)
             self.rows = read(self.path)
             self._drop_torn_line(descriptor)
         except BaseException:
@@ -126,13 +122,38 @@ class Journal:
         self._file.close()
 
     def append(self, row: Row) -> None:
-        """Write the row and wait until it is on the disk."""
+        """Write the row and wait until it is on the disk.
+
+        Raises:
+            InputError: the disk is full or fails, or another file has taken the journal's place;
+                the journal holds what it held before.
+        """
         line = (row.to_line() + "\n").encode()
-        written = os.write(self._descriptor, line)
-        if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written; is the disk full?")
-        os.fsync(self._descriptor)
-        self.rows[row.key] = row
+        self._check_in_place(self._descriptor)
+        size = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, f"{written} of {len(line)} bytes were written")
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, size)  # half a row would spoil the next one
+            raise InputError(
+                f"{self.path}: a row could not be written ({error.strerror}); is the disk full? "
+                "The rows before it are kept: make room and run `dvc repro`"
+            ) from error
+        self.rows.setdefault(row.key, row)
+
+    def _check_in_place(self, descriptor: int) -> None:
+        try:
+            in_place = os.path.samestat(self.path.stat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            raise InputError(
+                f"{self.path} was replaced or removed while it was open (a checkout of git or dvc?); "
+                "rows would go into a file without a name. Run `dvc repro` to go on with the one now there"
+            )
 
     def _drop_torn_line(self, descriptor: int) -> None:
         content = self.path.read_bytes()

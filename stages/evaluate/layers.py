@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stages.architecture import LayerWidth, ModelShape
+from stages.architecture import Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.checkpoint import Checkpoint
 from stages.families import Family
 
@@ -99,6 +99,14 @@ def layer_of(checkpoint: Checkpoint, index: int, device: torch.device) -> Layer:
     )
 
 
+def sorted_elements(order: UnitOrder, site: Site, shape: ModelShape) -> Tensor:
+    """Where the elements of a site's sorted activations stand in the checkpoint's, (n,) of int64."""
+    if site.kind is Kind.MLP:
+        return order.channels[site.layer]
+    heads = order.groups[site.layer][:, None] * shape.heads_per_group + order.heads[site.layer]
+    return (heads[..., None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
+
+
 def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, channels: Tensor) -> Layer:
     """The layer with its units in another order; arguments are one layer's rows of a `UnitOrder`."""
     g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
@@ -127,7 +135,7 @@ def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, cha
 
 
 def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor | None]:
-    """The tensors that a width keeps, by field and kind (``q.weight``); of dropped sublayers none."""
+    """What a width keeps but the output projections, by field and kind (``q.weight``)."""
     g, rows, c = width.kv_groups, width.heads_per_group * head_dim, width.channels
     sliced: dict[str, Tensor | None] = {}
     if width.has_attention:
@@ -136,7 +144,6 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
             "q.weight": layer.q[:g, :rows].flatten(0, 1),
             "k.weight": layer.k[: g * head_dim],
             "v.weight": layer.v[: g * head_dim],
-            "o.weight": layer.o[:, :g, :rows].flatten(1),
             "q.bias": None if layer.q_bias is None else layer.q_bias[:g, :rows].flatten(),
             "k.bias": prefix(layer.k_bias, g * head_dim),
             "v.bias": prefix(layer.v_bias, g * head_dim),
@@ -149,7 +156,6 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
             "mlp_norm.weight": layer.mlp_norm,
             "gate.weight": layer.gate[:c],
             "up.weight": layer.up[:c],
-            "down.weight": layer.down[:, :c],
             "gate.bias": prefix(layer.gate_bias, c),
             "up.bias": prefix(layer.up_bias, c),
             "down.bias": layer.down_bias,

@@ -24,6 +24,7 @@ from stages.evaluate.corpora import Corpus, Document, Question
 from stages.evaluate.elastic import Batch, ElasticNetwork
 from stages.evaluate.journal import Journal, Row
 from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.files import InputError
 from stages.params import Measurement, Part
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 65536}
@@ -99,7 +100,11 @@ class Evaluator:
             "protocol": protocol,
             "texts": {name: _batch_digest(batches) for name, batches in self._texts.items()},
             "questions": {
-                name: {"used": len(chosen), "tokens": _batch_digest(batches)}
+                name: {
+                    "used": len(chosen),
+                    "tokens": _batch_digest(batches),
+                    "answers": "".join(str(item.answer) for item in chosen),
+                }
                 for name, (chosen, batches) in self._questions.items()
             },
             "device": self.network.device.type,
@@ -166,6 +171,12 @@ class Evaluator:
     def _row(self, work: Work, branches: set[int]) -> Row:
         start = time.perf_counter()
         metrics, samples = self.measure(work.architecture, branches)
+        wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if wrong:
+            raise InputError(
+                f"architecture {work.architecture.id} measured {metrics[wrong[0]]} as its {wrong[0]}; expected "
+                f"a finite number. In {self.context['dtype']} that can be an overflow: try float32 (evaluate.dtype)"
+            )
         return Row(
             key=self.key(work.architecture),
             context=self.digest,
@@ -202,7 +213,16 @@ def code_digest() -> str:
     measurement; a change of the code makes every older row another context's.
     """
     room = Path(__file__).parent
-    names = ("checkpoint", "layers", "elastic", "importance", "prefix", "perplexity", "mmlu", "measure")
+    names: tuple[str, ...] = (
+        "checkpoint",
+        "layers",
+        "elastic",
+        "fused",
+        "importance",
+        "taylor",
+        "statistics",
+    )
+    names += ("calibration", "reconstruction", "sequential", "prefix", "perplexity", "mmlu", "measure")
     digest = hashlib.sha256()
     for path in (
         *(room / f"{n}.py" for n in names),
@@ -212,8 +232,8 @@ def code_digest() -> str:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_docstring(body[0]):
-                del body[0]
+            if isinstance(body, list):
+                body[:] = [part for part in body if not _is_docstring(part)]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:16]
 

@@ -29,10 +29,13 @@ def windows(
     """
     needed = sequence_length * count
     tokens: list[int] = []
-    for document in documents:
-        if tokens:
-            tokens += tokenizer(JOIN, add_special_tokens=False)["input_ids"]
-        tokens += tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+    text, enough = "", 4 * needed
+    for index, document in enumerate(documents):
+        text += (JOIN if index else "") + document.text
+        # A long corpus is not tokenised whole for its first windows, but what is tokenised is joined.
+        if len(text) >= enough or index == len(documents) - 1:
+            tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            enough = 2 * len(text)
         if len(tokens) >= needed:
             break
     if len(tokens) < needed:

@@ -55,6 +55,7 @@ class SharedPrefix:
         shared = 0 if self._last is None else common_prefix(self._last.widths, architecture.widths)
         keep = set(sorted(branches, reverse=True)[: self._most])
         results = []
+        self._last = None  # until all batches are through: an interruption leaves states of two paths
         for batch, states in zip(self._batches, self._states, strict=True):
             for depth in list(states):
                 if depth > shared or (depth < shared and depth not in keep):

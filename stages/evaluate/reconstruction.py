@@ -1,99 +1,127 @@
 """Least-squares repair: the output projection of a pruned site, refitted to the units that are left.
 
 With x the site's activations on calibration text, W its output projection and K the kept units,
-the repaired projection minimises  Σ ‖W x − W' x_K‖² + λ‖W'‖²,  so  W' = W G[:, K] (G[K, K] + λI)⁻¹
-with G = Σ x xᵀ (OBC, Frantar & Alistarh 2022, arXiv 2208.11580; SliceGPT and FLAP repair likewise
-in closed form). It depends on the site and its width alone, so every (site, width) is solved once.
+the repaired projection minimises  Σ ‖W x - W' x_K‖² + λ‖W'‖²,  so  W' = W G[:, K] (G[K, K] + λI)⁻¹
+with G = Σ x xᵀ. (OBC, Frantar & Alistarh 2022, arXiv 2208.11580; ZipLM, Kurtic et al. 2023,
+arXiv 2302.04089, for structures.) It depends on the site and its width alone: each is solved once,
+on demand, and looked up after that, in memory and in a bounded cache on disk.
 
 Units are sorted, so the kept MLP channels are a prefix, and the Cholesky factor of a prefix of G is
-the prefix of G's factor: one factorisation a site and one triangular solve a width.
+the prefix of G's factor: one factorisation a site, one triangular solve a width.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from stages.architecture import Kind, LayerWidth, ModelShape, Site
+from stages.architecture import Kind, LayerWidth, Site
+from stages.evaluate.cache import TensorCache
 from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.layers import UnitOrder, sorted_elements
+from stages.evaluate.statistics import Statistics
+
+K = TypeVar("K")
 
 
-@dataclass(frozen=True)
-class Factors:
-    """Of one site, in sorted order: lower Cholesky factor of G + λI (n, n) and L⁻¹ G Wᵀ (n, D), float64."""
+class _Bounded(Generic[K]):
+    """Tensors in memory by key, the longest unused going first beyond a limit in bytes."""
 
-    lower: Tensor
-    forward: Tensor
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._held = 0
+        self._entries: OrderedDict[K, tuple[Tensor, ...]] = OrderedDict()
+
+    def get(self, key: K) -> tuple[Tensor, ...] | None:
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def put(self, key: K, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._entries[key] = tensors
+        self._held += sum(t.nbytes for t in tensors)
+        while self._held > self._limit and len(self._entries) > 1:
+            _, dropped = self._entries.popitem(last=False)
+            self._held -= sum(t.nbytes for t in dropped)
+        return tensors
 
 
 class Reconstruction:
-    """Repaired output projections, looked up by site and width.
+    """Repaired output projections of a network whose units stand in `order`, by site and width.
 
-    grams: G of every site in *sorted* order of units; damping: λ as a fraction of G's mean diagonal;
-    limit_bytes bounds the repaired projections kept in memory, the longest unused going first.
+    `damping` is λ as a fraction of G's mean diagonal. `key` names everything that decides the
+    projections but site and width. At most `limit_bytes` of them, and of factors, are held in memory.
     """
 
     def __init__(
-        self, network: ElasticNetwork, grams: Mapping[Site, Tensor], damping: float, limit_bytes: int
+        self,
+        network: ElasticNetwork,
+        statistics: Statistics,
+        order: UnitOrder,
+        damping: float,
+        cache: TensorCache,
+        key: str,
+        limit_bytes: int = 2**30,
     ) -> None:
         self._network = network
-        self._shape: ModelShape = network.shape
-        self._grams = grams
+        self._statistics = statistics
+        self._order = order
         self._damping = damping
-        self._limit = limit_bytes
-        self._held = 0
-        self._factors: dict[Site, Factors] = {}
-        self._solved: OrderedDict[tuple[Site, tuple[int, ...]], Tensor] = OrderedDict()
+        self._cache = cache
+        self._key = key
+        self._factors: _Bounded[Site] = _Bounded(limit_bytes)
+        self._solved: _Bounded[tuple[Site, tuple[int, ...]]] = _Bounded(limit_bytes)
 
-    def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
+    def __call__(self, site: Site, width: LayerWidth) -> Tensor | None:
         """The repaired projection (D, kept elements) in the network's dtype; None for a dense site."""
-        dense = self._shape.dense_width
-        kept = width[:2] if site.kind is Kind.ATTENTION else width[2:]
-        if kept == (dense[:2] if site.kind is Kind.ATTENTION else dense[2:]):
+        kept = width.of(site.kind)
+        if kept == self._network.shape.dense_width.of(site.kind):
             return None
-        key = (site, tuple(kept))
-        if key in self._solved:
-            self._solved.move_to_end(key)
-            return self._solved[key]
-        solved = self._solve(site, width).to(self._network.dtype).contiguous()
-        self._solved[key] = solved
-        self._held += solved.nbytes
-        while self._held > self._limit and len(self._solved) > 1:
-            _, dropped = self._solved.popitem(last=False)
-            self._held -= dropped.nbytes
-        return solved
+        solved = self._solved.get((site, kept))
+        if solved is None:
+            found = self._look_up(site, kept).to(self._network.device, self._network.dtype)
+            solved = self._solved.put((site, kept), (found,))
+        return solved[0]
 
-    def _solve(self, site: Site, width: LayerWidth) -> Tensor:
-        if site.kind is Kind.MLP:
-            factors = self._factors_of(site)
-            c = width.channels
-            upper = factors.lower[:c, :c].T
-            solved: Tensor = torch.linalg.solve_triangular(upper, factors.forward[:c], upper=True)
-            return solved.T
-        g, h, d = width.kv_groups, width.heads_per_group, self._shape.head_dim
-        index = torch.arange(self._shape.kv_groups * self._shape.heads_per_group * d)
-        kept = index.view(self._shape.kv_groups, -1)[:g, : h * d].flatten().to(self._network.device)
-        gram = self._damped(site)
-        weight = self._network.layers[site.layer].o.flatten(1).double()
-        lower = torch.linalg.cholesky(gram[kept][:, kept])
-        target = self._grams[site].double()[kept] @ weight.T
-        return torch.cholesky_solve(target, lower).T
+    def _look_up(self, site: Site, kept: tuple[int, ...]) -> Tensor:
+        key = f"{self._key}-{site}-{'x'.join(map(str, kept))}"
+        found = self._cache.get(key)
+        if found is None:
+            solve = self._solve_attention if site.kind is Kind.ATTENTION else self._solve_mlp
+            # Rounded to float32 before it is used or kept, so that a look-up equals a fresh solution.
+            found = {"projection": solve(site, *kept).float().contiguous()}
+            self._cache.put(key, found)
+        return found["projection"]
 
-    def _factors_of(self, site: Site) -> Factors:
-        if site not in self._factors:
-            weight = self._network.layers[site.layer].down.double()
-            lower = torch.linalg.cholesky(self._damped(site))
-            target = self._grams[site].double() @ weight.T
+    def _solve_mlp(self, site: Site, channels: int) -> Tensor:
+        factors = self._factors.get(site)
+        if factors is None:  # L of G + λI (C, C), and L⁻¹ G Wᵀ (C, D)
+            gram, damped = self._gram(site)
+            lower = torch.linalg.cholesky(damped)
+            target = gram @ self._network.layers[site.layer].down.to(gram).T
             forward = torch.linalg.solve_triangular(lower, target, upper=False)
-            self._factors[site] = Factors(lower, forward)
-        return self._factors[site]
+            factors = self._factors.put(site, (lower, forward))
+        lower, forward = factors
+        upper = lower[:channels, :channels].T
+        solved: Tensor = torch.linalg.solve_triangular(upper, forward[:channels], upper=True)
+        return solved.T
 
-    def _damped(self, site: Site) -> Tensor:
-        gram = self._grams[site].double()
-        diagonal = gram.diagonal()
-        level = self._damping * diagonal.mean() + torch.finfo(torch.float32).tiny
-        return gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    def _solve_attention(self, site: Site, kv_groups: int, heads_per_group: int) -> Tensor:
+        gram, damped = self._gram(site)
+        rows = heads_per_group * self._network.shape.head_dim
+        elements = torch.arange(len(gram), device=gram.device)
+        kept = elements.view(self._network.shape.kv_groups, -1)[:kv_groups, :rows].flatten()
+        weight = self._network.layers[site.layer].o.flatten(1).to(gram)
+        lower = torch.linalg.cholesky(damped[kept][:, kept])
+        return torch.cholesky_solve(gram[kept] @ weight.T, lower).T
+
+    def _gram(self, site: Site) -> tuple[Tensor, Tensor]:
+        """G in sorted order, and G + λI, in float64."""
+        gram = self._statistics[site].gram.to(self._network.device)
+        index = sorted_elements(self._order, site, self._network.shape).to(gram.device)
+        gram = gram[index][:, index].double()
+        level = self._damping * gram.diagonal().mean() + torch.finfo(torch.float32).tiny
+        return gram, gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

@@ -48,12 +48,12 @@ def gather(network: ElasticNetwork, batches: Sequence[Batch]) -> Statistics:
     """
     shape = network.shape
     sums = {site: _zeros(shape, site, network.device) for site in shape.sites()}
-    totals = {site: torch.zeros(size.shape[0], dtype=torch.float64) for site, size in sums.items()}
+    totals = {site: gram.new_zeros(len(gram), dtype=torch.float64) for site, gram in sums.items()}
 
     def observe(site: Site, activations: Tensor) -> None:
         x = activations.flatten(0, 1).float()
         sums[site].addmm_(x.T, x)
-        totals[site] += x.sum(0, dtype=torch.float64).cpu()
+        totals[site] += x.sum(0, dtype=torch.float64)
 
     tokens = 0
     with torch.inference_mode():

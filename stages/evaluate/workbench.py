@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +9,17 @@ from pathlib import Path
 import torch
 
 from stages.evaluate import checkpoint, perplexity
+from stages.evaluate.calibration import Calibrator
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.corpora import Corpus, Document, Question, load_questions, load_texts
 from stages.evaluate.elastic import Batch, ElasticNetwork
-from stages.evaluate.importance import UnitScores, taylor
-from stages.evaluate.measure import Evaluator, code_digest
+from stages.evaluate.importance import UnitScores
+from stages.evaluate.measure import Evaluator
 from stages.files import InputError
-from stages.params import Measurement, Params, Part
+from stages.params import Calibration, Measurement, Params, Part
+
+CALIBRATION_BATCH_TOKENS = 2048
+"""Fixed, because the grouping decides the last digits of scores and statistics."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Workbench:
     checkpoint: Checkpoint
     network: ElasticNetwork
     scores: UnitScores
+    calibration: Calibrator
     texts: Mapping[str, Corpus[Document]]
     questions: Mapping[str, Corpus[Question]]
 
@@ -40,8 +43,10 @@ class Workbench:
         identity = {
             "model": self.checkpoint.name,
             "weights": self.checkpoint.digest,
-            "importance": self.params.evaluate.importance.model_dump(),
+            "calibration": self.calibration.key,
+            "importance": self.params.evaluate.importance,
             "unit_order": self.scores.digest,
+            "reconstruction": self.params.evaluate.reconstruction.identity(),
         }
         return Evaluator(
             self.network,
@@ -71,24 +76,28 @@ def device_and_dtype(params: Params) -> tuple[torch.device, torch.dtype]:
     return torch.device(name), getattr(torch, dtype)
 
 
-def calibration_batch(
-    bench_checkpoint: Checkpoint, texts: Mapping[str, Corpus[Document]], samples: int, length: int
-) -> Batch:
-    """`samples` windows of `length` tokens of the calibration parts, spread evenly over the texts."""
-    names = list(texts)
+def calibration_batches(
+    loaded: Checkpoint, texts: Mapping[str, Corpus[Document]], section: Calibration
+) -> list[Batch]:
+    """Windows of the texts' calibration parts, spread evenly over the texts.
+
+    Raises:
+        InputError: a text is too short.
+    """
     rows = []
-    for index, name in enumerate(names):
-        count = samples // len(names) + (index < samples % len(names))
+    for index, (name, text) in enumerate(texts.items()):
+        count = section.samples // len(texts) + (index < section.samples % len(texts))
         if count:
             where = f"corpora.texts.{name}, part calibration,"
-            documents = texts[name].parts["calibration"]
-            rows.append(perplexity.windows(documents, bench_checkpoint.tokenizer, length, count, where))
-    (batch,) = perplexity.batches(torch.cat(rows), samples * length)
-    return batch
+            documents = text.parts["calibration"]
+            rows.append(
+                perplexity.windows(documents, loaded.tokenizer, section.sequence_length, count, where)
+            )
+    return perplexity.batches(torch.cat(rows), CALIBRATION_BATCH_TOKENS)
 
 
 def open_workbench(params: Params, scores_path: Path) -> Workbench:
-    """Load model and corpora, and sort the units by importance.
+    """Load model and corpora, sort the units by importance, and set up the repair.
 
     Scores at `scores_path` are used if they were computed from the same things; otherwise they
     are computed and written there.
@@ -100,21 +109,11 @@ def open_workbench(params: Params, scores_path: Path) -> Workbench:
     questions = load_questions(params.corpora)
     device, dtype = device_and_dtype(params)
     loaded = checkpoint.load(params.model, dtype)
-    importance = params.evaluate.importance
-    batch = calibration_batch(loaded, texts, importance.samples, importance.sequence_length)
     network = ElasticNetwork(loaded, device)
-    basis = {
-        "weights": loaded.digest,
-        "importance": importance.model_dump(),
-        "tokens": hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest(),
-        "dtype": str(dtype),
-        "code": code_digest(),
-    }
-    key = hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()[:16]
-    scores = UnitScores.load(scores_path, key)
-    if scores is None:
-        print(f"Scoring units by {importance.method} importance on {batch.tokens.numel()} tokens", flush=True)
-        scores = taylor(network, batch.to(device))
-        scores.save(scores_path, key)
+    calibration = Calibrator(
+        params, loaded, network, calibration_batches(loaded, texts, params.evaluate.calibration)
+    )
+    scores = calibration.scores(scores_path)
     network.sort(scores.order())
-    return Workbench(params, loaded, network, scores, texts, questions)
+    network.repair = calibration.repair(network, scores)
+    return Workbench(params, loaded, network, scores, calibration, texts, questions)

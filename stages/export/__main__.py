@@ -86,6 +86,7 @@ def _export(bench: Workbench, winner: Architecture, dtype: torch.dtype) -> list[
     if network.device.type != "cpu" or network.dtype != torch.float32:
         network = ElasticNetwork(checkpoint.load(bench.params.model), torch.device("cpu"))
         network.sort(bench.scores.order())
+        network.repair = bench.calibration.repair(network, bench.scores)
     loaded = bench.checkpoint
     write_folder(
         MODEL, network.sliced_state(winner), loaded.config, winner, network.shape,

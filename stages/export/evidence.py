@@ -140,12 +140,12 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
                     "zero-shot by the likelihood of each answer's text (lm-eval's mmlu_continuation format)",
                 )
             )
-    importance = section.importance
+    calibration = section.calibration
     lines.append(
         (
             "Importance",
-            f"{importance.method}, {importance.samples} samples of {importance.sequence_length} tokens of "
-            "the calibration parts",
+            f"{section.importance}, on {calibration.samples} windows of {calibration.sequence_length} tokens "
+            "of the calibration parts",
         )
     )
     lines.append(

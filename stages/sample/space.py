@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.files import InputError
@@ -25,14 +26,15 @@ def options(shape: ModelShape, kind: Kind, granularity: int) -> list[Option]:
     """Every width of a site of that kind, by rising ratio, from dense to dropped.
 
     MLP widths are the dense one and the multiples of `granularity` below it. Where two attention
-    widths remove the same share, the one that keeps more query heads comes first and is taken.
+    widths remove the same share, only the one that keeps more query heads is listed.
     """
     if kind is Kind.ATTENTION:
         widths = [(g, h) for g in range(1, shape.kv_groups + 1) for h in range(1, shape.heads_per_group + 1)]
         widths.append((0, 0))
         dense = shape.attention_parameters(shape.kv_groups, shape.heads_per_group)
         made = [Option(w, 1 - shape.attention_parameters(*w) / dense) for w in widths]
-        return sorted(made, key=lambda o: (o.ratio, -o.width[0] * o.width[1]))
+        ordered = sorted(made, key=lambda o: (o.ratio, -o.width[0] * o.width[1]))
+        return [next(alike) for _, alike in groupby(ordered, key=lambda o: o.ratio)]
     channels = {shape.channels, *range(0, shape.channels, granularity)}
     dense = shape.mlp_parameters(shape.channels)
     return [Option((c,), 1 - shape.mlp_parameters(c) / dense) for c in sorted(channels, reverse=True)]

@@ -210,11 +210,11 @@ def test_a_rope_that_depends_on_the_text_is_refused(kind: str, tiny_folder: Tiny
 
 
 def test_a_sliding_window_is_never_ignored(tiny_folder: TinyFolder) -> None:
-    """Within the window attention is plainly causal; beyond it, a silent difference would be a wrong result."""
+    """Within the window attention is plainly causal; a silent difference would be a wrong result."""
     folder = tiny_folder("mistral", sliding_window=24)
     network, dense = tiny.network_of(folder), tiny.network_of(folder).shape.dense()
     close(tiny.elastic_logits(network, dense, TOKENS), tiny.reference_logits(tiny.reference(folder), TOKENS))
-    with pytest.raises(InputError, match="25 tokens.*window of 24"):
+    with pytest.raises(InputError, match=r"25 tokens.*window of 24"):
         tiny.elastic_logits(network, dense, tiny.random_tokens(length=25))
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stages.evaluate.elastic import Batch, ElasticNetwork
-from stages.evaluate.importance import UnitScores, taylor
+from stages.evaluate.importance import UnitScores
+from stages.evaluate.taylor import taylor
 from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder
@@ -17,9 +18,11 @@ from tests.conftest import TinyFolder
 TOKENS = tiny.random_tokens(3, 16)
 
 
-def naive_scores(model: Any) -> UnitScores:
-    """|weight x gradient| of transformers' own loss, one head and one channel at a time."""
-    model(TOKENS, labels=TOKENS).loss.backward()
+def naive_scores(model: Any, rows: torch.Tensor = TOKENS, exponent: int = 1) -> UnitScores:
+    """|weight x gradient| of transformers' own loss to a power, one head and one channel at a time."""
+    model.zero_grad()
+    loss = model(rows, labels=rows).loss * len(rows) / len(TOKENS)  # its share of the mean over all rows
+    loss.backward()
     config = model.config
     groups, d = config.num_key_value_heads, config.head_dim
     per_group = config.num_attention_heads // groups
@@ -27,7 +30,7 @@ def naive_scores(model: Any) -> UnitScores:
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
         q, k, v, o, gate, up, down = (
-            (projection.weight * projection.weight.grad).abs().tolist()
+            (projection.weight * projection.weight.grad).abs().pow(exponent).tolist()
             for projection in (
                 *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
                 *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
@@ -35,8 +38,10 @@ def naive_scores(model: Any) -> UnitScores:
         )
         of_heads = []
         for head in range(groups * per_group):
-            rows = range(head * d, head * d + d)
-            of_heads.append(sum(sum(q[row]) for row in rows) + sum(line[row] for line in o for row in rows))
+            rows_of = range(head * d, head * d + d)
+            of_heads.append(
+                sum(sum(q[row]) for row in rows_of) + sum(line[row] for line in o for row in rows_of)
+            )
         # Query head n is served by KV group n // per_group.
         heads.append([[of_heads[g * per_group + h] for h in range(per_group)] for g in range(groups)])
         kv.append([sum(sum(k[row]) + sum(v[row]) for row in range(g * d, g * d + d)) for g in range(groups)])
@@ -44,16 +49,35 @@ def naive_scores(model: Any) -> UnitScores:
     return UnitScores(torch.tensor(heads), torch.tensor(kv), torch.tensor(channels))
 
 
+def assert_same_scores(found: UnitScores, expected: UnitScores) -> None:
+    for part in ("heads", "groups", "channels"):
+        assert getattr(found, part).shape == getattr(expected, part).shape
+        torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3"])
 def test_scores_are_those_of_autograd(name: str, tiny_folder: TinyFolder) -> None:
     variant = tiny.VARIANTS[name]
     folder = tiny_folder(variant.family, **variant.options)
     expected = naive_scores(tiny.reference(folder))
-    found = taylor(tiny.network_of(folder), tiny.causal(TOKENS))
-    for part in ("heads", "groups", "channels"):
-        assert getattr(found, part).shape == getattr(expected, part).shape
-        torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-4, atol=1e-6)
+    assert_same_scores(taylor(tiny.network_of(folder), [tiny.causal(TOKENS)]), expected)
     assert float(expected.heads.std()) > 0.01 * float(expected.heads.mean())
+
+
+def test_first_order_adds_gradients_over_batches_before_taking_absolutes(tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder("llama")
+    batches = [tiny.causal(TOKENS[:2]), tiny.causal(TOKENS[2:])]
+    assert_same_scores(taylor(tiny.network_of(folder), batches), naive_scores(tiny.reference(folder)))
+
+
+def test_second_order_adds_squares_over_batches(tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder("qwen3")
+    parts = [naive_scores(tiny.reference(folder), rows, 2) for rows in (TOKENS[:2], TOKENS[2:])]
+    expected = UnitScores(
+        *(sum(getattr(p, name) for p in parts) / 2 for name in ("heads", "groups", "channels"))
+    )
+    batches = [tiny.causal(TOKENS[:2]), tiny.causal(TOKENS[2:])]
+    assert_same_scores(taylor(tiny.network_of(folder), batches, order=2), expected)
 
 
 def test_no_gradient_is_left_behind(tiny_folder: TinyFolder) -> None:
@@ -74,7 +98,7 @@ def test_no_gradient_is_left_behind(tiny_folder: TinyFolder) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "register_post_accumulate_grad_hook", watching)
-        scores = taylor(network, tiny.causal(TOKENS))
+        scores = taylor(network, [tiny.causal(TOKENS)])
     assert 1 <= largest <= 7  # one layer's gradients at most, of 28 weights
     assert all(w.grad is None and not w.requires_grad for w in weights)
     assert all(t.grad is None and not t.requires_grad for t in loaded.state.values())
@@ -84,7 +108,9 @@ def test_no_gradient_is_left_behind(tiny_folder: TinyFolder) -> None:
     assert not hidden.requires_grad
 
 
-def test_a_failure_leaves_no_gradient_either(tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_gradient_either(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = tiny.network_of(tiny_folder("llama"))
 
     def fails(*_: object) -> torch.Tensor:
@@ -92,15 +118,15 @@ def test_a_failure_leaves_no_gradient_either(tiny_folder: TinyFolder, monkeypatc
 
     monkeypatch.setattr(network, "read", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
-        taylor(network, tiny.causal(TOKENS))
+        taylor(network, [tiny.causal(TOKENS)])
     assert not any(t.requires_grad for layer in network.layers for t in vars(layer).values() if t is not None)
 
 
 def test_scores_do_not_depend_on_the_order_of_the_calibration_rows(tiny_folder: TinyFolder) -> None:
     network = tiny.network_of(tiny_folder("qwen3"))
-    one, other = taylor(network, tiny.causal(TOKENS)), taylor(network, tiny.causal(TOKENS.flip(0)))
+    one, other = taylor(network, [tiny.causal(TOKENS)]), taylor(network, [tiny.causal(TOKENS.flip(0))])
     torch.testing.assert_close(one.heads, other.heads, rtol=1e-4, atol=1e-6)
-    assert taylor(network, tiny.causal(TOKENS)).heads.equal(one.heads)
+    assert taylor(network, [tiny.causal(TOKENS)]).heads.equal(one.heads)
 
 
 def test_units_come_by_falling_score() -> None:
@@ -134,7 +160,7 @@ def test_pruning_the_least_important_hurts_less_than_the_most(tiny_folder: TinyF
     """The scores' purpose: a loss changes less when the units that come last go."""
     folder = tiny_folder("llama")
     batch: Batch = tiny.causal(TOKENS)
-    found = taylor(tiny.network_of(folder), batch)
+    found = taylor(tiny.network_of(folder), [batch])
     changes = []
     for sign in (1, -1):
         network = tiny.network_of(folder)

@@ -32,8 +32,8 @@ def folder(tiny_folder: TinyFolder) -> Path:
 def text_of(rows: torch.Tensor) -> bytes:
     """The bytes that the tokens of the byte tokenizer stand for."""
     tokenizer = tiny.byte_tokenizer()
-    text: str = tokenizer.decode(rows.flatten().tolist(), clean_up_tokenization_spaces=False)
-    return text.encode()
+    text = tokenizer.decode(rows.flatten().tolist(), clean_up_tokenization_spaces=False)
+    return str(text).encode()
 
 
 def measured(network: ElasticNetwork, rows: torch.Tensor, tokens_per_batch: int) -> torch.Tensor:

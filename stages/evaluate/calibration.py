@@ -1,0 +1,111 @@
+"""What calibration text decides: the units' scores, the statistics, and the repair made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stages.architecture import Site
+from stages.evaluate import importance, statistics
+from stages.evaluate.cache import TensorCache
+from stages.evaluate.checkpoint import Checkpoint, cache_folder
+from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.importance import UnitScores
+from stages.evaluate.measure import code_digest
+from stages.evaluate.reconstruction import Reconstruction
+from stages.evaluate.statistics import SiteStatistics, Statistics
+from stages.evaluate.taylor import taylor
+from stages.params import Params
+
+
+class Calibrator:
+    """Scores, statistics and repair from one set of calibration batches, each computed on demand.
+
+    Attributes:
+        key: digest of the weights, the calibration tokens, the dtype and the code.
+    """
+
+    def __init__(
+        self, params: Params, loaded: Checkpoint, network: ElasticNetwork, batches: Sequence[Batch]
+    ) -> None:
+        self._section = params.evaluate
+        self._loaded = loaded
+        self._network = network
+        self._batches = batches
+        self._cache = TensorCache(cache_folder() / "calibration", self._section.cache_mb * 2**20)
+        tokens = hashlib.sha256(b"".join(batch.tokens.numpy().tobytes() for batch in batches)).hexdigest()
+        self.key = _digest(loaded.digest, tokens, str(network.dtype), network.device.type, code_digest())
+
+    @property
+    def tokens(self) -> int:
+        return sum(batch.tokens.numel() for batch in self._batches)
+
+    def scores(self, path: Path) -> UnitScores:
+        """The units' scores: those at `path` if they were computed from the same things, else new ones."""
+        key = _digest(self.key, self._section.importance)
+        scores = UnitScores.load(path, key)
+        if scores is None:
+            print(f"Scoring units by {self._section.importance} on {self.tokens} tokens", flush=True)
+            scores = self._score(self._section.importance)
+            scores.save(path, key)
+        return scores
+
+    def _score(self, method: str) -> UnitScores:
+        if method in ("taylor", "taylor-second"):
+            return taylor(self._network, self._batches, order=1 if method == "taylor" else 2)
+        if method == "magnitude":
+            return importance.magnitude(self._network)
+        if method == "random":
+            return importance.random(self._network.shape, seed=0)
+        return importance.from_statistics(method, self._network, self.statistics())
+
+    def statistics(self) -> Statistics:
+        """Statistics of every site, from the cache or by a pass over the calibration text.
+
+        The pass is the dense network's own: sorting its units first does not change what is kept,
+        since a fresh unsorted network is used once this one is sorted.
+        """
+        found: Statistics = {}
+        for site in self._network.shape.sites():
+            tensors = self._cache.get(f"{self.key}-{site}")
+            if tensors is None:
+                return self._gather()
+            found[site] = SiteStatistics(tensors["gram"], tensors["total"], int(tensors["tokens"]))
+        return found
+
+    def _gather(self) -> Statistics:
+        gathered = statistics.gather(ElasticNetwork(self._loaded, self._network.device), self._batches)
+        for site, of_site in gathered.items():
+            tensors = {"gram": of_site.gram, "total": of_site.total, "tokens": torch.tensor(of_site.tokens)}
+            self._cache.put(f"{self.key}-{site}", tensors)
+        return gathered
+
+    def repair(self, network: ElasticNetwork, scores: UnitScores) -> Reconstruction | None:
+        """The repair of a network sorted by `scores`, or None if params ask for none."""
+        section = self._section.reconstruction
+        if section.method == "none":
+            return None
+        key = _digest(self.key, scores.digest, section.identity())
+        return Reconstruction(
+            network, _LazyStatistics(self), scores.order(), section.damping, self._cache, key
+        )
+
+
+class _LazyStatistics(dict[Site, SiteStatistics]):
+    """Statistics gathered or read when a site that is not solved yet first asks for them."""
+
+    def __init__(self, calibrator: Calibrator) -> None:
+        super().__init__()
+        self._calibrator = calibrator
+
+    def __missing__(self, site: Site) -> SiteStatistics:
+        self.update(self._calibrator.statistics())
+        return self[site]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,348 @@
+"""The evaluator: what a key depends on, and that nothing is measured twice or differently."""
+
+from __future__ import annotations
+
+import ast
+import math
+import random
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.architecture import Architecture, LayerWidth
+from stages.evaluate import measure
+from stages.evaluate.corpora import Corpus, Document, Question
+from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.journal import Journal, Row
+from stages.evaluate.measure import Evaluator, Work
+from stages.params import Measurement
+from tests import tiny
+from tests.conftest import TinyFolder
+
+MEASUREMENT = Measurement(sequence_length=16, windows=3, questions=4, question_tokens=300)
+TEXTS = {
+    "fables": "A crow, half dead with thirst, came upon a pitcher which had once been full of water.",
+    "news": "Shares fell on Monday as investors weighed the cost of oil, the price of grain and € 3.",
+}
+QUESTIONS = tuple(
+    Question(f"q{n}", "anatomy", f"Which bone is number {n}?", ("tibia", "the ulna", "rib", f"no {n}"), n % 4)
+    for n in range(6)
+)
+MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
+
+
+def corpus(name: str, *items: Any) -> Corpus[Any]:
+    other = tuple(items[:1])
+    parts = {"calibration": other, "selection": tuple(items), "report": (*items[1:], *items[:1])}
+    return Corpus(name, "made up", parts, len(items), len(items), "")  # type: ignore[arg-type]
+
+
+def texts(**changes: str) -> dict[str, Corpus[Document]]:
+    return {name: corpus(name, Document("d", text)) for name, text in (TEXTS | changes).items()}
+
+
+def questions(*items: Question) -> dict[str, Corpus[Question]]:
+    return {"quiz": corpus("quiz", *(items or QUESTIONS))}
+
+
+def make(network: ElasticNetwork, **changes: Any) -> Evaluator:
+    settings: dict[str, Any] = {
+        "tokenizer": tiny.byte_tokenizer(),
+        "texts": texts(),
+        "questions": questions(),
+        "part": "selection",
+        "measurement": MEASUREMENT,
+        "identity": {"weights": "w", "unit_order": "o"},
+        "cache_bytes": 10**8,
+    }
+    return Evaluator(network, **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def network(tiny_folder: TinyFolder) -> ElasticNetwork:
+    return tiny.network_of(tiny_folder("llama"))
+
+
+def some_work(network: ElasticNetwork, count: int = 6) -> list[Work]:
+    generator = torch.Generator().manual_seed(2)
+    dense = network.shape.dense()
+    work = [Work(dense, "dense")]
+    for index in range(count - 1):
+        first, last = (tiny.random_architecture(network.shape, generator).widths for _ in range(2))
+        widths = (*(dense.widths if index % 2 else first)[:2], *last[2:])
+        work.append(Work(Architecture(widths), "free"))
+    return work
+
+
+def ignore(_: Row) -> None:
+    pass
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def test_metrics_are_those_of_transformers_and_means_of_their_samples(tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder("llama")
+    evaluator, model = make(tiny.network_of(folder)), tiny.reference(folder)
+    tiny.mask_removed(model, tiny.network_of(folder).shape, MIXED)
+    metrics, samples = evaluator.measure(MIXED)
+    for name, text in TEXTS.items():
+        ids = tiny.byte_tokenizer()(text, return_tensors="pt")["input_ids"][0, :48].view(3, 16)
+        with torch.inference_mode():
+            losses = [float(model(row[None], labels=row[None]).loss) for row in ids]
+        assert samples[f"log_ppl.{name}"] == pytest.approx(losses, rel=1e-5)
+        assert metrics[f"ppl.{name}"] == pytest.approx(math.exp(statistics.fmean(losses)), rel=1e-5)
+    assert metrics.keys() == {
+        *(f"{kind}.{name}" for kind in ("ppl", "log_ppl") for name in TEXTS),
+        *("quiz.accuracy", "quiz.log_likelihood"),
+    }
+    assert samples.keys() == metrics.keys() - {f"ppl.{name}" for name in TEXTS}
+    for name, values in samples.items():
+        assert metrics[name] == pytest.approx(statistics.fmean(values), rel=1e-12)
+    assert len(samples["quiz.accuracy"]) == evaluator.counts["quiz"] == 4
+
+
+def test_values_depend_on_neither_order_nor_cache(network: ElasticNetwork, tmp_path: Path) -> None:
+    work = some_work(network, 8)
+    found = []
+    for index, (cache, seed) in enumerate(((0, 0), (5_000, 1), (40_000, 2), (10**9, 3))):
+        shuffled = random.Random(seed).sample(work, len(work))
+        with Journal(tmp_path / f"{index}.jsonl") as journal:
+            rows = make(network, cache_bytes=cache).measure_all(shuffled, journal, ignore, "test")
+        found.append({key: (row.key, row.metrics, row.samples) for key, row in rows.items()})
+    assert found[0].keys() == {w.architecture.id for w in work}
+    assert all(other == found[0] for other in found[1:])
+    alone = {w.architecture.id: make(network).measure(w.architecture) for w in work}
+    assert {key: (metrics, samples) for key, (_, metrics, samples) in found[0].items()} == alone
+
+
+def test_a_row_says_what_it_is(network: ElasticNetwork, tmp_path: Path) -> None:
+    evaluator = make(network)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        rows = evaluator.measure_all([Work(MIXED, "free")], journal, ignore, "test")
+        assert list(journal) == [*rows.values()]
+    (row,) = rows.values()
+    assert (row.architecture, row.design, row.context) == (MIXED, "free", evaluator.digest)
+    assert row.key == evaluator.key(MIXED)
+    kept, dense = (a.kept_parameters(network.shape) for a in (MIXED, network.shape.dense()))
+    assert row.overall_ratio == pytest.approx(1 - kept / dense)
+    assert row.seconds >= 0
+    assert "+00:00" in row.measured_at
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def measured_architectures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    measured: list[str] = []
+    original = Evaluator.measure
+
+    def spy(self: Evaluator, architecture: Architecture, *arguments: Any) -> Any:
+        measured.append(architecture.id)
+        return original(self, architecture, *arguments)
+
+    monkeypatch.setattr(Evaluator, "measure", spy)
+    return measured
+
+
+def test_measuring_resumes_and_repeats_nothing(
+    network: ElasticNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = measured_architectures(monkeypatch)
+    path, work = tmp_path / "journal.jsonl", some_work(network)
+    ids = [w.architecture.id for w in work]
+
+    def killed(row: Row) -> None:
+        seen.append(row.architecture.id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt), Journal(path) as journal:
+        make(network).measure_all(work, journal, killed, "test")
+    assert seen == measured
+    assert len(measured) == 3
+
+    after: list[Row] = []
+    with Journal(path) as journal:
+        rows = make(network).measure_all([*work, work[0]], journal, after.append, "test")
+    assert sorted(measured) == sorted(ids)
+    assert sorted(row.architecture.id for row in after) == sorted(ids)  # old and new, each once
+    assert {row.architecture.id for row in after[:3]} == set(seen)
+    assert rows.keys() == set(ids)
+    assert len(path.read_text().splitlines()) == len(work)
+
+    before, after = path.read_bytes(), []
+    with Journal(path) as journal:
+        again = make(network).measure_all(work, journal, after.append, "test")
+    assert len(measured) == len(work)
+    assert again == rows
+    assert len(after) == len(work)
+    assert path.read_bytes() == before
+
+
+def test_rows_of_another_context_are_not_taken(
+    network: ElasticNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = measured_architectures(monkeypatch)
+    work = some_work(network, 3)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        one = make(network).measure_all(work, journal, ignore, "test")
+        other = make(network, part="report").measure_all(work, journal, ignore, "test")
+        assert len(measured) == 6
+        assert len(journal.rows) == 6
+        assert make(network).measure_all(work, journal, ignore, "test") == one
+        assert make(network, part="report").measure_all(work, journal, ignore, "test") == other
+    assert len(measured) == 6
+
+
+def test_nothing_to_do_is_nothing_done(network: ElasticNetwork, tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert make(network).measure_all([], journal, ignore, "test") == {}
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def keys(evaluator: Evaluator) -> tuple[str, str]:
+    return evaluator.key(evaluator.network.shape.dense()), evaluator.key(MIXED)
+
+
+def test_keys_repeat_and_differ_by_architecture(network: ElasticNetwork) -> None:
+    first, second = keys(make(network))
+    assert first != second
+    assert keys(make(network)) == (first, second)
+    assert keys(make(network, cache_bytes=0)) == (first, second)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "weights": {"identity": {"weights": "other", "unit_order": "o"}},
+    "order of units": {"identity": {"weights": "w", "unit_order": "other"}},
+    "text": {"texts": texts(news=TEXTS["news"].replace("Mon", "Sun"))},
+    "name of a text": {"texts": {"stories" if n == "news" else n: c for n, c in texts().items()}},
+    "a text fewer": {"texts": {"fables": texts()["fables"]}},
+    "window length": {"measurement": MEASUREMENT.model_copy(update={"sequence_length": 15})},
+    "windows": {"measurement": MEASUREMENT.model_copy(update={"windows": 2})},
+    "question count": {"measurement": MEASUREMENT.model_copy(update={"questions": 3})},
+    "no questions": {"questions": {}},
+    "a choice": {"questions": questions(replace(QUESTIONS[0], choices=("a", "b", "c", "d")), *QUESTIONS[1:])},
+    "a right answer": {"questions": questions(replace(QUESTIONS[0], answer=3), *QUESTIONS[1:])},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_decides_a_value_decides_its_key(network: ElasticNetwork, change: dict[str, Any]) -> None:
+    assert not set(keys(make(network))) & set(keys(make(network, **change)))
+
+
+def test_the_part_decides_the_key_even_of_equal_text(network: ElasticNetwork) -> None:
+    assert make(network).key(MIXED) != make(network, part="report").key(MIXED)
+
+
+def test_arithmetic_decides_the_key(tiny_folder: TinyFolder) -> None:
+    in_float, in_bfloat = (
+        make(tiny.network_of(tiny_folder("llama"), dtype)) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert in_float.key(MIXED) != in_bfloat.key(MIXED)
+    assert in_float.measure(MIXED) != in_bfloat.measure(MIXED)
+
+
+def test_grouping_of_batches_is_fixed_a_device() -> None:
+    """It decides last digits, and is a constant of the code, so the code's digest covers it."""
+    assert measure.TOKENS_PER_BATCH["cpu"] == 1024
+
+
+# --- the code's digest ----------------------------------------------------------------------------
+
+ROOM = Path(measure.__file__).parent
+HALL = ("architecture.py", "families.py")
+# What these decide is in the context by value: tokens, questions, the order of units; or nothing.
+BY_VALUE = {
+    *("__init__.py", "__main__.py", "journal.py", "cache.py", "workbench.py"),
+    *("corpora.py", "corpus_files.py", "corpus_sources.py", "wikitext.py"),
+}
+
+
+@pytest.fixture
+def copied_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of stages/ whose room is the one that `code_digest` reads."""
+    stages = tmp_path / "stages"
+    shutil.copytree(ROOM, stages / "evaluate", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in HALL:
+        shutil.copy(ROOM.parent / name, stages / name)
+    monkeypatch.setattr(measure, "__file__", str(stages / "evaluate" / "measure.py"))
+    return stages
+
+
+def in_place(path: Path, change: Callable[[str], str]) -> None:
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+
+
+def test_the_digest_is_of_the_code_and_not_of_its_place(
+    copied_room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = measure.code_digest()
+    monkeypatch.undo()
+    assert measure.code_digest() == copied
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOM.glob("*.py") if path.name not in BY_VALUE))
+def test_a_change_of_any_deciding_module_changes_the_digest(copied_room: Path, name: str) -> None:
+    before = measure.code_digest()
+    in_place(copied_room / "evaluate" / name, lambda text: text + "\n\ndef added() -> int:\n    return 1\n")
+    assert measure.code_digest() != before
+
+
+@pytest.mark.parametrize("name", HALL)
+def test_a_change_of_the_hall_changes_the_digest(copied_room: Path, name: str) -> None:
+    before = measure.code_digest()
+    in_place(copied_room / name, lambda text: text + "\nADDED = 1\n")
+    assert measure.code_digest() != before
+
+
+def test_a_changed_constant_changes_the_digest(copied_room: Path) -> None:
+    before = measure.code_digest()
+    in_place(copied_room / "evaluate" / "perplexity.py", lambda text: text.replace(r'"\n\n"', r'"\n"'))
+    assert measure.code_digest() != before
+
+
+def test_comments_docstrings_and_layout_do_not_count(copied_room: Path) -> None:
+    before = measure.code_digest()
+    for path in [*copied_room.glob("evaluate/*.py"), *(copied_room / name for name in HALL)]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            # Every docstring, those below attributes and constants too, says something else.
+            body = getattr(node, "body", None)
+            for part in body if isinstance(body, list) else []:
+                if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant):
+                    part.value = ast.Constant("rewritten")
+        # Unparsing drops comments and formats anew.
+        path.write_text("# A comment.\n" + ast.unparse(tree), encoding="utf-8")
+    assert measure.code_digest() == before
+
+
+# --- errors of means ------------------------------------------------------------------------------
+
+
+def test_standard_error() -> None:
+    values = [1.0, 2.0, 4.0, 7.0]
+    mean = sum(values) / 4
+    expected = math.sqrt(sum((v - mean) ** 2 for v in values) / 3 / 4)
+    assert measure.standard_error(values) == pytest.approx(expected)
+    assert math.isnan(measure.standard_error([1.0]))
+    assert math.isnan(measure.standard_error([]))
+
+
+def test_a_dropped_everything_still_has_a_value(network: ElasticNetwork) -> None:
+    nothing = Architecture((LayerWidth(0, 0, 0),) * network.shape.layers)
+    metrics, _ = make(network).measure(nothing)
+    assert all(math.isfinite(value) for value in metrics.values())

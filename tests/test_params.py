@@ -1,0 +1,214 @@
+"""params.yaml: the committed one loads; every mistake is one error that names key and value."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from stages.files import InputError
+from stages.params import Params, load
+from tests.small import REPOSITORY
+
+CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+ABSENT = object()
+
+
+def written(folder: Path, changes: dict[str, Any]) -> Path:
+    """The committed params with some dotted keys changed, or removed where the value is ABSENT."""
+    content = copy.deepcopy(CONTENT)
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("/")
+        section = content
+        for name in parents:
+            section = section[name]
+        if value is ABSENT:
+            del section[last]
+        else:
+            section[last] = value
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def message_of(folder: Path, changes: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        load(written(folder, changes))
+    return str(caught.value)
+
+
+def test_the_committed_params_load():
+    params = load(REPOSITORY / "params.yaml")
+    assert params.model_dump(mode="json") == CONTENT
+
+
+def test_params_are_frozen():
+    params = load(REPOSITORY / "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        params.budget.overall_ratio = 0.5  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        params.sample = params.sample  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("budget/overall_ratio", 1.3, "1.3"),
+        ("budget/overall_ratio", 0.0, "0.0"),
+        ("budget/overall_ratio", 1, "1"),
+        ("budget/overall_ratio", "0.2", "'0.2'"),
+        ("budget/overall_ratio", float("nan"), "nan"),
+        ("budget/tolerance", 0.0, "0.0"),
+        ("budget/tolerance", 0.5, "0.5"),
+        ("model/source", "", "''"),
+        ("model/source", None, "None"),
+        ("model/trust_remote_code", "no", "'no'"),
+        ("model/revision", 3, "3"),
+        ("sample/seed", -1, "-1"),
+        ("sample/seed", True, "True"),
+        ("sample/mlp_granularity", 0, "0"),
+        ("sample/mlp_granularity", 32.0, "32.0"),
+        ("sample/ratios", [], "[]"),
+        ("sample/bundle", 0, "0"),
+        ("evaluate/device", "tpu", "'tpu'"),
+        ("evaluate/dtype", "float16", "'float16'"),
+        ("evaluate/importance", "hessian", "'hessian'"),
+        ("evaluate/measurement/sequence_length", 1, "1"),
+        ("evaluate/prefix_cache_mb", -1, "-1"),
+        ("build_dataset/held_out", 1.0, "1.0"),
+        ("train_predictor/trees", 0, "0"),
+        ("train_predictor/row_sampling", 1.5, "1.5"),
+        ("train_predictor/learning_rate", -0.1, "-0.1"),
+        ("search/trials", "many", "'many'"),
+        ("search/objective", {}, "{}"),
+        ("search/narrowing/sensitive", 1.1, "1.1"),
+        ("search/narrowing/other_ratios", [0.1], "[0.1]"),
+        ("export/dtype", "int8", "'int8'"),
+        ("tracking/experiment", "", "''"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_key_value_and_expectation(
+    tmp_path: Path, key: str, value: Any, found: str
+):
+    message = message_of(tmp_path, {key: value})
+    assert "\n" not in message
+    assert f"params.yaml: {key.replace('/', '.')} is {found}; expected " in message
+    assert "Input should" not in message
+
+
+def test_a_bad_element_is_named_by_its_place(tmp_path: Path):
+    message = message_of(tmp_path, {"sample/ratios": [0.1, 1.2]})
+    assert "sample.ratios.1 is 1.2; expected " in message
+
+
+@pytest.mark.parametrize(
+    "key", ["sample/ratio", "verbosity", "evaluate/calibration/windows", "search/narrowing/extra"]
+)
+def test_an_unknown_key_is_named(tmp_path: Path, key: str):
+    message = message_of(tmp_path, {key: 1})
+    assert message.endswith(f"{key.replace('/', '.')} is not a known key; remove it or correct its spelling")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("key", ["budget", "sample/seed", "model/revision", "export/measurement/questions"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str):
+    message = message_of(tmp_path, {key: ABSENT})
+    assert f"{key.replace('/', '.')} is missing" in message
+    assert "\n" not in message
+
+
+def test_every_single_key_is_required(tmp_path: Path):
+    """Removing any key of any section is an error that names it."""
+
+    def leaves(section: dict[str, Any], above: str = "") -> list[str]:
+        found = []
+        for name, value in section.items():
+            key = f"{above}{name}"
+            found.append(key)
+            if isinstance(value, dict) and key not in ("corpora/texts", "corpora/questions", "search/objective"):
+                found += leaves(value, f"{key}/")
+        return found
+
+    keys = leaves(CONTENT)
+    assert len(keys) > 50
+    for key in keys:
+        assert f"{key.replace('/', '.')} is missing" in message_of(tmp_path, {key: ABSENT})
+
+
+def test_the_division_must_add_up(tmp_path: Path):
+    division = {"calibration": 0.3, "selection": 0.3, "report": 0.3}
+    message = message_of(tmp_path, {"corpora/division": division})
+    assert "corpora.division: the three fractions add up to 0.9; expected 1" in message
+
+
+def test_the_objective_must_be_forecast(tmp_path: Path):
+    message = message_of(tmp_path, {"search/objective": {"log_ppl.ptb": 1.0}})
+    assert "search.objective names 'log_ppl.ptb'" in message
+    assert "log_ppl.wikipedia" in message
+
+
+def test_an_objective_weight_must_be_positive(tmp_path: Path):
+    message = message_of(tmp_path, {"search/objective": {"log_ppl.news": 0.0}})
+    assert re.search(r"search\.objective\.log_ppl\.news is 0\.0; expected .*greater than 0", message)
+
+
+@pytest.mark.parametrize("interval", [[0.5, 0.2], [0.3, 0.3]])
+def test_a_narrowing_interval_must_rise(tmp_path: Path, interval: list[float]):
+    message = message_of(tmp_path, {"search/narrowing/sensitive_ratios": interval})
+    assert f"search.narrowing: sensitive_ratios is {interval}; expected [low, high]" in message
+
+
+def test_narrowing_fractions_share_the_same_sites(tmp_path: Path):
+    message = message_of(tmp_path, {"search/narrowing/sensitive": 0.8, "search/narrowing/insensitive": 0.3})
+    assert "sensitive + insensitive exceed 1" in message
+
+
+def test_a_corpus_name_that_is_no_name(tmp_path: Path):
+    message = message_of(tmp_path, {"corpora/texts": {"a.b": "x"}})
+    assert "corpora.texts" in message
+    assert "'a.b'" in message
+
+
+def test_a_corpus_may_keep_its_own_parts(tmp_path: Path):
+    parts = {"calibration": "a", "selection": "b", "report": "c"}
+    changed = {"corpora/texts": {"own": parts}, "search/objective": {"log_ppl.own": 1.0}}
+    loaded = load(written(tmp_path, changed))
+    assert loaded.model_dump()["corpora"]["texts"] == {"own": parts}
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path):
+    changes = {"budget/overall_ratio": 2.0, "sample/bundle": "four", "extra": 1, "search/trials": ABSENT}
+    lines = message_of(tmp_path, changes).split("\n")
+    assert len(lines) == 4
+    for key in ("budget.overall_ratio is 2.0", "sample.bundle is 'four'", "extra is not", "search.trials is"):
+        assert sum(key in line for line in lines) == 1
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match="nowhere.yaml is not there; run from"):
+        load(tmp_path / "nowhere.yaml")
+
+
+def test_broken_yaml_is_explained(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    path.write_text("budget: {overall_ratio: 0.2\nsample: [", encoding="utf-8")
+    with pytest.raises(InputError, match="params.yaml is not valid YAML"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["", "just text", "- a\n- b\n"])
+def test_a_file_that_is_no_mapping_is_explained(tmp_path: Path, text: str):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="the whole file is"):
+        load(path)
+
+
+def test_params_survive_their_own_dump():
+    params = load(REPOSITORY / "params.yaml")
+    assert Params.model_validate(params.model_dump()) == params
