@@ -138,7 +138,9 @@ def test_counts_are_those_of_transformers(family: str, options: dict[str, Any]):
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_narrow_model_counts_as_transformers_builds_it(biased: bool):
     """One KV group of two fewer query heads and 20 channels: transformers built with those widths."""
-    shape = ModelShape("llama", 2, 48, 2, 3, 8, 70, 130, False, qkv_bias=biased, o_bias=biased, mlp_bias=biased)
+    shape = ModelShape(
+        "llama", 2, 48, 2, 3, 8, 70, 130, False, qkv_bias=biased, o_bias=biased, mlp_bias=biased
+    )
     config = AutoConfig.for_model(
         "llama",
         hidden_size=48,
@@ -166,7 +168,7 @@ def test_sites_come_in_the_order_of_the_data():
 
 @pytest.mark.parametrize("bad", [[1, 2], [1, 2, 3, 4], [1, 2, -1], [1, 2, 3.0], [1, True, 3], [1, "2", 3]])
 def test_bad_widths_are_named_with_their_layer(bad: list[Any]):
-    with pytest.raises(ValueError, match="layer 1 has widths .*expected .*kv_groups"):
+    with pytest.raises(ValueError, match=r"layer 1 has widths .*expected .*kv_groups"):
         Architecture.from_json([[1, 2, 3], bad])
 
 
@@ -176,6 +178,6 @@ def test_an_architecture_that_does_not_fit_is_refused():
     for part in range(3):
         widths = SMALL.dense().to_json()
         widths[4][part] += 1
-        with pytest.raises(ValueError, match="layer 4: .* exceeds"):
+        with pytest.raises(ValueError, match=r"layer 4: .* exceeds"):
             Architecture.from_json(widths).check(SMALL)
     SMALL.dense().check(SMALL)

@@ -75,7 +75,9 @@ def test_flags_of_the_families():
     flags = {
         name: (s.qkv_bias, s.o_bias, s.mlp_bias, s.qk_norm)
         for name in FAMILIES
-        for s in [FAMILIES[name].shape(LLAMA_2_7B | {"model_type": name, "attention_bias": True, "mlp_bias": True})]
+        for s in [
+            FAMILIES[name].shape(LLAMA_2_7B | {"model_type": name, "attention_bias": True, "mlp_bias": True})
+        ]
     }
     assert flags == {
         "llama": (True, True, True, False),

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import files
 from stages.files import InputError, read_json, write_json, write_text
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4)
 )
@@ -64,7 +65,7 @@ def test_a_crash_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def crash(_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.os, "fsync", crash)
+    monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new, but cut short")
     assert path.read_text() == "old"
@@ -82,7 +83,7 @@ def test_readers_never_see_half_a_file(tmp_path: Path, monkeypatch: pytest.Monke
         real(handle)
         seen.append((path.read_text(), sorted(p.read_text() for p in tmp_path.iterdir())))
 
-    monkeypatch.setattr(files.os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", look)
     write_text(path, "new")
     assert seen == [("old", ["new", "old"])]
     assert path.read_text() == "new"
@@ -94,7 +95,7 @@ def test_others_may_read_the_file(tmp_path: Path):
 
 
 def test_a_missing_file_says_how_to_make_it(tmp_path: Path):
-    with pytest.raises(InputError, match="gone.json is not there; run `dvc repro`"):
+    with pytest.raises(InputError, match=r"gone\.json is not there; run `dvc repro`"):
         read_json(tmp_path / "gone.json", "test", 1)
 
 

@@ -130,7 +130,11 @@ def test_every_single_key_is_required(tmp_path: Path):
         for name, value in section.items():
             key = f"{above}{name}"
             found.append(key)
-            if isinstance(value, dict) and key not in ("corpora/texts", "corpora/questions", "search/objective"):
+            if isinstance(value, dict) and key not in (
+                "corpora/texts",
+                "corpora/questions",
+                "search/objective",
+            ):
                 found += leaves(value, f"{key}/")
         return found
 
@@ -190,14 +194,14 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path):
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(InputError, match="nowhere.yaml is not there; run from"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml is not there; run from"):
         load(tmp_path / "nowhere.yaml")
 
 
 def test_broken_yaml_is_explained(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text("budget: {overall_ratio: 0.2\nsample: [", encoding="utf-8")
-    with pytest.raises(InputError, match="params.yaml is not valid YAML"):
+    with pytest.raises(InputError, match=r"params\.yaml is not valid YAML"):
         load(path)
 
 

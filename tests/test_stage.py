@@ -48,7 +48,9 @@ def test_no_params_file_exits_with_2_and_one_line(tmp_path: Path):
     assert line.startswith("prunecast sample: params.yaml is not there")
 
 
-def main_with(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *arguments: str) -> argparse.Namespace:
+def main_with(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *arguments: str
+) -> argparse.Namespace:
     seen: list[argparse.Namespace] = []
 
     def body(_: Params, found: argparse.Namespace) -> None:
@@ -69,7 +71,9 @@ def test_interrupted_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == "prunecast build-dataset: interrupted; what was finished is kept\n"
 
 
-def test_bad_input_of_a_body_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_bad_input_of_a_body_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit) as caught:
         main_with(monkeypatch, InputError("the file is odd"))
     assert caught.value.code == 2
@@ -97,7 +101,12 @@ def test_light_stages_import_neither_torch_nor_mlflow():
             "print(*heavy)"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", code],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         seconds, heavy = done.stdout.split("\n")[:2]
         print(f"stages.{name} imports in {seconds}")

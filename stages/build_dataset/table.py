@@ -128,7 +128,7 @@ def read(path: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     """
     try:
         arrow = pq.read_table(path)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{path} cannot be read ({error}); run `dvc repro build-dataset`") from error
     metadata = {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()}
     found = (metadata.get("prunecast.schema"), metadata.get("prunecast.version"))

@@ -33,6 +33,9 @@ class TensorCache:
             return None
         return tensors
 
+    def holds(self, key: str) -> bool:
+        return self._path(key).is_file()
+
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keep the tensors of a key, and let go of the longest unused beyond the limit."""
         self._folder.mkdir(parents=True, exist_ok=True)

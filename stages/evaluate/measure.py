@@ -155,6 +155,8 @@ class Evaluator:
                 f"{label}: {len(done)} of {len(wanted)} architectures are in the journal already", flush=True
             )
         rows = {a.id: row for a, row in done.items()}
+        if isinstance(self.network.repair, Reconstruction):
+            self.network.repair.prepare(todo)
         bar = tqdm(
             zip(todo, branch_depths(todo), strict=True), total=len(todo), desc=label, unit="architecture"
         )
@@ -174,8 +176,9 @@ class Evaluator:
         wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
         if wrong:
             raise InputError(
-                f"architecture {work.architecture.id} measured {metrics[wrong[0]]} as its {wrong[0]}; expected "
-                f"a finite number. In {self.context['dtype']} that can be an overflow: try float32 (evaluate.dtype)"
+                f"architecture {work.architecture.id} measured {metrics[wrong[0]]} as its "
+                f"{wrong[0]}; expected a finite number. In {self.context['dtype']} that can be an overflow: "
+                "try evaluate.dtype: float32"
             )
         return Row(
             key=self.key(work.architecture),

@@ -13,12 +13,14 @@ the prefix of G's factor: one factorisation a site, one triangular solve a width
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from stages.architecture import Kind, LayerWidth, Site
+from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.cache import TensorCache
 from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.layers import UnitOrder, sorted_elements
@@ -64,7 +66,7 @@ class Reconstruction:
         damping: float,
         cache: TensorCache,
         key: str,
-        limit_bytes: int = 2**30,
+        limit_bytes: int = 2**28,
     ) -> None:
         self._network = network
         self._statistics = statistics
@@ -86,8 +88,27 @@ class Reconstruction:
             solved = self._solved.put((site, kept), (found,))
         return solved[0]
 
+    def prepare(self, architectures: Iterable[Architecture]) -> None:
+        """Solve what these architectures need and the cache does not hold, site by site.
+
+        Each site's factor is then made once and held alone, however many widths it serves.
+        """
+        wanted = {
+            (Site(layer, kind), width.of(kind))
+            for architecture in architectures
+            for layer, width in enumerate(architecture.widths)
+            for kind in Kind
+            if width.keeps(kind) and width.of(kind) != self._network.shape.dense_width.of(kind)
+        }
+        todo = sorted(w for w in wanted if not self._cache.holds(self._name(*w)))
+        for site, kept in tqdm(todo, desc="repair", unit="width", leave=False, disable=not todo):
+            self._look_up(site, kept)
+
+    def _name(self, site: Site, kept: tuple[int, ...]) -> str:
+        return f"{self._key}-{site}-{'x'.join(map(str, kept))}"
+
     def _look_up(self, site: Site, kept: tuple[int, ...]) -> Tensor:
-        key = f"{self._key}-{site}-{'x'.join(map(str, kept))}"
+        key = self._name(site, kept)
         found = self._cache.get(key)
         if found is None:
             solve = self._solve_attention if site.kind is Kind.ATTENTION else self._solve_mlp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ class Designed:
     design: str
 
 
-def paper(shape: ModelShape, sample: Sample) -> list[Designed]:
+def paper(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()) -> list[Designed]:
     """The paper's design (arXiv 2309.09507, section 3.2), adapted to the model's depth.
 
     Every site draws its ratio from the grid; in the bundled part `bundle` neighbouring layers
     share the draw of each kind, in the free part every site draws for itself. A ratio becomes
-    the nearest width. Seeded; no architecture comes twice.
+    the nearest width. Seeded; no architecture comes twice, nor one that is `taken` by a baseline.
 
     Raises:
         InputError: the space has fewer distinct architectures than are asked for.
@@ -46,7 +46,7 @@ def paper(shape: ModelShape, sample: Sample) -> list[Designed]:
             ratios |= dict.fromkeys(group, rng.choice(sample.ratios))
         return space.from_ratios(ratios)
 
-    seen: set[Architecture] = set()
+    seen = set(taken)
     bundled = _distinct(seen, lambda: draw(bundles(sites, sample.bundle)), sample.bundled, "bundled")
     free = _distinct(seen, lambda: draw([[site] for site in sites]), sample.free, "free")
     return bundled + free

@@ -103,8 +103,11 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     """The model's configuration under the names of Hugging Face's config.json."""
     if source.kind == "gguf":
         return _gguf_config(source.path)
-    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-    return dict(config)
+    path = source.path / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} is not valid JSON of a configuration: {error}") from error
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:
@@ -119,6 +122,8 @@ def _gguf_config(path: Path) -> dict[str, Any]:
         entry = reader.fields.get(name)
         return None if entry is None else entry.contents()
 
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    embedding = tensors.get("token_embd.weight")
     architecture = field("general.architecture")
     heads = field(f"{architecture}.attention.head_count")
     return {
@@ -129,8 +134,9 @@ def _gguf_config(path: Path) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": field(f"{architecture}.attention.head_count_kv"),
         "head_dim": field(f"{architecture}.attention.key_length"),
-        "vocab_size": field(f"{architecture}.vocab_size"),
-        "tie_word_embeddings": not any(tensor.name == "output.weight" for tensor in reader.tensors),
+        # llama.cpp's converter writes a vocab_size for some families only; the embedding has a row a token
+        "vocab_size": None if embedding is None else int(embedding.shape[1]),
+        "tie_word_embeddings": "output.weight" not in tensors,
     }
 
 
@@ -138,11 +144,18 @@ def read_shape(model: Model) -> ModelShape:
     """The shape of `model.source`, from its configuration alone.
 
     Raises:
-        InputError: the model is not there, or no adapter knows its family.
+        InputError: the model is not there, no adapter knows its family, or its configuration is damaged.
     """
     source = locate(model)
     config = read_config(source)
-    return family_of(config, model.source).shape(config)
+    family = family_of(config, model.source)
+    try:
+        return family.shape(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"model.source {model.source!r} has a configuration that lacks a size or holds a bad one "
+            f"({error!r}); compare it with the model's own config.json"
+        ) from error
 
 
 def read_licence(source: ModelSource) -> str:
@@ -153,9 +166,11 @@ def read_licence(source: ModelSource) -> str:
         entry = GGUFReader(source.path).fields.get("general.license")
         return "unknown" if entry is None else str(entry.contents())
     card = source.path / "README.md"
-    if card.is_file():
-        _, _, rest = card.read_text(encoding="utf-8").partition("---")
-        front = yaml.safe_load(rest.partition("\n---")[0]) if rest else None
-        if isinstance(front, dict) and front.get("license"):
-            return str(front["license"])
-    return "unknown"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if not text.startswith("---\n"):
+        return "unknown"
+    try:
+        front = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0])
+    except yaml.YAMLError:
+        return "unknown"
+    return str(front["license"]) if isinstance(front, dict) and front.get("license") else "unknown"

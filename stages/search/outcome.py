@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stages.architecture import Architecture
 from stages.files import InputError, read_json, write_json
@@ -52,19 +53,18 @@ def read(path: Path) -> list[Candidate]:
     """
     document = read_json(path, SCHEMA, VERSION)
     try:
-        found = [
-            Candidate(
-                row["name"],
-                Architecture.from_json(row["widths"]),
-                row["overall_ratio"],
-                row["metrics"],
-                row["forecast"],
-                row["objective"],
-            )
-            for row in document["candidates"]
-        ]
+        found = [_candidate(row) for row in document["candidates"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); run `dvc repro search`") from error
     if sum(c.name == WINNER for c in found) != 1:
         raise InputError(f"{path} names no single winner; run `dvc repro search`")
     return found
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    architecture = Architecture.from_json(row["widths"])
+    if architecture.id != row["id"]:
+        raise ValueError(f"candidate {row['id']} has widths whose id is {architecture.id}")
+    return Candidate(
+        row["name"], architecture, row["overall_ratio"], row["metrics"], row["forecast"], row["objective"]
+    )

@@ -124,12 +124,12 @@ class Predictor:
 
 def errors(measured: Array, forecast: Array) -> dict[str, float]:
     """R², MAE, RMSE (on the target's own scale) and Spearman's rank correlation."""
-    rank = float(spearmanr(measured, forecast).statistic)
+    ranks_nothing = np.ptp(measured) == 0 or np.ptp(forecast) == 0  # constant: no correlation is defined
     return {
         "r2": float(r2_score(measured, forecast)),
         "mae": float(mean_absolute_error(measured, forecast)),
         "rmse": float(root_mean_squared_error(measured, forecast)),
-        "spearman": rank if np.isfinite(rank) else 0.0,  # a constant forecast ranks nothing
+        "spearman": 0.0 if ranks_nothing else float(spearmanr(measured, forecast).statistic),
     }
 
 

@@ -179,7 +179,9 @@ def test_projection_never_takes_the_poorer_of_two_attention_widths(case: Case, a
     found = case.space.project(case.wishes, case.target, case.widest_step, at_least)
     for width in found.widths:
         cost = shape.attention_parameters(width.kv_groups, width.heads_per_group)
-        for groups, heads in itertools.product(range(1, shape.kv_groups + 1), range(1, shape.heads_per_group + 1)):
+        for groups, heads in itertools.product(
+            range(1, shape.kv_groups + 1), range(1, shape.heads_per_group + 1)
+        ):
             if shape.attention_parameters(groups, heads) == cost:
                 assert groups * heads <= width.kv_groups * width.heads_per_group
 
@@ -207,7 +209,9 @@ def test_projection_keeps_the_order_of_the_wishes(case: Case, at_least: bool):
 
 @FAST
 @given(shape=shapes(min_layers=2), wish=GRID, place=st.floats(0, 1), at_least=st.booleans())
-def test_equal_wishes_give_near_equal_mlp_ratios(shape: ModelShape, wish: float, place: float, at_least: bool):
+def test_equal_wishes_give_near_equal_mlp_ratios(
+    shape: ModelShape, wish: float, place: float, at_least: bool
+):
     assume(shape.channels >= 16)
     sites = [site for site in shape.sites() if site.kind is Kind.MLP]
     space = Space(shape, 4, dict.fromkeys(sites, (0.0, 1.0)))

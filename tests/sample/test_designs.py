@@ -1,0 +1,252 @@
+"""The designs: counts, seeds, shared draws, exempt layers; the baselines; the file they pass in."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.files import InputError
+from stages.params import Budget, Sample
+from stages.sample import __main__ as stage
+from stages.sample import designs
+from stages.sample.designs import Designed
+from tests.small import COMMITTED, SMOLLM2, architectures_of
+
+SHAPE = ModelShape("llama", 12, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
+BUDGET = Budget(overall_ratio=0.2, tolerance=0.02)
+
+
+def sample(**changes: Any) -> Sample:
+    ours = {
+        "seed": 0,
+        "first_layers_kept": 2,
+        "last_layers_kept": 1,
+        "mlp_granularity": 4,
+        "ratios": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "bundle": 4,
+        "bundled": 30,
+        "free": 12,
+    }
+    return COMMITTED.sample.model_copy(update=ours | changes)
+
+
+def of_design(made: list[Designed], design: str) -> list[Architecture]:
+    return [d.architecture for d in made if d.design == design]
+
+
+def test_the_paper_design_has_its_counts_and_no_architecture_twice():
+    made = designs.paper(SHAPE, sample())
+    assert [d.design for d in made] == ["bundled"] * 30 + ["free"] * 12
+    assert len({d.architecture for d in made}) == 42
+    assert len({d.architecture.id for d in made}) == 42
+
+
+def test_the_seed_decides():
+    assert designs.paper(SHAPE, sample()) == designs.paper(SHAPE, sample())
+    other = designs.paper(SHAPE, sample(seed=1))
+    assert len({d.architecture for d in designs.paper(SHAPE, sample())} & {d.architecture for d in other}) < 5
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), bundle=st.integers(1, 5), first=st.integers(0, 3), last=st.integers(0, 3))
+def test_exempt_layers_stay_dense_and_bundles_share_widths(seed: int, bundle: int, first: int, last: int):
+    section = sample(
+        seed=seed, bundle=bundle, bundled=6, free=4, first_layers_kept=first, last_layers_kept=last
+    )
+    made = designs.paper(SHAPE, section)
+    for architecture in (d.architecture for d in made):
+        architecture.check(SHAPE)
+        exempt = [*range(first), *range(SHAPE.layers - last, SHAPE.layers)]
+        assert all(architecture.widths[layer] == SHAPE.dense_width for layer in exempt)
+    for architecture in of_design(made, "bundled"):
+        for start in range(first, SHAPE.layers - last, bundle):
+            together = architecture.widths[start : min(start + bundle, SHAPE.layers - last)]
+            assert len(set(together)) == 1
+
+
+def test_free_sites_draw_for_themselves_and_kinds_apart():
+    made = designs.paper(SHAPE, sample())
+    free = of_design(made, "free")
+    neighbours = [(a.widths[i], a.widths[i + 1]) for a in free for i in range(2, 10)]
+    assert any(x.channels != y.channels for x, y in neighbours)
+    assert any(x[:2] != y[:2] for x, y in neighbours)
+    bundled = [a.widths[2] for a in of_design(made, "bundled")]
+    assert len({(w[:2], w.channels) for w in bundled}) > len({w.channels for w in bundled})
+
+
+def test_drawn_ratios_become_the_nearest_widths():
+    """MLPs of 64 channels in steps of 16: 0.1 and 0.12 are nearest to dense, 0.3 to 48, 0.45 to 32."""
+    expected = {0.12: 64, 0.13: 48, 0.3: 48, 0.45: 32, 0.9: 0}
+    for ratio, channels in expected.items():
+        section = sample(ratios=[ratio], bundled=1, free=0, mlp_granularity=16)
+        (made,) = designs.paper(SHAPE, section)
+        assert {w.channels for w in made.architecture.widths[2:11]} == {channels}
+
+
+def test_every_ratio_of_the_grid_is_drawn():
+    made = designs.paper(SHAPE, sample(free=20, bundled=0))
+    drawn = {a.widths[layer].channels for a in of_design(made, "free") for layer in range(2, 11)}
+    # 0.1 … 0.5 of 64 channels in steps of 4, nearest by parameters
+    assert drawn == {56, 52, 44, 40, 32}
+
+
+@pytest.mark.parametrize("design", ["bundled", "free"])
+def test_too_few_distinct_architectures_is_told(design: str):
+    other = {"bundled": "free", "free": "bundled"}[design]
+    section = sample(ratios=[0.2], **{design: 2, other: 0})
+    with pytest.raises(InputError, match=rf"sample\.{design} asks for 2 distinct .* found only 1; lower it"):
+        designs.paper(SHAPE, section)
+
+
+def test_the_stage_samples_no_architecture_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pairs are joined by architecture, so a draw that repeats a baseline would stand there twice.
+
+    Of the four architectures that this section can draw, one is dense and one is the uniform baseline.
+    """
+    section = sample(
+        first_layers_kept=0, last_layers_kept=0, ratios=[0.0, 0.25], bundle=12, bundled=2, free=0
+    )
+    params = COMMITTED.model_copy(update={"sample": section, "budget": BUDGET})
+    monkeypatch.setattr(stage, "read_shape", lambda _: SHAPE)
+    monkeypatch.chdir(tmp_path)
+    stage.run(params, argparse.Namespace())
+    _, made = designs.read(tmp_path / "data" / "sample" / "architectures.json")
+    assert [d.design for d in made] == ["dense", "uniform", "simple", "bundled", "bundled"]
+    assert len({d.architecture for d in made}) == 5
+
+
+@pytest.mark.parametrize("shape", [SHAPE, SMOLLM2], ids=["small", "SmolLM2"])
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3])
+def test_uniform_is_alike_in_every_prunable_layer_and_within_the_budget(shape: ModelShape, ratio: float):
+    budget = Budget(overall_ratio=ratio, tolerance=0.02)
+    section = sample(mlp_granularity=shape.channels // 48)
+    architecture = designs.uniform(shape, section, budget)
+    assert ratio - 0.02 <= architecture.overall_ratio(shape) <= ratio
+    prunable = range(2, shape.layers - 1)
+    for layer in range(shape.layers):
+        if layer not in prunable:
+            assert architecture.widths[layer] == shape.dense_width
+    one_step = {Kind.ATTENTION: 0.34, Kind.MLP: 1 / 47}
+    for kind in Kind:
+        ratios = [architecture.site_ratio(shape, Site(layer, kind)) for layer in prunable]
+        assert max(ratios) - min(ratios) <= one_step[kind]
+        assert min(ratios) > 0 or kind is Kind.ATTENTION
+
+
+@pytest.mark.parametrize("shape", [SHAPE, SMOLLM2], ids=["small", "SmolLM2"])
+def test_simple_prunes_mlps_only_and_all_of_them(shape: ModelShape):
+    budget = Budget(overall_ratio=0.2, tolerance=0.02)
+    architecture = designs.simple(shape, sample(), budget)
+    assert 0.18 <= architecture.overall_ratio(shape) <= 0.2
+    assert {w[:2] for w in architecture.widths} == {(shape.kv_groups, shape.heads_per_group)}
+    channels = {w.channels for w in architecture.widths}
+    assert max(channels) < shape.channels
+    assert max(channels) - min(channels) <= 4
+
+
+def test_baselines_come_in_their_order():
+    made = designs.baselines(SHAPE, sample(), BUDGET)
+    assert [d.design for d in made] == ["dense", "uniform", "simple"] == list(designs.BASELINES)
+    assert made[0].architecture == SHAPE.dense()
+    assert made[1].architecture == designs.uniform(SHAPE, sample(), BUDGET)
+    assert made[2].architecture == designs.simple(SHAPE, sample(), BUDGET)
+
+
+def test_a_budget_outside_the_designs_tells_the_interval():
+    """0.1 … 0.5 of an MLP of 64 channels keeps 57 … 32 of them, of the attention (2, 2) … (1, 3).
+
+    By hand: 3·24·(64 - 57) and 2·2·4·24 of 12·5976 parameters in 9 layers are 0.1076.
+    """
+    section = sample(mlp_granularity=1)
+    designs.check_budget(SHAPE, section, Budget(overall_ratio=0.3, tolerance=0.01))
+    for ratio in (0.01, 0.45):
+        with pytest.raises(InputError) as caught:
+            designs.check_budget(SHAPE, section, Budget(overall_ratio=ratio, tolerance=0.01))
+        message = str(caught.value)
+        assert f"budget.overall_ratio is {ratio:g}; expected a number from 0.1076 to 0.3721" in message
+        assert "9 of 12 layers" in message
+
+
+@st.composite
+def designed(draw: st.DrawFn) -> list[Designed]:
+    found = draw(st.lists(architectures_of(SHAPE), max_size=4))
+    return [Designed(a, draw(st.sampled_from(["dense", "free", "bundled"]))) for a in found]
+
+
+@settings(deadline=None, max_examples=20)
+@given(made=designed())
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, made: list[Designed]):
+    path = tmp_path_factory.mktemp("designs") / "architectures.json"
+    designs.write(path, SHAPE, made)
+    assert designs.read(path) == (SHAPE, made)
+
+
+def test_the_file_names_the_overall_ratio(tmp_path: Path):
+    path = tmp_path / "architectures.json"
+    made = designs.paper(SHAPE, sample(bundled=3, free=0))
+    designs.write(path, SHAPE, made)
+    lines = [line for line in path.read_text().splitlines() if '"widths"' in line]
+    rows = json.loads(path.read_text())["architectures"]
+    assert len(lines) == len(rows) == 3
+    for row, item in zip(rows, made, strict=True):
+        assert row["overall_ratio"] == pytest.approx(item.architecture.overall_ratio(SHAPE), abs=1e-6)
+        assert row["id"] == item.architecture.id
+
+
+def _drop_key(document: dict[str, Any]) -> None:
+    del document["architectures"][0]["id"]
+
+
+def _other_width(document: dict[str, Any]) -> None:
+    document["architectures"][1]["widths"][3][2] -= 1
+
+
+def _too_wide(document: dict[str, Any]) -> None:
+    row = document["architectures"][0]
+    row["widths"][0][2] = 65
+    row["id"] = Architecture.from_json(row["widths"]).id
+
+
+def _too_few_layers(document: dict[str, Any]) -> None:
+    row = document["architectures"][0]
+    row["widths"].pop()
+    row["id"] = Architecture.from_json(row["widths"]).id
+
+
+def _bad_shape(document: dict[str, Any]) -> None:
+    del document["shape"]["hidden"]
+
+
+def _no_numbers(document: dict[str, Any]) -> None:
+    document["architectures"][0]["widths"][0] = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "says"),
+    [
+        (_drop_key, "'id'"),
+        (_other_width, "has widths whose id is"),
+        (_too_wide, "layer 0: .* exceeds"),
+        (_too_few_layers, "has 11 layers; the model has 12"),
+        (_bad_shape, "hidden"),
+        (_no_numbers, "layer 0 has widths"),
+    ],
+)
+def test_a_tampered_file_is_refused(tmp_path: Path, tamper: Callable[[dict[str, Any]], None], says: str):
+    path = tmp_path / "architectures.json"
+    designs.write(path, SHAPE, designs.paper(SHAPE, sample(bundled=2, free=0)))
+    document = json.loads(path.read_text())
+    tamper(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+        InputError, match=rf"architectures\.json is damaged \(.*{says}.*\); delete it and run"
+    ):
+        designs.read(path)

@@ -1,0 +1,199 @@
+"""The search on forecasts, with a predictor whose law is known."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from stages.architecture import Architecture, Kind, LayerWidth, Site
+from stages.build_dataset.features import Array, Features
+from stages.files import InputError
+from stages.params import Budget, Narrowing
+from stages.sample.space import Space, prunable_sites
+from stages.search import narrowing, tpe
+from stages.search.tpe import Trial
+from stages.train_predictor.predictor import Predictor
+from tests.small import COMMITTED, SMALL, features_of
+
+BUDGET = Budget(overall_ratio=0.2, tolerance=0.02)
+SECTION = COMMITTED.search.model_copy(
+    update={"seed": 0, "bundle": 1, "trials": 60, "objective": {"log_ppl.a": 1.0, "log_ppl.b": 3.0}}
+)
+PRUNABLE = prunable_sites(SMALL, 1, 0)
+IMPORTANCE = {str(site): 1 / (1 + i) for i, site in enumerate(SMALL.sites())}
+NARROWING = Narrowing(
+    sensitive=0.3,
+    sensitive_ratios=[0.0, 0.3],
+    insensitive=0.3,
+    insensitive_ratios=[0.1, 0.7],
+    other_ratios=[0.0, 0.5],
+)
+SPACE = narrowing.space_of(SMALL, 4, narrowing.narrow(SMALL, PRUNABLE, IMPORTANCE, NARROWING))
+
+
+class KnownLaw:
+    """A predictor that is an additive law: each site's weight times its ratio, squared for log_ppl.b."""
+
+    def __init__(self, features: Features) -> None:
+        rng = np.random.default_rng(4)
+        self.sites = len(features.sites)
+        self.weights = rng.exponential(size=self.sites) ** 2
+
+    def forecast(self, features: Array) -> dict[str, Array]:
+        ratios = features[:, : self.sites]
+        return {"log_ppl.a": 3 + ratios @ self.weights, "log_ppl.b": 4 + ratios**2 @ self.weights}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return features_of(tmp_path_factory.mktemp("features"))
+
+
+def search(features: Features, seed: int = 0, trials: int = 60, bundle: int = 1) -> list[Trial]:
+    section = SECTION.model_copy(update={"seed": seed, "trials": trials, "bundle": bundle})
+    return tpe.search(SPACE, cast(Predictor, KnownLaw(features)), features, section, BUDGET)
+
+
+@pytest.fixture(scope="module")
+def trials(features: Features) -> list[Trial]:
+    return search(features)
+
+
+def test_every_trial_meets_the_budget_and_the_narrowed_limits(trials: list[Trial]):
+    assert [t.number for t in trials] == list(range(60))
+    for trial in trials:
+        assert 0.2 - 1e-9 <= trial.architecture.overall_ratio(SMALL) <= 0.22 + 1e-9
+        assert trial.architecture.widths[0] == SMALL.dense_width
+        for site, (low, high) in SPACE.limits.items():
+            ratio = trial.architecture.site_ratio(SMALL, site)
+            reachable = any(low <= o.ratio <= high for o in SPACE.allowed[site])
+            assert not reachable or low - 1e-9 <= ratio <= high + 1e-9
+
+
+def test_trials_tell_their_own_forecast(trials: list[Trial], features: Features):
+    known = KnownLaw(features)
+    for trial in trials:
+        row = np.array([[trial.architecture.site_ratio(SMALL, site) for site in SMALL.sites()]])
+        a = 3 + float((row @ known.weights)[0])
+        b = 4 + float((row**2 @ known.weights)[0])
+        assert trial.forecast == pytest.approx({"log_ppl.a": a, "log_ppl.b": b})
+        assert trial.objective == pytest.approx((a + 3 * b) / 4)
+
+
+def test_the_first_trial_wishes_the_same_of_every_site(trials: list[Trial]):
+    """Uniform within the limits is where a search should start."""
+    wishes = dict.fromkeys(SPACE.limits, BUDGET.overall_ratio)
+    assert trials[0].architecture == SPACE.project(wishes, 0.2, 0.02, at_least=True)
+
+
+def test_a_seed_gives_the_same_trials_again(features: Features, trials: list[Trial]):
+    assert search(features) == trials
+    other = search(features, seed=1)
+    assert [t.architecture for t in other][1:] != [t.architecture for t in trials][1:]
+
+
+@pytest.mark.parametrize("bundle", [2, 4])
+def test_neighbours_of_a_bundle_share_their_wish(features: Features, bundle: int):
+    """With one interval for all, sites of a kind in a bundle end at most a step apart."""
+    space = Space(SMALL, 4, dict.fromkeys(PRUNABLE, (0.0, 0.7)))
+    section = SECTION.model_copy(update={"trials": 20, "bundle": bundle})
+    found = tpe.search(space, cast(Predictor, KnownLaw(features)), features, section, BUDGET)
+    groups = [range(start, min(start + bundle, 6)) for start in range(1, 6, bundle)]
+    for trial, layers in itertools.product(found, groups):
+        channels = [trial.architecture.widths[layer].channels for layer in layers]
+        assert max(channels) - min(channels) <= 4
+    free = tpe.search(space, cast(Predictor, KnownLaw(features)), features, SECTION, BUDGET)
+    spread = [abs(t.architecture.widths[1].channels - t.architecture.widths[2].channels) for t in free]
+    assert max(spread) > 4
+
+
+def test_it_beats_random_search_at_equal_forecasts(features: Features):
+    """The mean best objective over three seeds; random search draws the same wishes uniformly."""
+    known = KnownLaw(features)
+
+    def draw(seed: int) -> float:
+        rng = random.Random(seed)
+        best = float("inf")
+        for _ in range(100):
+            wishes = {site: rng.uniform(*SPACE.limits[site]) for site in SPACE.limits}
+            architecture = SPACE.project(wishes, 0.2, 0.02, at_least=True)
+            row = known.forecast(features.row(architecture)[None])
+            values = {target: float(value[0]) for target, value in row.items()}
+            best = min(best, tpe.objective_of(values, SECTION.objective))
+        return best
+
+    seeds = range(3)
+    searched = [min(t.objective for t in search(features, seed, trials=100)) for seed in seeds]
+    drawn = [draw(seed) for seed in seeds]
+    assert np.mean(searched) < np.mean(drawn)
+
+
+def test_objective_is_the_weighted_mean():
+    values = {"log_ppl.a": 2.0, "log_ppl.b": 5.0, "other": 100.0}
+    assert tpe.objective_of(values, {"log_ppl.a": 1.0, "log_ppl.b": 0.5}) == pytest.approx(3.0)
+    assert tpe.objective_of(values, {"log_ppl.a": 10.0}) == pytest.approx(2.0)
+
+
+def test_distance_counts_sites():
+    a = Architecture((LayerWidth(2, 3, 64), LayerWidth(2, 3, 64)))
+    assert tpe.distance(a, a) == 0
+    assert tpe.distance(a, Architecture((LayerWidth(1, 2, 64), LayerWidth(2, 3, 64)))) == 1
+    assert tpe.distance(a, Architecture((LayerWidth(2, 3, 60), LayerWidth(2, 3, 60)))) == 2
+    assert tpe.distance(a, Architecture((LayerWidth(2, 2, 0), LayerWidth(1, 3, 8)))) == 4
+
+
+def differing_sites(a: Architecture, b: Architecture) -> int:
+    return sum(a.widths[s.layer].of(s.kind) != b.widths[s.layer].of(s.kind) for s in SMALL.sites())
+
+
+@pytest.mark.parametrize("min_distance", [1, 3, 5])
+def test_finalists_are_the_best_that_differ(trials: list[Trial], min_distance: int):
+    chosen = tpe.finalists(trials, 5, min_distance)
+    assert len(chosen) == 5
+    assert [t.objective for t in chosen] == sorted(t.objective for t in chosen)
+    assert chosen[0].objective == min(t.objective for t in trials)
+    for a, b in itertools.combinations(chosen, 2):
+        assert differing_sites(a.architecture, b.architecture) >= min_distance
+    # who was passed over is worse than all chosen, or too near to a better one that was chosen
+    for trial in trials:
+        if trial not in chosen and trial.objective < chosen[-1].objective:
+            better = [c for c in chosen if c.objective <= trial.objective]
+            assert any(differing_sites(trial.architecture, c.architecture) < min_distance for c in better)
+
+
+def test_finalists_take_one_architecture_once():
+    same = [Trial(i, SMALL.dense(), {"x": 1.0}, 1.0) for i in range(5)]
+    assert tpe.finalists(same, 1, 1) == same[:1]
+    with pytest.raises(InputError, match=r"asks for 2 .* differ in 1 sites; 5 trials hold 1"):
+        tpe.finalists(same, 2, 1)
+
+
+def test_too_few_finalists_are_told(trials: list[Trial]):
+    with pytest.raises(InputError, match=r"search\.finalists asks for 50 .* 60 trials hold \d+\.\s+Raise"):
+        tpe.finalists(trials, 50, 9)
+
+
+def test_an_unreachable_budget_is_told(features: Features):
+    with pytest.raises(InputError, match="this space reaches only"):
+        tpe.search(
+            SPACE,
+            cast(Predictor, KnownLaw(features)),
+            features,
+            SECTION,
+            Budget(overall_ratio=0.9, tolerance=0.01),
+        )
+
+
+def test_no_site_of_an_exempt_kind_is_touched(features: Features, tmp_path: Path):
+    """A space of MLPs alone leaves all attention dense."""
+    space = Space(SMALL, 4, {site: (0.0, 0.8) for site in SMALL.sites() if site.kind is Kind.MLP})
+    section = SECTION.model_copy(update={"trials": 10})
+    found = tpe.search(space, cast(Predictor, KnownLaw(features)), features, section, BUDGET)
+    for trial in found:
+        ratios = [trial.architecture.site_ratio(SMALL, Site(layer, Kind.ATTENTION)) for layer in range(6)]
+        assert ratios == [0.0] * 6

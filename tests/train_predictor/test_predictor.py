@@ -1,0 +1,222 @@
+"""The predictor: learns a known law, keeps its monotone law, is reproducible, and judges itself rightly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.architecture import Architecture, Kind, Site
+from stages.build_dataset.features import Array, Features
+from stages.files import InputError
+from stages.train_predictor.predictor import Predictor, errors, evaluate, law, scale
+from tests.small import COMMITTED, SMALL, architectures_of, features_of, random_architectures
+
+TARGETS = ["log_ppl.wiki", "quiz.log_likelihood", "quiz.accuracy"]
+SECTION = COMMITTED.train_predictor.model_copy(update={"trees": 150, "seed": 0})
+RNG = np.random.default_rng(1)
+WEIGHTS = {site: float(weight) for site, weight in zip(SMALL.sites(), RNG.uniform(0.1, 2, 12), strict=True)}
+
+
+def damage(architecture: Architecture) -> float:
+    """The known law: each site adds its weight times the square of its ratio."""
+    return sum(weight * architecture.site_ratio(SMALL, site) ** 2 for site, weight in WEIGHTS.items())
+
+
+def pairs_of(features: Features, architectures: list[Architecture], noise: float = 0.0) -> pd.DataFrame:
+    frame = pd.DataFrame(features.matrix(architectures), columns=features.names)
+    spread = np.random.default_rng(2).normal(0, noise, len(architectures)) if noise else 0.0
+    frame["log_ppl.wiki"] = np.array([3 + damage(a) for a in architectures]) + spread
+    frame["quiz.log_likelihood"] = [-1 - 0.5 * damage(a) for a in architectures]
+    frame["quiz.accuracy"] = [abs(np.sin(3 * a.overall_ratio(SMALL))) for a in architectures]
+    return frame
+
+
+class Learnt(NamedTuple):
+    features: Features
+    pairs: pd.DataFrame
+    predictor: Predictor
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Learnt:
+    features = features_of(tmp_path_factory.mktemp("features"))
+    pairs = pairs_of(features, random_architectures(SMALL, 250), noise=0.3)
+    return Learnt(features, pairs, Predictor.fit(pairs, features.names, TARGETS, SECTION))
+
+
+def forecast_of(learnt: Learnt, architectures: list[Architecture]) -> dict[str, Array]:
+    return learnt.predictor.forecast(learnt.features.matrix(architectures))
+
+
+def test_it_learns_a_known_law(learnt: Learnt):
+    """R² on architectures that it never saw, without the noise that it was taught with."""
+    unseen = random_architectures(SMALL, 150, seed=9)
+    found = forecast_of(learnt, unseen)
+    for target, truth in (
+        ("log_ppl.wiki", [3 + damage(a) for a in unseen]),
+        ("quiz.log_likelihood", [-1 - 0.5 * damage(a) for a in unseen]),
+    ):
+        residual = np.sum((np.array(truth) - found[target]) ** 2)
+        assert 1 - residual / np.sum((np.array(truth) - np.mean(truth)) ** 2) > 0.8
+
+
+def test_every_target_has_its_own_model(learnt: Learnt):
+    assert list(learnt.predictor.models) == TARGETS
+    found = forecast_of(learnt, random_architectures(SMALL, 5))
+    assert [len(found[target]) for target in TARGETS] == [5, 5, 5]
+
+
+@settings(deadline=None, max_examples=80)
+@given(architecture=architectures_of(SMALL), data=st.data())
+def test_a_deeper_cut_never_forecasts_better(learnt: Learnt, architecture: Architecture, data: st.DataObject):
+    """The law holds of the architectures, not of the features only, and although the pairs are noisy."""
+    widths = architecture.to_json()
+    for _ in range(data.draw(st.integers(1, 3))):
+        layer = data.draw(st.integers(0, SMALL.layers - 1))
+        part = data.draw(st.integers(0, 2))
+        widths[layer][part] = data.draw(st.integers(0, widths[layer][part]))
+    found = forecast_of(learnt, [architecture, Architecture.from_json(widths)])
+    assert found["log_ppl.wiki"][1] >= found["log_ppl.wiki"][0]
+    assert found["quiz.log_likelihood"][1] <= found["quiz.log_likelihood"][0]
+
+
+def test_accuracy_is_free_of_the_law(learnt: Learnt):
+    """The taught accuracy rises and falls with the overall ratio, and the forecast follows."""
+    ladder = [
+        Architecture.from_json([[2, 3, c]] * 3 + [[g, 3, c]] * 3) for g in (2, 1, 0) for c in (64, 40, 12)
+    ]
+    found = forecast_of(learnt, ladder)["quiz.accuracy"]
+    steps = np.sign(np.diff(found))
+    assert {1.0, -1.0} <= set(steps.tolist())
+
+
+def test_law_and_scale():
+    assert [law(target) for target in TARGETS] == [1, -1, 0]
+    assert [scale(target) for target in TARGETS] == [
+        "log PPL, nats a token",
+        "nats a question",
+        "accuracy, 0 to 1",
+    ]
+
+
+def test_what_is_saved_forecasts_the_same(learnt: Learnt, tmp_path: Path):
+    learnt.predictor.save(tmp_path / "deep" / "predictor")
+    back = Predictor.load(tmp_path / "deep" / "predictor")
+    assert tuple(back.features) == tuple(learnt.features.names)
+    unseen = learnt.features.matrix(random_architectures(SMALL, 40, seed=5))
+    before, after = learnt.predictor.forecast(unseen), back.forecast(unseen)
+    assert list(after) == TARGETS
+    for target in TARGETS:
+        assert (after[target] == before[target]).all()
+
+
+def test_one_row_is_forecast_as_in_a_batch(learnt: Learnt):
+    matrix = learnt.features.matrix(random_architectures(SMALL, 10))
+    whole = learnt.predictor.forecast(matrix)
+    for index, row in enumerate(matrix):
+        assert learnt.predictor.forecast(row[None])["log_ppl.wiki"][0] == whole["log_ppl.wiki"][index]
+
+
+def test_forecasts_are_those_of_the_model_that_mlflow_keeps(learnt: Learnt):
+    """The pairs come as a frame there, by the models' own predict."""
+    rows = learnt.pairs[learnt.features.names].head(20)
+    for target, model in learnt.predictor.models.items():
+        ours = learnt.predictor.forecast(rows.to_numpy())[target]
+        assert ours == pytest.approx(model.predict(rows), rel=1e-6)
+
+
+def test_refits_are_the_same_to_the_byte(learnt: Learnt, tmp_path: Path):
+    again = Predictor.fit(learnt.pairs, learnt.features.names, TARGETS, SECTION)
+    other = Predictor.fit(
+        learnt.pairs, learnt.features.names, TARGETS, SECTION.model_copy(update={"seed": 1})
+    )
+    for name, predictor in (("first", learnt.predictor), ("again", again), ("other", other)):
+        predictor.save(tmp_path / name)
+    files = sorted(p.name for p in (tmp_path / "first").iterdir())
+    assert files == sorted([*(f"{target}.ubj" for target in TARGETS), "predictor.json"])
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    ubj = "log_ppl.wiki.ubj"
+    assert (tmp_path / "first" / ubj).read_bytes() != (tmp_path / "other" / ubj).read_bytes()
+
+
+def test_gains_sum_to_one_over_all_sites(learnt: Learnt):
+    for target in TARGETS:
+        gains = learnt.predictor.gains(target, learnt.features)
+        assert set(gains) == {str(site) for site in SMALL.sites()}
+        assert sum(gains.values()) == pytest.approx(1)
+        assert min(gains.values()) >= 0
+
+
+@pytest.mark.parametrize("site", [Site(2, Kind.MLP), Site(4, Kind.ATTENTION)], ids=str)
+def test_gains_find_the_one_site_that_matters(learnt: Learnt, site: Site):
+    architectures = random_architectures(SMALL, 150)
+    pairs = learnt.pairs.head(150).copy()
+    pairs["log_ppl.wiki"] = [3 + 2 * a.site_ratio(SMALL, site) for a in architectures]
+    predictor = Predictor.fit(pairs, learnt.features.names, ["log_ppl.wiki"], SECTION)
+    gains = predictor.gains("log_ppl.wiki", learnt.features)
+    assert max(gains, key=lambda name: gains[name]) == str(site)
+    assert gains[str(site)] > 0.5
+
+
+def test_gains_of_a_forecast_that_nothing_matters_to(learnt: Learnt):
+    pairs = learnt.pairs.assign(**{"log_ppl.wiki": 3.0})
+    predictor = Predictor.fit(pairs, learnt.features.names, ["log_ppl.wiki"], SECTION)
+    gains = predictor.gains("log_ppl.wiki", learnt.features)
+    assert set(gains.values()) == {1 / 12}
+
+
+def test_errors_by_hand():
+    measured, forecast = np.array([1.0, 2.0, 3.0, 6.0]), np.array([1.0, 3.0, 2.0, 4.0])
+    # residuals 0, -1, 1, 2; the mean of the measured is 3, its squares around it 4, 1, 0, 9
+    found = errors(measured, forecast)
+    assert found == pytest.approx({"r2": 1 - 6 / 14, "mae": 1.0, "rmse": 1.5**0.5, "spearman": 0.8})
+
+
+def test_a_constant_forecast_ranks_nothing():
+    found = errors(np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
+    assert found == pytest.approx({"r2": 0.0, "mae": 2 / 3, "rmse": (2 / 3) ** 0.5, "spearman": 0.0})
+    assert errors(np.full(3, 2.0), np.array([1.0, 2.0, 3.0]))["spearman"] == 0.0
+
+
+def test_evaluation_speaks_of_the_rows_given(learnt: Learnt):
+    rows = learnt.pairs.tail(60)
+    found = evaluate(learnt.predictor, rows)
+    assert list(found) == TARGETS
+    forecast = learnt.predictor.forecast(rows[learnt.features.names].to_numpy())
+    for target in TARGETS:
+        assert found[target]["pairs"] == 60
+        assert found[target]["scale"] == scale(target)
+        assert found[target]["mae"] == pytest.approx(np.abs(rows[target] - forecast[target]).mean())
+
+
+def test_a_missing_predictor_says_how_to_make_it(tmp_path: Path):
+    with pytest.raises(InputError, match=r"predictor\.json is not there; run `dvc repro`"):
+        Predictor.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nothing of the kind", b"{}"])
+def test_a_missing_or_damaged_model_is_named(learnt: Learnt, tmp_path: Path, content: bytes | None):
+    learnt.predictor.save(tmp_path)
+    path = tmp_path / "quiz.accuracy.ubj"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"quiz\.accuracy\.ubj cannot be read; run `dvc repro train-predictor`"
+    ):
+        Predictor.load(tmp_path)
+
+
+def test_a_model_cut_short_is_named(learnt: Learnt, tmp_path: Path):
+    learnt.predictor.save(tmp_path)
+    path = tmp_path / "quiz.accuracy.ubj"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"quiz\.accuracy\.ubj cannot be read"):
+        Predictor.load(tmp_path)
