@@ -68,7 +68,7 @@ def test_dependencies_cover_the_code_that_runs(room: str) -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_params_cover_the_sections_that_are_read(room: str) -> None:
-    """A section is read as `params.SECTION` in code that the stage's room, or a room it calls with params, holds."""
+    """A section is read as `params.SECTION` somewhere in the code that the stage runs."""
     used: set[str] = set()
     for path in reached(ROOT / "stages" / room / "__main__.py"):
         used |= set(re.findall(r"\bparams\.([a-z_]+)\b", path.read_text()))

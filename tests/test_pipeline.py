@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-WORDS = "the model keeps what it needs and drops what it does not need while a reader looks on".split()
+WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
+WORDS += ["help", "while", "readers", "look"]
 MLFLOW_EXPERIMENT = "pipeline-test"
 
 
@@ -133,16 +134,14 @@ MEASUREMENT = {"sequence_length": 64, "windows": 3, "questions": 4, "question_to
 
 
 @pytest.fixture(scope="module")
-def repository(
-    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]
-) -> Iterator[Repository]:
+def repository(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Repository:
     """A repository in which `dvc repro` has run once."""
     path = tmp_path_factory.mktemp("pipeline")
     made = Repository(path, tiny_folder("llama"))
     made.run("git", "init", "-q")
     made.run("dvc", "init", "-q")
     made.run("dvc", "repro")
-    yield made
+    return made
 
 
 def test_repro_makes_a_model_that_loads_and_a_report(repository: Repository) -> None:

@@ -43,7 +43,9 @@ def build(
     Raises:
         InputError: an architecture was not measured, or a value is out of range; it is named.
     """
-    ordered = sorted(designed, key=lambda d: d.architecture.id)
+    # Two baselines can be one architecture, e.g. at budgets too mild for any attention width: one pair.
+    distinct = {d.architecture.id: d for d in reversed(designed)}
+    ordered = [distinct[architecture_id] for architecture_id in sorted(distinct)]
     missing = [d.architecture.id for d in ordered if d.architecture.id not in metrics]
     if missing:
         raise InputError(

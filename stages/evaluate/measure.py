@@ -24,6 +24,7 @@ from stages.evaluate.corpora import Corpus, Document, Question
 from stages.evaluate.elastic import Batch, ElasticNetwork
 from stages.evaluate.journal import Journal, Row
 from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.reconstruction import Reconstruction
 from stages.files import InputError
 from stages.params import Measurement, Part
 

@@ -121,9 +121,11 @@ def test_a_target_that_was_not_measured_is_named(features: Features):
         table.build(MADE, METRICS, features, ["log_ppl.other"], 0, 0.3)
 
 
-def test_an_architecture_that_stands_there_twice_is_named(features: Features):
-    with pytest.raises(InputError, match=f"architecture {MADE[2].architecture.id} stands in the pairs twice"):
-        build(features, [*MADE, MADE[2]])
+def test_an_architecture_of_two_designs_is_one_pair_of_the_first(features: Features):
+    again = Designed(MADE[2].architecture, "simple")
+    pd.testing.assert_frame_equal(build(features, [*MADE, again]), build(features))
+    first = build(features, [again, *MADE]).set_index("architecture")
+    assert first.loc[again.architecture.id, "design"] == "simple"
 
 
 def _text(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -150,9 +152,14 @@ def _beyond(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs.assign(overall_ratio=pairs["overall_ratio"] + 1)
 
 
+def _twice(pairs: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([pairs, pairs.tail(1)], ignore_index=True)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
+        (_twice, r"architecture [0-9a-f]{12} stands in the pairs twice"),
         (_text, r"column log_ppl\.wiki of the pairs is \w+; expected float64"),
         (_float32, "column overall_ratio of the pairs is float32; expected float64"),
         (_lost, r"other columns than expected: ratio\.mlp"),

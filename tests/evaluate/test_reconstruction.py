@@ -170,9 +170,8 @@ def test_observed_activations_are_the_inputs_of_the_output_projections(tiny_fold
     hooked: dict[Site, torch.Tensor] = {}
     for index, layer in enumerate(model.model.layers):
         for kind, module in ((Kind.ATTENTION, layer.self_attn.o_proj), (Kind.MLP, layer.mlp.down_proj)):
-            module.register_forward_pre_hook(
-                lambda _, inputs, site=Site(index, kind): hooked.__setitem__(site, inputs[0])
-            )
+            site = Site(index, kind)
+            module.register_forward_pre_hook(lambda _, inputs, site=site: hooked.__setitem__(site, inputs[0]))
     batch = CALIBRATION[0]
     with torch.inference_mode():
         tiny.network_of(folder).observe(batch, seen.__setitem__)

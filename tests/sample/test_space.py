@@ -237,6 +237,31 @@ def test_the_remainder_goes_where_it_strays_least():
     assert sum(w.channels for w in below.widths) == 13
 
 
+@pytest.mark.timeout(30)  # steps to and fro never end
+def test_a_step_that_would_jump_over_the_budget_is_passed_over():
+    """Attention can only stay (520 parameters) or go; its wish of 0.55 rounds to going, and the MLP (392)
+    makes up for it. In the end putting attention back would stray least, but jumps far below the budget."""
+    shape = ModelShape("llama", 1, 8, 1, 1, 16, 16, 5, True)
+    space = Space(shape, 1, dict.fromkeys(shape.sites(), (0.0, 1.0)))
+    wishes = {Site(0, Kind.ATTENTION): 0.55, Site(0, Kind.MLP): 0.9}
+    target = (0.55 * 520 + 0.9 * 392) / 912
+    found = space.project(wishes, target, 0.03, at_least=True)
+    assert found == Architecture((LayerWidth(0, 0, 11),))  # 11 channels: 520 + 5·24 is 0.702
+
+
+@FAST
+@given(case=cases(), tolerance=st.floats(1e-4, 0.05), at_least=st.booleans())
+def test_projection_meets_a_tight_budget_or_says_that_it_cannot(case: Case, tolerance: float, at_least: bool):
+    low, high = (case.target, case.target + tolerance) if at_least else (case.target - tolerance, case.target)
+    try:
+        found = case.space.project(case.wishes, case.target, tolerance, at_least)
+    except InputError as error:
+        assert "no architecture of this space lies between" in str(error)
+        assert tolerance < case.widest_step
+    else:
+        assert low - 1e-8 <= found.overall_ratio(case.space.shape) <= high + 1e-8
+
+
 @given(shift=st.floats(-0.05, 0.05))
 @settings(deadline=None, max_examples=25)
 @example(shift=0.0)

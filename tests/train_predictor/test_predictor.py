@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stages.architecture import Architecture, Kind, Site
 from stages.build_dataset.features import Array, Features
 from stages.files import InputError
+from stages.train_predictor import predictor as predictor_module
 from stages.train_predictor.predictor import Predictor, errors, evaluate, law, scale
 from tests.small import COMMITTED, SMALL, architectures_of, features_of, random_architectures
 
@@ -70,6 +71,31 @@ def test_every_target_has_its_own_model(learnt: Learnt):
     assert list(learnt.predictor.models) == TARGETS
     found = forecast_of(learnt, random_architectures(SMALL, 5))
     assert [len(found[target]) for target in TARGETS] == [5, 5, 5]
+
+
+def violations(predictor: Predictor, features: Features) -> int:
+    """How many single small cuts of random architectures a predictor forecasts to help."""
+    count = 0
+    for architecture in random_architectures(SMALL, 20, seed=7):
+        for layer in range(SMALL.layers):
+            ladder = [architecture.to_json() for _ in range(9)]
+            for rung, widths in enumerate(ladder):
+                widths[layer][2] = 64 - 8 * rung
+            forecasts = predictor.forecast(features.matrix([Architecture.from_json(w) for w in ladder]))
+            count += int((np.diff(forecasts["log_ppl.wiki"]) < 0).sum())
+            count += int((np.diff(forecasts["quiz.log_likelihood"]) > 0).sum())
+    return count
+
+
+def test_only_the_law_keeps_noise_from_being_learnt(learnt: Learnt, monkeypatch: pytest.MonkeyPatch):
+    """Without the law the same pairs teach that some cuts help; with it, none does."""
+    names = learnt.features.names
+    noisy = pairs_of(learnt.features, random_architectures(SMALL, 80), noise=1.0)
+    lawful = Predictor.fit(noisy, names, TARGETS, SECTION)
+    assert violations(lawful, learnt.features) == 0
+    monkeypatch.setattr(predictor_module, "law", lambda _: 0)
+    lawless = Predictor.fit(noisy, names, TARGETS, SECTION)
+    assert violations(lawless, learnt.features) > 20
 
 
 @settings(deadline=None, max_examples=80)
