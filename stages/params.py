@@ -160,6 +160,7 @@ class Search(Section):
     trials: Count
     finalists: Count
     min_distance: Count
+    repair_again: bool
     measurement: Measurement
 
 

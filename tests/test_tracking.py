@@ -102,7 +102,7 @@ def test_stages_of_one_invocation_share_a_parent(root: Path, monkeypatch: pytest
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name.startswith("repro 20")
     assert parent.data.metrics == {"finalists": 3}
-    assert parent.data.params["evaluate.importance.samples"] == str(PARAMS.evaluate.importance.samples)
+    assert parent.data.params["evaluate.calibration.samples"] == str(PARAMS.evaluate.calibration.samples)
     assert parent.data.params["search.objective.log_ppl.news"] == "1.0"
     assert parent.data.params["sample.ratios"] == "[0.1, 0.2, 0.3, 0.4, 0.5]"
     assert parent.data.tags["mlflow.source.name"] == "dvc repro"

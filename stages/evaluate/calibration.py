@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from stages.architecture import Site
-from stages.evaluate import importance, statistics
+from stages.architecture import Architecture, Site
+from stages.evaluate import importance, sequential, statistics
 from stages.evaluate.cache import TensorCache
 from stages.evaluate.checkpoint import Checkpoint, cache_folder
-from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.importance import UnitScores
 from stages.evaluate.measure import code_digest
 from stages.evaluate.reconstruction import Reconstruction
@@ -93,6 +93,18 @@ class Calibrator:
         return Reconstruction(
             network, _LazyStatistics(self), scores.order(), section.damping, self._cache, key
         )
+
+    def repair_again(self, network: ElasticNetwork, scores: UnitScores, architecture: Architecture) -> Repair:
+        """The second repair of one architecture, from the cache or computed (`sequential`)."""
+        section = self._section.reconstruction
+        key = f"{_digest(self.key, scores.digest, section.identity(), 'again')}-{architecture.id}"
+        tensors = self._cache.get(key)
+        if tensors is None:
+            found = sequential.repair_again(network, architecture, self._batches, section.damping)
+            tensors = {str(site): projection for site, projection in found.items()}
+            self._cache.put(key, tensors)
+        ready = {name: tensor.to(network.device, network.dtype) for name, tensor in tensors.items()}
+        return lambda site, width: ready.get(str(site))
 
 
 class _LazyStatistics(dict[Site, SiteStatistics]):

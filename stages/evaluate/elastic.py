@@ -145,13 +145,15 @@ class ElasticNetwork:
         observer: Observer | None = None,
     ) -> Tensor:
         """One decoder layer at a width: hidden states (B, L, D) before it to those after it."""
+        ours = False  # the caller may keep the hidden states it gave; those made here are written over
         for kind in Kind:
             if width.keeps(kind):
                 site = Site(index, kind)
                 activations = self.activations(site, width, hidden, mask, rope)
                 if observer is not None:
                     observer(site, activations)
-                hidden = hidden + self.output(site, width, activations)
+                hidden = self.output(site, width, activations, hidden, in_place=ours)
+                ours = not torch.is_grad_enabled()
         return hidden
 
     def activations(
@@ -162,27 +164,38 @@ class ElasticNetwork:
             return self._mixed_heads(self.layers[site.layer], width, hidden, mask, rope)
         return self._gated_channels(self.layers[site.layer], width.channels, hidden)
 
-    def output(self, site: Site, width: LayerWidth, activations: Tensor) -> Tensor:
-        """What a site adds to the hidden states (B, L, D): its output projection of its activations."""
+    def output(
+        self, site: Site, width: LayerWidth, activations: Tensor, onto: Tensor, in_place: bool = False
+    ) -> Tensor:
+        """`onto` (B, L, D) and what the site adds to it: the output projection of its activations.
+
+        Added within the matrix product, which saves a pass over the hidden states.
+        """
         layer = self.layers[site.layer]
-        repaired = None if self.repair is None else self.repair(site, width)
         bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
+        x, total = activations.flatten(0, 1), onto.flatten(0, 1)
+        start = 0
+        for part in self.projection_views(site, width):
+            own = x[:, start : start + part.shape[1]]
+            total = total.addmm_(own, part.T) if in_place else torch.addmm(total, own, part.T)
+            start += part.shape[1]
+        return (total if bias is None else total + bias).view_as(onto)
+
+    def projection_views(self, site: Site, width: LayerWidth) -> list[Tensor]:
+        """A site's output projection (D, kept) in views side by side, without copying a weight."""
+        repaired = None if self.repair is None else self.repair(site, width)
+        layer, (g, h) = self.layers[site.layer], width.of(Kind.ATTENTION)
         if repaired is not None:
-            return F.linear(activations, repaired, bias)
+            return [repaired]
         if site.kind is Kind.MLP:
-            return F.linear(activations, layer.down[:, : width.channels], bias)
-        rows = width.heads_per_group * self.shape.head_dim
-        return _grouped_columns(activations, layer.o, bias, width.kv_groups, rows)
+            return [layer.down[:, : width.channels]]
+        if h == self.shape.heads_per_group:
+            return [layer.o[:, :g].flatten(1)]
+        return [layer.o[:, group, : h * self.shape.head_dim] for group in range(g)]
 
     def projection(self, site: Site, width: LayerWidth) -> Tensor:
         """A site's output projection (D, kept) at a width, repaired if a repair is set."""
-        repaired = None if self.repair is None else self.repair(site, width)
-        if repaired is not None:
-            return repaired
-        layer = self.layers[site.layer]
-        if site.kind is Kind.MLP:
-            return layer.down[:, : width.channels]
-        return layer.o[:, : width.kv_groups, : width.heads_per_group * self.shape.head_dim].flatten(1)
+        return torch.cat(self.projection_views(site, width), dim=1)
 
     def read(self, hidden: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
         """Log-likelihoods (N,) of the batch's targets from the last hidden states (B, L, D).
@@ -218,10 +231,12 @@ class ElasticNetwork:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
         q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
         v = v.transpose(1, 2)
-        if h > 1:  # (B, g, L, d) -> (B, g*h, L, d): each KV head serves the h query heads of its group
+        if h > 1 and not x.is_cuda:  # (B, g, L, d) -> (B, g*h, L, d): a KV head serves h query heads
             k = k[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
             v = v[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
+        )
         return mixed.transpose(1, 2).flatten(2)  # (B, L, g*h*d)
 
     def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
@@ -265,16 +280,6 @@ def _grouped_rows(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, r
         return F.linear(x, weight[:groups].flatten(0, 1), flat)
     parts = [F.linear(x, weight[g, :rows], None if bias is None else bias[g, :rows]) for g in range(groups)]
     return torch.cat(parts, dim=-1)
-
-
-def _grouped_columns(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, columns: int) -> Tensor:
-    """x (B, L, groups * columns) times weight[:, :groups, :columns] of a (D, G, R) weight, as (B, L, D)."""
-    if columns == weight.shape[2]:
-        return F.linear(x, weight[:, :groups].flatten(1), bias)
-    total = F.linear(x[..., :columns], weight[:, 0, :columns], bias)
-    for g in range(1, groups):
-        total = total + F.linear(x[..., g * columns : (g + 1) * columns], weight[:, g, :columns])
-    return total
 
 
 def _rope(checkpoint: Checkpoint) -> LlamaRotaryEmbedding:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from stages.architecture import Architecture
 from stages.evaluate import mmlu, perplexity
 from stages.evaluate.corpora import Corpus, Document, Question
-from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.journal import Journal, Row
 from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.reconstruction import Reconstruction
@@ -57,7 +57,9 @@ class Evaluator:
         measurement: Measurement,
         identity: Mapping[str, Any],
         cache_bytes: int,
+        again: Callable[[Architecture], Repair | None] | None = None,
     ) -> None:
+        self._again = again
         self.network = network
         self.part = part
         limit = TOKENS_PER_BATCH[network.device.type]
@@ -128,7 +130,7 @@ class Evaluator:
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
         with torch.inference_mode():
-            results = iter(self._prefix.log_likelihoods(architecture, branches or set()))
+            results = iter(self._log_likelihoods(architecture, branches or set()))
             for name, batches in self._texts.items():
                 means, parts = perplexity.scores(_take(results, batches), self._windows)
                 metrics |= {f"{key}.{name}": value for key, value in means.items()}
@@ -138,6 +140,18 @@ class Evaluator:
                 metrics |= {f"{name}.{key}": value for key, value in means.items()}
                 samples |= {f"{name}.{key}": values for key, values in parts.items()}
         return metrics, samples
+
+    def _log_likelihoods(self, architecture: Architecture, branches: set[int]) -> list[Tensor]:
+        if self._again is None:
+            return self._prefix.log_likelihoods(architecture, branches)
+        # Weights of its own: nothing is shared with the architectures before and after.
+        plain = self.network.repair
+        try:
+            self.network.repair = self._again(architecture)
+            self._prefix.forget()
+            return self._prefix.log_likelihoods(architecture, set())
+        finally:
+            self.network.repair = plain
 
     def measure_all(
         self, work: Sequence[Work], journal: Journal, after: Callable[[Row], None], label: str

@@ -47,6 +47,12 @@ class SharedPrefix:
         state_bytes = tokens * network.shape.hidden * network.embedding.element_size()
         self._most = limit_bytes // max(1, state_bytes)
 
+    def forget(self) -> None:
+        """Drop all states: the network's weights are about to change."""
+        for states in self._states:
+            states.clear()
+        self._last = None
+
     def log_likelihoods(self, architecture: Architecture, branches: set[int]) -> list[Tensor]:
         """Log-likelihoods of every batch's targets; keeps the states at the depths in `branches`.
 

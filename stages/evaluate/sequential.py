@@ -62,15 +62,16 @@ def _site(
     activations = []
     for place, batch in enumerate(batches):
         rope = network.rope(batch.positions)
-        y = network.output(site, full, network.activations(site, full, dense[place], batch.mask, rope))
+        x = network.activations(site, full, dense[place], batch.mask, rope)
+        after = network.output(site, full, x, onto=dense[place])
         if kept:
             own = network.activations(site, width, pruned[place], batch.mask, rope)
             activations.append(own)
             flat = own.flatten(0, 1).float()
-            goal = (y + dense[place] - pruned[place]).flatten(0, 1).float() - _bias(network, site)
+            goal = (after - pruned[place]).flatten(0, 1).float() - _bias(network, site)
             gram = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
             cross = flat.T @ goal if cross is None else cross.addmm_(flat.T, goal)
-        dense[place] = dense[place] + y
+        dense[place] = after
     if gram is None or cross is None:
         return
     start = network.projection(site, width).to(torch.float64)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from stages.architecture import Architecture
 from stages.evaluate import checkpoint, perplexity
 from stages.evaluate.calibration import Calibrator
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.corpora import Corpus, Document, Question, load_questions, load_texts
-from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.importance import UnitScores
 from stages.evaluate.measure import Evaluator
 from stages.files import InputError
@@ -34,8 +35,8 @@ class Workbench:
     texts: Mapping[str, Corpus[Document]]
     questions: Mapping[str, Corpus[Question]]
 
-    def evaluator(self, part: Part, measurement: Measurement) -> Evaluator:
-        """Measures on one part of the corpora.
+    def evaluator(self, part: Part, measurement: Measurement, again: bool = False) -> Evaluator:
+        """Measures on one part of the corpora, each architecture repaired `again` if asked for.
 
         Raises:
             InputError: a corpus is too small for the measurement.
@@ -46,7 +47,8 @@ class Workbench:
             "calibration": self.calibration.key,
             "importance": self.params.evaluate.importance,
             "unit_order": self.scores.digest,
-            "reconstruction": self.params.evaluate.reconstruction.identity(),
+            "reconstruction": self.params.evaluate.reconstruction.identity()
+            | ({"again": True} if again else {}),
         }
         return Evaluator(
             self.network,
@@ -57,7 +59,14 @@ class Workbench:
             measurement,
             identity,
             self.params.evaluate.prefix_cache_mb * 2**20,
+            self.repaired_again if again else None,
         )
+
+    def repaired_again(self, architecture: Architecture) -> Repair | None:
+        """The second repair of an architecture; the dense one needs none."""
+        if architecture == self.network.shape.dense():
+            return None
+        return self.calibration.repair_again(self.network, self.scores, architecture)
 
 
 def device_and_dtype(params: Params) -> tuple[torch.device, torch.dtype]:

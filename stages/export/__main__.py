@@ -41,7 +41,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         open_tracker("export", params, enabled=not arguments.no_tracking) as tracker,
     ):
         bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
-        evaluator = bench.evaluator("report", params.export.measurement)
+        again = params.search.repair_again
+        evaluator = bench.evaluator("report", params.export.measurement, again)
         winner = evidence.same_architecture(candidates, outcome.WINNER)
         checks = _export(bench, winner, getattr(torch, params.export.dtype))
         names = [*BASELINES, outcome.WINNER]
@@ -57,7 +58,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         importance, narrowed = evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
         evaluators = {
             "pairs": bench.evaluator("selection", params.evaluate.measurement),
-            "finalists": bench.evaluator("selection", params.search.measurement),
+            "finalists": bench.evaluator("selection", params.search.measurement, again),
             "final table": evaluator,
         }
         seconds = round(time.perf_counter() - start)
@@ -87,6 +88,18 @@ def _export(bench: Workbench, winner: Architecture, dtype: torch.dtype) -> list[
         network = ElasticNetwork(checkpoint.load(bench.params.model), torch.device("cpu"))
         network.sort(bench.scores.order())
         network.repair = bench.calibration.repair(network, bench.scores)
+    plain = network.repair
+    if bench.params.search.repair_again:
+        network.repair = bench.calibration.repair_again(network, bench.scores, winner)
+    try:
+        return _write_and_check(bench, network, winner, dtype)
+    finally:
+        network.repair = plain
+
+
+def _write_and_check(
+    bench: Workbench, network: ElasticNetwork, winner: Architecture, dtype: torch.dtype
+) -> list[tuple[str, str]]:
     loaded = bench.checkpoint
     write_folder(
         MODEL, network.sliced_state(winner), loaded.config, winner, network.shape,

@@ -40,7 +40,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         baselines = designed[: len(designs.BASELINES)]
         work = [Work(b.architecture, b.design) for b in baselines]
         work += [Work(t.architecture, outcome.FINALIST) for t in chosen]
-        evaluator = open_workbench(params, scores).evaluator("selection", params.search.measurement)
+        evaluator = open_workbench(params, scores).evaluator(
+            "selection", params.search.measurement, params.search.repair_again
+        )
         write_json(
             HERE / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context}
         )
