@@ -335,3 +335,18 @@ def test_a_corrupt_journal_is_an_error_and_is_left_alone(repository: Repository)
     assert done.returncode == 2
     assert "journal.jsonl, line 2" in done.stderr
     assert left == damaged
+
+
+def test_a_text_too_short_for_the_final_table_is_refused_before_anything_is_measured(
+    repository: Repository,
+) -> None:
+    params, journal = repository.params(), repository.journal()
+    try:
+        repository.change(export={"measurement": MEASUREMENT | {"windows": 5000}})
+        done = repository.stage("evaluate", check=False)
+    finally:
+        repository.write_params(params)
+    assert done.returncode == 2
+    assert "part report" in done.stderr
+    assert "windows of 64" in done.stderr
+    assert repository.journal() == journal

@@ -9,7 +9,7 @@ from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import open_workbench
 from stages.files import write_json
-from stages.params import Params
+from stages.params import Measurement, Params, Part
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking import open_tracker
@@ -22,7 +22,10 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         Journal(here / "journal.jsonl") as journal,
         open_tracker("evaluate", params, enabled=not arguments.no_tracking) as tracker,
     ):
-        bench = open_workbench(params, here / "importance.safetensors")
+        sections = (params.evaluate, params.search)
+        needed: list[tuple[Part, Measurement]] = [("selection", s.measurement) for s in sections]
+        needed.append(("report", params.export.measurement))
+        bench = open_workbench(params, here / "importance.safetensors", needed)
         evaluator = bench.evaluator("selection", params.evaluate.measurement)
         write_json(
             here / "division.json", "prunecast.division", 1, division({**bench.texts, **bench.questions})

@@ -7,7 +7,7 @@ prefixes). KV group g serves the query heads g*H .. g*H+H-1 (grouped-query atten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -297,11 +297,3 @@ def _check_activation(checkpoint: Checkpoint) -> None:
     found = checkpoint.config.hidden_act
     if found not in ("silu", "swish"):
         raise InputError(f"model.source {checkpoint.name!r} has the activation {found!r}; supported: silu")
-
-
-def common_prefix(a: Sequence[LayerWidth], b: Sequence[LayerWidth]) -> int:
-    """How many leading layers two architectures share."""
-    for index, (x, y) in enumerate(zip(a, b, strict=True)):
-        if x != y:
-            return index
-    return len(a)

@@ -11,8 +11,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from stages.architecture import Architecture
-from stages.evaluate.elastic import Batch, ElasticNetwork, common_prefix
+from stages.architecture import Architecture, LayerWidth
+from stages.evaluate.elastic import Batch, ElasticNetwork
+
+
+def common_prefix(a: Sequence[LayerWidth], b: Sequence[LayerWidth]) -> int:
+    """How many leading layers two architectures share."""
+    for index, (x, y) in enumerate(zip(a, b, strict=True)):
+        if x != y:
+            return index
+    return len(a)
 
 
 def tree_order(architectures: Sequence[Architecture]) -> list[Architecture]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate import checkpoint, perplexity
+from stages.evaluate import checkpoint, mmlu, perplexity
 from stages.evaluate.calibration import Calibrator
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.corpora import Corpus, Document, Question, load_questions, load_texts
@@ -105,11 +105,32 @@ def calibration_batches(
     return perplexity.batches(torch.cat(rows), CALIBRATION_BATCH_TOKENS)
 
 
-def open_workbench(params: Params, scores_path: Path) -> Workbench:
+def check_lengths(
+    loaded: Checkpoint,
+    texts: Mapping[str, Corpus[Document]],
+    questions: Mapping[str, Corpus[Question]],
+    part: Part,
+    section: Measurement,
+) -> None:
+    """Raise InputError unless every corpus's part is long enough for a measurement."""
+    for name, text in texts.items():
+        where = f"corpora.texts.{name}, part {part},"
+        perplexity.windows(
+            text.parts[part], loaded.tokenizer, section.sequence_length, section.windows, where
+        )
+    for name, corpus in questions.items():
+        where = f"corpora.questions.{name}, part {part},"
+        mmlu.items(corpus.parts[part], loaded.tokenizer, section.questions, section.question_tokens, where)
+
+
+def open_workbench(
+    params: Params, scores_path: Path, needed: Sequence[tuple[Part, Measurement]] = ()
+) -> Workbench:
     """Load model and corpora, sort the units by importance, and set up the repair.
 
-    Scores at `scores_path` are used if they were computed from the same things; otherwise they
-    are computed and written there.
+    That the corpora suffice for the `needed` measurements, those of later stages too, is checked
+    before anything expensive starts. Scores at `scores_path` are used if they were computed from the
+    same things; otherwise they are computed and written there.
 
     Raises:
         InputError: anything that `params` names is missing, empty, too short or unsupported.
@@ -118,6 +139,8 @@ def open_workbench(params: Params, scores_path: Path) -> Workbench:
     questions = load_questions(params.corpora)
     device, dtype = device_and_dtype(params)
     loaded = checkpoint.load(params.model, dtype)
+    for part, measurement in needed:
+        check_lengths(loaded, texts, questions, part, measurement)
     network = ElasticNetwork(loaded, device)
     calibration = Calibrator(
         params, loaded, network, calibration_batches(loaded, texts, params.evaluate.calibration)

@@ -140,7 +140,16 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
                     "zero-shot by the likelihood of each answer's text (lm-eval's mmlu_continuation format)",
                 )
             )
-    calibration = section.calibration
+    calibration, repair = section.calibration, section.reconstruction
+    if repair.method == "none":
+        refitted = "none: output projections are cut, not refitted"
+    else:
+        again = "; finalists again, layer after layer" if bench.params.search.repair_again else ""
+        refitted = (
+            "output projections of pruned sites refitted by least squares on the same calibration text, "
+            f"damping {repair.damping:g}{again}; uniform and simple alike"
+        )
+    lines.append(("Repair", refitted))
     lines.append(
         (
             "Importance",

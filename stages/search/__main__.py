@@ -35,14 +35,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         Journal(HERE / "journal.jsonl") as journal,
         open_tracker("search", params, enabled=not arguments.no_tracking) as tracker,
     ):
-        trials = tpe.search(space, predictor, features, params.search, params.budget)
-        chosen = tpe.finalists(trials, params.search.finalists, params.search.min_distance)
+        section = params.search
+        bench = open_workbench(params, scores)
+        evaluator = bench.evaluator("selection", section.measurement, section.repair_again)
+        trials = tpe.search(space, predictor, features, section, params.budget)
+        chosen = tpe.finalists(trials, section.finalists, section.min_distance)
         baselines = designed[: len(designs.BASELINES)]
         work = [Work(b.architecture, b.design) for b in baselines]
         work += [Work(t.architecture, outcome.FINALIST) for t in chosen]
-        evaluator = open_workbench(params, scores).evaluator(
-            "selection", params.search.measurement, params.search.repair_again
-        )
         write_json(
             HERE / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context}
         )
@@ -52,7 +52,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             lambda row: tracker.log_evaluation(evaluation_of(row, shape, "search")),
             "finalists",
         )
-        candidates = _ranked(work, rows, predictor, features, params.search.objective)
+        candidates = _ranked(work, rows, predictor, features, section.objective)
         _write(params, trials, candidates)
         _track(tracker, params, trials, candidates, rows)
     for candidate in candidates:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, LayerWidth
-from stages.evaluate.elastic import ElasticNetwork, common_prefix
+from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.prefix import common_prefix
 from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder
