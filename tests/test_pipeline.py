@@ -22,6 +22,8 @@ WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", 
 WORDS += ["help", "while", "readers", "look"]
 MLFLOW_EXPERIMENT = "pipeline-test"
 
+pytestmark = pytest.mark.timeout(900)  # six stages start six interpreters; a busy machine takes its time
+
 
 class Repository:
     """A temporary repository with this project's stages, a tiny model and local corpora."""
