@@ -60,7 +60,7 @@ class Repository:
         )
         self.change(
             evaluate={"device": "cpu", "measurement": MEASUREMENT},
-            budget={"tolerance": 0.02},
+            budget={"tolerance": 0.03},
         )
         params = self.params()
         params["evaluate"]["calibration"] = {"samples": 4, "sequence_length": 32}
@@ -159,8 +159,8 @@ def test_repro_makes_a_model_that_loads_and_a_report(repository: Repository) -> 
     final = repository.json("export/metrics.json")["contenders"]
     assert list(final) == ["dense", "uniform", "simple", "winner"]
     assert sum(p.numel() for p in model.parameters()) == final["winner"]["parameters"]
-    assert 0.25 <= final["winner"]["overall_ratio"] <= 0.27
-    assert 0.23 <= final["uniform"]["overall_ratio"] <= 0.25
+    assert 0.25 <= final["winner"]["overall_ratio"] <= 0.28
+    assert 0.22 <= final["uniform"]["overall_ratio"] <= 0.25
     assert "<html" in (repository.path / "data" / "export" / "report.html").read_text()
     assert (folder / "README.md").is_file()
 
@@ -174,7 +174,7 @@ def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> Non
     }
     (winner,) = [c for c in candidates if c["name"] == "winner"]
     assert measured[winner["id"]] == min(measured.values())
-    assert all(0.25 <= c["overall_ratio"] <= 0.27 for c in finalists)
+    assert all(0.25 <= c["overall_ratio"] <= 0.28 for c in finalists)
 
 
 def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:

@@ -125,6 +125,11 @@ class Space:
             step = 1 if removed < bounds[0] else -1
             best = self._best_step(place, wanted, step, bounds, removed)
             if best is None:
+                exchange = self._best_exchange(place, wanted, bounds, removed)
+                if exchange is not None:  # where no single step fits, one forward and one back may
+                    place[exchange[0]] += 1
+                    place[exchange[1]] -= 1
+                    break
                 raise InputError(
                     f"no architecture of this space lies between the overall ratios {bounds[0]:.4f} and "
                     f"{bounds[1]:.4f}; raise budget.tolerance or lower sample.mlp_granularity"
@@ -160,6 +165,28 @@ class Space:
             if best is None or stray < best[0] - _EPSILON:
                 best = (stray, site, change)
         return None if best is None else best[1:]
+
+    def _best_exchange(
+        self, place: Mapping[Site, int], wanted: Mapping[Site, float], bounds: Interval, removed: float
+    ) -> tuple[Site, Site] | None:
+        """A site to cut one width further and one to widen, that together meet the bounds, straying least."""
+        total = self.shape.decoder_parameters
+        moves: dict[int, list[tuple[Site, float, float]]] = {1: [], -1: []}
+        for site, index in place.items():
+            widths = self.allowed[site]
+            for step, found in moves.items():
+                if 0 <= index + step < len(widths):
+                    change = (
+                        (widths[index + step].ratio - widths[index].ratio) * self.weight(site.kind) / total
+                    )
+                    found.append((site, change, (widths[index + step].ratio - wanted[site]) * step))
+        fitting = [
+            (stray_cut + stray_widened, cut, widened)
+            for cut, more, stray_cut in moves[1]
+            for widened, less, stray_widened in moves[-1]
+            if cut != widened and bounds[0] - _EPSILON <= removed + more + less <= bounds[1] + _EPSILON
+        ]
+        return min(fitting)[1:] if fitting else None
 
     def _shifted(self, wishes: Mapping[Site, float], target: float) -> dict[Site, float]:
         """Wishes + one shift, clipped to what each site reaches, with the overall ratio `target`."""
