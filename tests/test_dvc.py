@@ -56,7 +56,7 @@ def reached(start: Path) -> set[Path]:
 def test_the_six_stages_and_nothing_else() -> None:
     assert list(STAGES) == ROOMS
     for room, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m stages.{room}"
+        assert stage["cmd"] == f"exec python -m stages.{room}"
 
 
 @pytest.mark.parametrize("room", ROOMS)
