@@ -18,6 +18,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Interval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
 CorpusName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -76,6 +77,20 @@ class Sample(Section):
     bundle: Count
     bundled: Natural
     free: Natural
+    single_site_ratios: list[Annotated[float, Field(gt=0, le=1)]]
+    spread: Natural
+    spread_overall_ratios: Interval
+
+    @model_validator(mode="after")
+    def _samples_something(self) -> Sample:
+        low, high = self.spread_overall_ratios
+        if low >= high:
+            raise ValueError(
+                f"spread_overall_ratios is [{low}, {high}]; expected [low, high] with low < high"
+            )
+        if not (self.bundled or self.free or self.single_site_ratios or self.spread):
+            raise ValueError("no design asks for an architecture; raise bundled, free or spread")
+        return self
 
 
 class Calibration(Section):
@@ -123,6 +138,8 @@ class BuildDataset(Section):
 
 class TrainPredictor(Section):
     seed: Natural
+    model: Literal["additive+xgboost", "xgboost", "additive"]
+    folds: Annotated[int, Field(ge=2)]
     trees: Count
     depth: Count
     learning_rate: Positive
@@ -131,10 +148,8 @@ class TrainPredictor(Section):
     min_child_weight: Annotated[float, Field(ge=0)]
 
 
-Interval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
-
-
 class Narrowing(Section):
+    by: Literal["importance", "damage"]
     sensitive: Ratio
     sensitive_ratios: Interval
     insensitive: Ratio
@@ -156,10 +171,14 @@ class Search(Section):
     seed: Natural
     objective: Annotated[dict[str, Positive], Field(min_length=1)]
     narrowing: Narrowing
+    sampler: Literal["tpe", "nsga2", "random"]
     bundle: Count
     trials: Count
-    finalists: Count
+    rounds: Count
+    per_round: Count
     min_distance: Count
+    finalists: Count
+    front: list[Fraction]
     repair_again: bool
     measurement: Measurement
 
@@ -190,6 +209,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _objective_is_measured(self) -> Params:
         targets = [f"log_ppl.{name}" for name in self.corpora.texts]
+        targets += [f"{name}.log_likelihood" for name in self.corpora.questions]
         for name in self.search.objective:
             if name not in targets:
                 raise ValueError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+import stages
 from stages import tracking_store
 from stages.files import InputError
 from stages.params import Params
@@ -26,7 +27,6 @@ from stages.tracking_store import without_password
 
 if TYPE_CHECKING:
     import pandas
-    import xgboost
 
 Values = Mapping[str, str | float | int]
 Metrics = Mapping[str, float]
@@ -147,32 +147,37 @@ class Tracker:
     def log_predictor(
         self,
         name: str,
-        model: xgboost.XGBRegressor,
-        example_input: pandas.DataFrame,
+        folder: Path,
+        example: pandas.DataFrame,
+        forecast: pandas.DataFrame,
         params: Values,
         metrics: Metrics,
         artifacts: Sequence[Path] = (),
     ) -> str:
-        """Log a predictor as a run of its own and register it as `prunecast-NAME`.
+        """Log a saved predictor as a run of its own and register it as `prunecast-NAME`.
+
+        `example` features and their `forecast` tell its signature. It loads with
+        `mlflow.pyfunc.load_model` through `stages.train_predictor.served`, whose code goes with it.
 
         Returns:
             The URI of the new version, `models:/prunecast-NAME/VERSION`. Until the next one is
             logged, `models:/prunecast-NAME@champion` is the same model.
         """
         from mlflow.models import infer_signature
-        from mlflow.xgboost import log_model
+        from mlflow.pyfunc import log_model
 
-        example = example_input.astype("float64")  # a signature of integers would refuse floats
+        example = example.astype("float64")  # a signature of integers would refuse floats
         ours = tracking_store.environment({"MLFLOW_TRACKING_URI": self.uri}, override=True)
         with self._run(f"predictor {name}", params, metrics, NONE, artifacts) as run, ours:
             self._mlflow.start_run(run_id=run)  # log_model logs to the current run only
             try:
                 logged = log_model(
-                    model,
                     name="model",
-                    signature=infer_signature(example, model.predict(example)),
+                    loader_module="stages.train_predictor.served",
+                    data_path=str(folder),
+                    code_paths=[str(Path(stages.__file__).parent)],
+                    signature=infer_signature(example, forecast),
                     pip_requirements=tracking_store.predictor_requirements(),
-                    model_format="ubj",
                 )
             finally:
                 self._mlflow.end_run()

@@ -136,7 +136,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
 def predictor_requirements() -> list[str]:
     """What it takes to load a predictor. MLflow's own guess takes seconds and names other packages."""
     versions = {}
-    for name in ("xgboost-cpu", "xgboost", "scikit-learn", "pandas", "numpy"):
+    names = ("xgboost-cpu", "xgboost", "scikit-learn", "scipy", "pandas", "numpy")
+    for name in (*names, "safetensors", "pydantic", "PyYAML"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     if "xgboost-cpu" in versions:

@@ -14,8 +14,7 @@ from stages.stage import DATA, main
 def run(params: Params, _: argparse.Namespace) -> None:
     shape = read_shape(params.model)
     designs.check_budget(shape, params.sample, params.budget)
-    baselines = designs.baselines(shape, params.sample, params.budget)
-    made = baselines + designs.paper(shape, params.sample, [b.architecture for b in baselines])
+    made = designs.all_designs(shape, params.sample, params.budget)
     designs.write(DATA / "sample" / "architectures.json", shape, made)
     counts = ", ".join(f"{count} {design}" for design, count in Counter(d.design for d in made).items())
     print(f"{len(made)} architectures of {params.model.source} ({shape.layers} layers): {counts}")

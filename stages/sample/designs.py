@@ -16,6 +16,8 @@ from stages.sample.space import Space, bundles, prunable_sites
 SCHEMA, VERSION = "prunecast.architectures", 1
 DENSE, UNIFORM, SIMPLE = "dense", "uniform", "simple"
 BASELINES = (DENSE, UNIFORM, SIMPLE)
+_STRAYS = (0.3, 0.6, 0.9)  # how far, from end to end, the sites of a spread architecture lie apart
+_SPREAD_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,54 @@ def paper(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ())
     bundled = _distinct(seen, lambda: draw(bundles(sites, sample.bundle)), sample.bundled, "bundled")
     free = _distinct(seen, lambda: draw([[site] for site in sites]), sample.free, "free")
     return bundled + free
+
+
+def single_site(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()) -> list[Designed]:
+    """Every site cut alone, at each of `single_site_ratios`: its own damage curve.
+
+    Two ratios that become one width are one architecture.
+    """
+    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
+    space = Space(shape, sample.mlp_granularity, {})
+    alone = (space.from_ratios({site: ratio}) for site in sites for ratio in sample.single_site_ratios)
+    new = dict.fromkeys(a for a in alone if a not in set(taken) | {shape.dense()})
+    return [Designed(architecture, "single-site") for architecture in new]
+
+
+def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()) -> list[Designed]:
+    """From mild to strong: overall ratios evenly over `spread_overall_ratios`, sites unlike each other.
+
+    Each site's ratio strays from the overall one by a Latin hypercube (McKay et al. 1979), one
+    dimension a site, so that every site takes every strength as often as any other; how far the
+    sites stray alternates, so that even and uneven architectures are both among them.
+
+    Raises:
+        InputError: an overall ratio cannot be reached on the prunable sites.
+    """
+    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, max(sample.ratios))))
+    rng = random.Random(sample.seed)
+    columns = {site: rng.sample(range(sample.spread), sample.spread) for site in sites}
+    low, high = sample.spread_overall_ratios
+    seen = set(taken)
+    made = []
+    for index in range(sample.spread):
+        target = low + (high - low) * (index + 0.5) / sample.spread
+        reach = _STRAYS[index % len(_STRAYS)]
+        wishes = {s: target + reach * ((c[index] + 0.5) / sample.spread - 0.5) for s, c in columns.items()}
+        architecture = space.project(wishes, target, _SPREAD_TOLERANCE, at_least=True)
+        if architecture not in seen:
+            seen.add(architecture)
+            made.append(Designed(architecture, "spread"))
+    return made
+
+
+def all_designs(shape: ModelShape, sample: Sample, budget: Budget) -> list[Designed]:
+    """The baselines, then each design that params ask for; no architecture of theirs comes twice."""
+    made = baselines(shape, sample, budget)
+    for design in (paper, single_site, spread):
+        made += design(shape, sample, [d.architecture for d in made])
+    return made
 
 
 def _distinct(
@@ -100,7 +150,7 @@ def baselines(shape: ModelShape, sample: Sample, budget: Budget) -> list[Designe
 
 
 def check_budget(shape: ModelShape, sample: Sample, budget: Budget) -> None:
-    """Raise InputError unless the designs surround the budget, so that no forecast extrapolates."""
+    """Raise InputError unless the sampled ratios surround the budget, so that no forecast extrapolates."""
     sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
     grid = (min(sample.ratios), max(sample.ratios))
     low, high = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, grid)).reachable()

@@ -1,7 +1,9 @@
 """Narrow the search space by what the predictor learned.
 
 The paper's rule (arXiv 2309.09507, section 3.3): sites whose ratios matter much to the forecast are
-limited to mild ratios, sites that matter little are opened to strong ones.
+limited to mild ratios, sites that matter little are opened to strong ones. What matters is read
+either from the predictor's importances, as in the paper, or from damage curves: what the forecast
+says that cutting a site alone costs.
 """
 
 from __future__ import annotations
@@ -11,13 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.architecture import Kind, ModelShape, Site
-from stages.files import InputError, write_json
-from stages.params import Budget, Narrowing
-from stages.sample.space import Interval, Space
+import pandas as pd
 
-SCHEMA, VERSION = "prunecast.narrowed-space", 1
+from stages.architecture import Kind, ModelShape, Site
+from stages.build_dataset.features import Features
+from stages.files import InputError, write_json
+from stages.params import Narrowing
+from stages.sample.space import Interval, Space
+from stages.search.tpe import objective_of
+from stages.train_predictor.predictor import Predictor
+
+SCHEMA, VERSION = "prunecast.narrowed-space", 2
 Class = Literal["sensitive", "insensitive", "other", "exempt"]
+ALONE = 0.3
+"""The ratio at which damage curves are compared."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,36 @@ class NarrowedSite:
 
     site: Site
     importance: float
-    """Share of the predictors' gain, averaged over the objective's targets."""
+    """The site's share of what the ranking goes by; shares sum to 1."""
     label: Class
     interval: Interval
+
+
+def importances(
+    by: Literal["importance", "damage"],
+    predictor: Predictor,
+    features: Features,
+    pairs: pd.DataFrame,
+    weights: Mapping[str, float],
+) -> dict[str, float]:
+    """Each site's share, keys like ``12.attention``, summing to 1.
+
+    ``importance``: of the predictor's gains, averaged over the objective's targets. ``damage``: of
+    the forecast rise of the objective when the site alone is cut by `ALONE`, a parameter removed.
+    """
+    if by == "importance":
+        rows = pairs[list(predictor.features)].to_numpy()
+        gains = pd.DataFrame({target: predictor.gains(target, features, rows) for target in weights})
+        return {str(site): float(value) for site, value in gains.mean(axis=1).items()}
+    shape = features.shape
+    space = Space(shape, 1, {})
+    sites = list(shape.sites())
+    alone = [space.from_ratios({site: ALONE}) for site in sites]
+    forecasts = predictor.forecast(features.matrix([shape.dense(), *alone]))
+    cost = [objective_of({t: f[i] for t, f in forecasts.items()}, weights) for i in range(len(sites) + 1)]
+    rates = [max(0.0, cost[i + 1] - cost[0]) / max(a.overall_ratio(shape), 1e-9) for i, a in enumerate(alone)]
+    total = sum(rates)
+    return {str(s): r / total if total else 1 / len(sites) for s, r in zip(sites, rates, strict=True)}
 
 
 def narrow(
@@ -65,17 +101,20 @@ def space_of(shape: ModelShape, granularity: int, narrowed: Sequence[NarrowedSit
     return Space(shape, granularity, {n.site: n.interval for n in narrowed if n.label != "exempt"})
 
 
-def check_reachable(space: Space, budget: Budget) -> None:
-    """Raise InputError, with the reachable interval, unless the narrowed space holds the budget."""
+def check_reachable(space: Space, overall_ratio: float, key: str) -> None:
+    """Raise InputError, with the reachable interval, unless the narrowed space holds the ratio.
+
+    `key` names the parameter that asks for it.
+    """
     low, high = space.reachable()
-    if not low <= budget.overall_ratio <= high:
+    if not low <= overall_ratio <= high:
         raise InputError(
-            f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; the narrowed space reaches "
-            f"{low:.4f} to {high:.4f}. Change the budget, or search.narrowing's fractions and ratios"
+            f"params.yaml: {key} is {overall_ratio:g}; the narrowed space reaches "
+            f"{low:.4f} to {high:.4f}. Change it, or search.narrowing's fractions and ratios"
         )
 
 
-def write(path: Path, narrowed: Sequence[NarrowedSite], space: Space) -> None:
+def write(path: Path, narrowed: Sequence[NarrowedSite], space: Space, by: str) -> None:
     """Write the narrowed space for a person: a line a site, with its class, ratios and widths."""
     low, high = space.reachable()
     rows = []
@@ -92,5 +131,5 @@ def write(path: Path, narrowed: Sequence[NarrowedSite], space: Space) -> None:
                 "widths": widths,
             }
         )
-    summary = {"overall_ratio_reachable": [round(low, 4), round(high, 4)]}
+    summary = {"ranked_by": by, "overall_ratio_reachable": [round(low, 4), round(high, 4)]}
     write_json(path, SCHEMA, VERSION, {"summary": summary, "sites": rows})

@@ -1,25 +1,35 @@
-"""Search on forecasts alone: Optuna's TPE over wishes that are projected onto the budget.
+"""Search on forecasts alone: Optuna proposes wishes that are projected onto the budget.
 
-A dimension is the wished ratio of a bundle of neighbouring sites of one kind. Every trial's wishes
-are projected to an architecture of the budget (`Space.project`), so that each trial is feasible and
-the sampler learns of the objective only (Bergstra et al. 2011, "Algorithms for hyper-parameter
-optimization"; Optuna's multivariate TPE).
+Every trial's wishes are projected to an architecture of the budget (`Space.project`), so that each
+trial is feasible and the sampler learns of the objective only. Few meaningful dimensions first, a
+ratio for a bundle of neighbouring sites of one kind; then every site for itself, near the best found.
+The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for
+hyper-parameter optimization"; Optuna's is multivariate); NSGA-II (Deb et al. 2002) and random
+search stand under the same interface.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from tqdm import tqdm
 
 from stages.architecture import Architecture, Site
-from stages.build_dataset.features import Features
 from stages.files import InputError
-from stages.params import Budget, Search
+from stages.params import Search
 from stages.sample.space import Space, bundles
-from stages.train_predictor.predictor import Predictor
+
+NEAR = 0.15
+"""How far a site's wish may stray from the best bundled architecture when each site moves for itself."""
+_POPULATION = 50  # NSGA-II's
+
+Wishes = Mapping[Site, float]
 
 
 @dataclass(frozen=True)
@@ -32,60 +42,173 @@ class Trial:
     objective: float
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a search: the best forecast in a space at an overall ratio."""
+
+    space: Space
+    overall_ratio: float
+    tolerance: float
+    forecast: Callable[[Architecture], Mapping[str, float]]
+    seed: int
+    name: str
+    """Names everything that the answer depends on: what an interrupted study is found again by."""
+
+    def project(self, wishes: Wishes) -> Architecture:
+        return self.space.project(wishes, self.overall_ratio, self.tolerance, at_least=True)
+
+
+@dataclass(frozen=True)
+class _Dimension:
+    name: str
+    sites: Sequence[Site]
+    low: float
+    high: float
+
+    def clip(self, ratio: float) -> float:
+        return min(max(ratio, self.low), self.high)
+
+
 def objective_of(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The weighted mean of targets: nats a token for log PPLs. Lower is better."""
-    return sum(weight * values[target] for target, weight in weights.items()) / sum(weights.values())
+    """The weighted mean of targets, lower is better: nats a token for log PPLs.
+
+    What should be high, a log-likelihood or an accuracy, counts negatively.
+    """
+    total = sum(
+        weight * (values[t] if t.startswith("log_ppl.") else -values[t]) for t, weight in weights.items()
+    )
+    return total / sum(weights.values())
 
 
 def search(
-    space: Space,
-    predictor: Predictor,
-    features: Features,
+    question: Question,
     section: Search,
-    budget: Budget,
+    starts: Sequence[Architecture] = (),
+    storage: Path | None = None,
 ) -> list[Trial]:
-    """Run the study; trials in the order in which they were made. Reproducible: one seed, one thread."""
-    groups = bundles(space.limits, section.bundle)
-    names = [_name(group) for group in groups]
-    bounds = [
-        (min(space.limits[s][0] for s in group), max(space.limits[s][1] for s in group)) for group in groups
-    ]
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=section.seed, n_startup_trials=min(100, section.trials // 4))
+    """Half of `section.trials` over bundles, from an even cut; half over sites, from the best so far.
+
+    `starts` are architectures known to be good; the second half begins with them too. Reproducible:
+    one seed, one thread. With a `storage` file the studies can be watched with optuna-dashboard, and
+    an interrupted one goes on (its later trials then differ from an uninterrupted one's).
+    """
+    kept = None if storage is None else _open(storage)
+    bundled = _Phase(question, section, kept, "bundles", _bundled(question.space, section.bundle))
+    even = {d.name: d.clip(question.overall_ratio) for d in bundled.dimensions}
+    trials = bundled.run(section.trials - section.trials // 2, [even])
+    if section.trials < 2:
+        return trials
+    best = min(trials, key=lambda t: (t.objective, t.number)).architecture
+    single = _Phase(question, section, kept, "sites", _single(question.space, best))
+    return trials + single.run(
+        section.trials // 2, [_wishes(single, a) for a in (best, *starts)], len(trials)
     )
-    level = budget.overall_ratio
-    study.enqueue_trial({n: min(max(level, low), high) for n, (low, high) in zip(names, bounds, strict=True)})
-
-    def evaluate(trial: optuna.Trial) -> Trial:
-        wishes: dict[Site, float] = {}
-        for name, group, (low, high) in zip(names, groups, bounds, strict=True):
-            wishes |= dict.fromkeys(group, trial.suggest_float(name, low, high))
-        architecture = space.project(wishes, budget.overall_ratio, budget.tolerance, at_least=True)
-        values = predictor.forecast(features.row(architecture)[None])
-        forecast = {target: float(value[0]) for target, value in values.items()}
-        return Trial(trial.number, architecture, forecast, objective_of(forecast, section.objective))
-
-    return _run(study, evaluate, section.trials)
 
 
-def _run(study: optuna.Study, evaluate: Callable[[optuna.Trial], Trial], count: int) -> list[Trial]:
-    trials: list[Trial] = []
-    best = float("inf")
-    bar = tqdm(range(count), desc="search on forecasts", unit="trial")
-    for _ in bar:
-        asked = study.ask()
-        trial = evaluate(asked)
-        study.tell(asked, trial.objective)
-        trials.append(trial)
-        if trial.objective < best:
-            best = trial.objective
+def _open(storage: Path) -> BaseStorage:
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(storage)))
+
+
+def forget_others(storage: Path, name: str) -> None:
+    """Delete the storage of another search: one that holds no study of the question `name`."""
+    if storage.is_file() and not any(
+        study.startswith(name) for study in optuna.get_all_study_names(_open(storage))
+    ):
+        storage.unlink()
+
+
+def _bundled(space: Space, size: int) -> list[_Dimension]:
+    made = []
+    for group in bundles(space.limits, size):
+        name = f"{group[0].layer:02d}-{group[-1].layer:02d}.{group[0].kind}"
+        low = min(space.limits[site][0] for site in group)
+        made.append(_Dimension(name, group, low, max(space.limits[site][1] for site in group)))
+    return made
+
+
+def _single(space: Space, around: Architecture) -> list[_Dimension]:
+    made = []
+    for site in sorted(space.limits):
+        low, high = space.limits[site]
+        ratio = min(max(around.site_ratio(space.shape, site), low), high)
+        low, high = max(low, ratio - NEAR), min(high, ratio + NEAR)
+        made.append(_Dimension(f"{site.layer:02d}.{site.kind}", [site], low, high))
+    return made
+
+
+def _wishes(phase: _Phase, architecture: Architecture) -> dict[str, float]:
+    shape = phase.question.space.shape
+    return {d.name: d.clip(architecture.site_ratio(shape, d.sites[0])) for d in phase.dimensions}
+
+
+class _Phase:
+    """One Optuna study."""
+
+    def __init__(
+        self,
+        question: Question,
+        section: Search,
+        storage: BaseStorage | None,
+        label: str,
+        dimensions: Sequence[_Dimension],
+    ) -> None:
+        self.question = question
+        self.dimensions = dimensions
+        self._weights = section.objective
+        self._label = label
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        name = f"{question.name} {label}"
+        self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        done = len(self._study.get_trials(deepcopy=False, states=_TOLD))
+        self._study.sampler = _sampler(section, question.seed + done)
+
+    def run(self, count: int, starts: Sequence[Mapping[str, float]], first: int = 0) -> list[Trial]:
+        """`count` trials, those of an interrupted run among them, numbered from `first`."""
+        told = self._study.get_trials(deepcopy=False, states=_TOLD)[:count]
+        trials = [self._trial(first + i, t.params, self._project(t.params)) for i, t in enumerate(told)]
+        if not trials:
+            for start in {tuple(s.items()): s for s in starts}.values():
+                self._study.enqueue_trial(dict(start))
+        best = min((t.objective for t in trials), default=float("inf"))
+        label = f"{self.question.name.split(' ')[0]}, {self._label}"
+        bar = tqdm(range(len(trials), count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
+        for index in bar:
+            asked = self._study.ask()
+            values = {d.name: asked.suggest_float(d.name, d.low, d.high) for d in self.dimensions}
+            trial = self._trial(first + index, values, self._project(values))
+            self._study.tell(asked, trial.objective)
+            trials.append(trial)
+            best = min(best, trial.objective)
             bar.set_postfix_str(f"best {best:.4f}")
-    return trials
+        return trials
+
+    def _project(self, values: Mapping[str, float]) -> Architecture:
+        return self.question.project({site: values[d.name] for d in self.dimensions for site in d.sites})
+
+    def _trial(self, number: int, values: Mapping[str, float], architecture: Architecture) -> Trial:
+        forecast = self.question.forecast(architecture)
+        return Trial(number, architecture, forecast, objective_of(forecast, self._weights))
 
 
-def _name(group: Sequence[Site]) -> str:
-    return f"{group[0].layer:02d}-{group[-1].layer:02d}.{group[0].kind}"
+_TOLD = (optuna.trial.TrialState.COMPLETE,)
+
+
+def _sampler(section: Search, seed: int) -> optuna.samplers.BaseSampler:
+    if section.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if section.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, n_startup_trials=max(1, min(20, section.trials // 40)), gamma=_good
+        )
+
+
+def _good(told: int) -> int:
+    """How many of the trials told so far count as good: fewer than Optuna's, since forecasts have no noise."""
+    return max(3, min(10, told // 20))
 
 
 def distance(a: Architecture, b: Architecture) -> int:
@@ -93,20 +216,27 @@ def distance(a: Architecture, b: Architecture) -> int:
     return sum((x[:2] != y[:2]) + (x[2] != y[2]) for x, y in zip(a.widths, b.widths, strict=True))
 
 
-def finalists(trials: Sequence[Trial], count: int, min_distance: int) -> list[Trial]:
-    """The best-forecast trials that differ from each other in at least `min_distance` sites.
+def finalists(
+    trials: Sequence[Trial], count: int, min_distance: int, taken: Sequence[Architecture] = ()
+) -> list[Trial]:
+    """The best-forecast trials that differ in at least `min_distance` sites from each other.
+
+    And in at least one from those that are `taken`.
 
     Raises:
         InputError: the trials hold fewer such architectures than asked for.
     """
     chosen: list[Trial] = []
+    known = set(taken)
     for trial in sorted(trials, key=lambda t: (t.objective, t.number)):
+        if trial.architecture in known:
+            continue
         if all(distance(trial.architecture, c.architecture) >= min_distance for c in chosen):
             chosen.append(trial)
         if len(chosen) == count:
             return chosen
     raise InputError(
-        f"search.finalists asks for {count} architectures that differ in {min_distance} sites; "
+        f"the search asks for {count} new architectures that differ in {min_distance} sites; "
         f"{len(trials)} trials hold {len(chosen)}. "
-        "Raise search.trials, or lower search.finalists or search.min_distance"
+        "Raise search.trials, or lower search.per_round or search.min_distance"
     )

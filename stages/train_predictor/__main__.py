@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +18,65 @@ from stages.params import Params
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking import Tracker, open_tracker
+from stages.train_predictor import comparison
 from stages.train_predictor.predictor import Predictor, evaluate, law, scale
+
+HERE = DATA / "train_predictor"
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
-    here = DATA / "train_predictor"
     pairs, names, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     shape, _ = designs.read(DATA / "sample" / "architectures.json")
     features = Features.of_model(shape, params.sample.bundle, DATA / "evaluate" / "importance.safetensors")
     section = params.train_predictor
+    HERE.mkdir(parents=True, exist_ok=True)
     with open_tracker("train-predictor", params, enabled=not arguments.no_tracking) as tracker:
         trained = pairs["split"] == table.TRAIN
         judged = Predictor.fit(pairs[trained], names, targets, section)
         errors = evaluate(judged, pairs[~trained])
+        lawful = [target for target in targets if law(target)]
+        compared = comparison.compare(pairs, names, lawful, section, params.budget)
+        compared.to_csv(HERE / "comparison.csv", index=False)
         # The errors are of a predictor that never saw the held-out pairs; the search's is refitted on all.
         predictor = Predictor.fit(pairs, names, targets, section)
-        predictor.save(here / "predictor")
-        importance = pd.DataFrame({t: predictor.gains(t, features) for t in targets}).rename_axis("site")
-        importance.to_csv(here / "importance.csv")
-        forecasts = pd.DataFrame(judged.forecast(pairs[names].to_numpy())).add_prefix("forecast.")
+        widths = comparison.intervals(pairs[trained], judged, section)
+        covered = _coverage(judged, widths, pairs[~trained])
+        predictor = replace(predictor, half_widths=widths)
+        predictor.save(HERE / "predictor")
+        values = pairs[names].to_numpy()
+        importance = pd.DataFrame({t: predictor.gains(t, features, values) for t in targets})
+        importance.rename_axis("site").to_csv(HERE / "importance.csv")
+        forecasts = pd.DataFrame(judged.forecast(values)).add_prefix("forecast.")
         measured = pairs[["architecture", "design", "split", "overall_ratio", *targets]]
-        pd.concat([measured, forecasts], axis=1).to_csv(here / "forecasts.csv", index=False)
-        write_json(here / "metrics.json", "prunecast.predictor-errors", 1, {"held_out": errors})
+        pd.concat([measured, forecasts], axis=1).to_csv(HERE / "forecasts.csv", index=False)
+        for target in targets:
+            errors[target]["coverage"] = covered[target]
+        content = {"kind": section.model, "held_out": errors}
+        write_json(HERE / "metrics.json", "prunecast.predictor-errors", 2, content)
         for target in targets:
             print(
                 f"{target}: R² {errors[target]['r2']:.3f}, MAE {errors[target]['mae']:.4f}, "
                 f"RMSE {errors[target]['rmse']:.4f}, Spearman {errors[target]['spearman']:.3f} "
                 f"({scale(target)}; {errors[target]['pairs']} held-out pairs)"
             )
-            _log(tracker, target, predictor, pairs[names], errors[target], section.model_dump(), here)
+            _log(
+                tracker,
+                target,
+                predictor,
+                pairs[names],
+                errors[target] | {"coverage": covered[target]},
+                params,
+            )
+        _print(compared)
+
+
+def _coverage(judged: Predictor, widths: Mapping[str, float], pairs: pd.DataFrame) -> dict[str, float]:
+    """The share of held-out pairs, by target, whose measured value lies within the forecast interval."""
+    forecasts = judged.forecast(pairs[list(judged.features)].to_numpy())
+    return {
+        target: float(((pairs[target] - forecast).abs() <= widths[target]).mean())
+        for target, forecast in forecasts.items()
+    }
 
 
 def _log(
@@ -52,17 +85,32 @@ def _log(
     predictor: Predictor,
     rows: pd.DataFrame,
     errors: dict[str, Any],
-    section: dict[str, Any],
-    here: Path,
+    params: Params,
 ) -> None:
-    tracker.log_predictor(
-        target,
-        predictor.models[target],
-        rows.head(5),
-        {**section, "target": target, "scale": scale(target), "monotone": law(target), "pairs": len(rows)},
-        {f"held_out.{key}": value for key, value in errors.items() if isinstance(value, float)},
-        [here / "importance.csv", here / "forecasts.csv", here / "metrics.json"],
+    alone = replace(
+        predictor,
+        models={target: predictor.models[target]},
+        half_widths={target: predictor.half_widths[target]},
     )
+    section = params.train_predictor.model_dump()
+    with tempfile.TemporaryDirectory() as folder:
+        alone.save(Path(folder))
+        tracker.log_predictor(
+            target,
+            Path(folder),
+            rows.head(5),
+            pd.DataFrame(alone.forecast(rows.head(5).to_numpy())),
+            {**section, "target": target, "scale": scale(target), "law": law(target), "pairs": len(rows)},
+            {f"held_out.{key}": value for key, value in errors.items() if isinstance(value, float)},
+            [HERE / name for name in ("importance.csv", "forecasts.csv", "comparison.csv", "metrics.json")],
+        )
+
+
+def _print(compared: pd.DataFrame) -> None:
+    columns = ["predictor", "r2", "spearman", "spearman_near_budget", "top_recall"]
+    for target, rows in compared.groupby("target", sort=False):
+        print(f"\nout-of-fold forecasts of {target}, {rows['scale'].iloc[0]}, on the same folds:")
+        print(rows[columns].to_string(index=False, float_format="%.3f"))
 
 
 if __name__ == "__main__":

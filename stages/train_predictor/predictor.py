@@ -1,14 +1,15 @@
-"""The accuracy predictor: gradient-boosted trees from an architecture's features to each target.
+"""The accuracy predictor: a model a target, from an architecture's features to what it measures.
 
-One model a target, so that each can carry its own monotone constraint (multi-output trees take
-none). The law: cutting any site further cannot lower a perplexity nor raise the likelihood of a
-right answer, on average; MMLU accuracy is too coarse for it and is left free.
+One model a target, so that each can carry its own law (multi-output trees take none). The
+law: cutting any site further cannot lower a perplexity nor raise the likelihood of a right answer,
+on average; MMLU accuracy is too coarse for it and is left free.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
-from xgboost import XGBRegressor
-from xgboost.core import XGBoostError
 
 from stages.build_dataset.features import Array, Features
 from stages.files import InputError, read_json, write_json
 from stages.params import TrainPredictor
+from stages.train_predictor.models import Model
 
-SCHEMA, VERSION = "prunecast.predictor", 1
+SCHEMA, VERSION = "prunecast.predictor", 2
+COVERAGE = 0.8
 
 
 def law(target: str) -> int:
@@ -42,64 +43,61 @@ def scale(target: str) -> str:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Forecasts every target from features (n, len(features))."""
+    """Forecasts every target from features (n, len(features)).
 
+    `half_widths`, by target, make a forecast an interval: the measured value lies within so much of
+    the forecast for `COVERAGE` of architectures like those that it was fitted on. Empty if unknown.
+    """
+
+    kind: str
     features: Sequence[str]
-    models: Mapping[str, XGBRegressor]
+    models: Mapping[str, Model]
+    half_widths: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def fit(
         cls, pairs: pd.DataFrame, features: Sequence[str], targets: Sequence[str], section: TrainPredictor
     ) -> Predictor:
-        """Fit one model a target on the rows of `pairs`. Reproducible: one seed, exact trees."""
-        models = {}
-        for target in targets:
-            model = XGBRegressor(
-                n_estimators=section.trees,
-                max_depth=section.depth,
-                learning_rate=section.learning_rate,
-                subsample=section.row_sampling,
-                colsample_bytree=section.feature_sampling,
-                min_child_weight=section.min_child_weight,
-                monotone_constraints=tuple([law(target)] * len(features)),
-                tree_method="exact",
-                random_state=section.seed,
-                n_jobs=1,
-            )
-            models[target] = model.fit(pairs[list(features)], pairs[target])
-        return cls(tuple(features), models)
+        """Fit one model a target on the rows of `pairs`. Reproducible."""
+        values = pairs[list(features)].to_numpy()
+        models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section) for t in targets}
+        return cls(section.model, tuple(features), models)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name the fitted predictor."""
+        parts = hashlib.sha256("\n".join(self.features).encode())
+        for target, model in self.models.items():
+            parts.update(target.encode() + model.to_bytes())
+        return parts.hexdigest()[:12]
 
     def forecast(self, features: Array) -> dict[str, Array]:
         """Forecasts (n,) of every target for features (n, len(self.features))."""
-        return {target: self._one(model, features) for target, model in self.models.items()}
+        return {target: model.forecast(features) for target, model in self.models.items()}
 
-    def _one(self, model: XGBRegressor, features: Array) -> Array:
-        # inplace_predict spares the DMatrix: a search asks for one row at a time, thousands of times
-        return np.asarray(
-            model.get_booster().inplace_predict(features, validate_features=False), dtype=np.float64
-        )
+    def gains(self, target: str, features: Features, rows: Array) -> dict[str, float]:
+        """Each site's share in deciding the target over `rows` (n, F), summing to 1.
 
-    def gains(self, target: str, features: Features) -> dict[str, float]:
-        """Each site's share of the target's total gain, summing to 1; keys like ``12.attention``.
-
-        A feature of several sites shares its gain equally among them.
+        Keys are like ``12.attention``. A feature of several sites shares its gain equally among them.
         """
-        gains = self.models[target].get_booster().get_score(importance_type="total_gain")
         shares = {str(site): 0.0 for site in features.shape.sites()}
-        for name, gain in gains.items():
-            assert isinstance(gain, float)
+        for name, gain in zip(self.features, self.models[target].gains(rows), strict=True):
             sites = features.sites_of(name)
             for site in sites:
-                shares[str(site)] += gain / len(sites)
+                shares[str(site)] += float(gain) / len(sites)
         total = sum(shares.values())
         return {site: share / total if total else 1 / len(shares) for site, share in shares.items()}
 
     def save(self, folder: Path) -> None:
-        """Write predictor.json and one UBJ file a target."""
+        """Write predictor.json, and one UBJ file a target that has trees."""
         folder.mkdir(parents=True, exist_ok=True)
-        for target, model in self.models.items():
-            model.save_model(folder / f"{target}.ubj")
-        content = {"targets": list(self.models), "features": list(self.features)}
+        models = {t: model.save(folder / f"{t}.ubj") for t, model in self.models.items()}
+        content = {
+            "kind": self.kind,
+            "features": list(self.features),
+            "half_widths": dict(self.half_widths),
+            "models": models,
+        }
         write_json(folder / "predictor.json", SCHEMA, VERSION, content)
 
     @classmethod
@@ -109,17 +107,15 @@ class Predictor:
         Raises:
             InputError: a file is missing, damaged or of another schema.
         """
-        document = read_json(folder / "predictor.json", SCHEMA, VERSION)
-        models = {}
-        for target in document["targets"]:
-            path = folder / f"{target}.ubj"
-            model = XGBRegressor()
-            try:
-                model.load_model(path)
-            except (XGBoostError, OSError) as error:
-                raise InputError(f"{path} cannot be read; run `dvc repro train-predictor`") from error
-            models[target] = model
-        return cls(tuple(document["features"]), models)
+        path = folder / "predictor.json"
+        document = read_json(path, SCHEMA, VERSION)
+        try:
+            models = {target: Model.load(folder, content) for target, content in document["models"].items()}
+            return cls(document["kind"], tuple(document["features"]), models, document["half_widths"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged ({type(error).__name__}: {error}); run `dvc repro train-predictor`"
+            ) from error
 
 
 def errors(measured: Array, forecast: Array) -> dict[str, float]:

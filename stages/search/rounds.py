@@ -1,0 +1,144 @@
+"""Rounds: forecast, measure the most promising, learn from them, search on.
+
+Trees rank architectures that are far apart well and near neighbours badly; what is measured near the
+best so far is what the next predictor needs. One object serves the pipeline's search stage and the
+study of methods, so that both spend real evaluations alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from stages.architecture import Architecture
+from stages.build_dataset.features import Features
+from stages.params import Budget, Search, TrainPredictor
+from stages.sample.space import Space
+from stages.search import tpe
+from stages.search.tpe import Question, Trial, objective_of
+from stages.train_predictor.predictor import Predictor
+
+Metrics = Mapping[str, float]
+Measure = Callable[[Sequence[Architecture], int], Mapping[Architecture, Metrics]]
+"""Measures architectures for real, in a round of that number; what is measured already costs nothing."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: what was forecast, what was measured, and how far the forecasts were off."""
+
+    number: int
+    predictor: Predictor
+    space: Space
+    trials: Sequence[Trial]
+    chosen: Sequence[Trial]
+    measured: Mapping[Architecture, Metrics]
+
+    def errors(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Errors of the forecasts of architectures that the predictor had not seen, before they join.
+
+        mean error (bias) and root mean squared error of each target and of the objective, and the
+        rank correlation of the objective where at least three architectures were chosen.
+        """
+        found: dict[str, float] = {}
+        for target in weights:
+            missed = [t.forecast[target] - self.measured[t.architecture][target] for t in self.chosen]
+            found[f"bias.{target}"] = float(np.mean(missed))
+            found[f"rmse.{target}"] = float(np.sqrt(np.mean(np.square(missed))))
+        forecast = [t.objective for t in self.chosen]
+        measured = [objective_of(self.measured[t.architecture], weights) for t in self.chosen]
+        found["best_measured_objective"] = min(measured)
+        if len(forecast) > 2 and np.ptp(forecast) > 0 and np.ptp(measured) > 0:
+            found["spearman.objective"] = float(spearmanr(forecast, measured)[0])
+        return found
+
+
+@dataclass(frozen=True)
+class GuidedSearch:
+    """Searches one budget with a predictor that learns from round to round.
+
+    `narrow` gives the space for a predictor fitted on the table of pairs.
+    """
+
+    features: Features
+    targets: Sequence[str]
+    search: Search
+    train: TrainPredictor
+    budget: Budget
+    narrow: Callable[[Predictor, pd.DataFrame], Space]
+    measure: Measure
+    storage: Path | None = None
+
+    def table(self, known: Mapping[Architecture, Metrics]) -> pd.DataFrame:
+        """Features and targets of what is measured: a row an architecture, in the order of their ids."""
+        ordered = sorted(known, key=lambda a: a.id)
+        table = pd.DataFrame(self.features.matrix(ordered), columns=self.features.names)
+        values = [{target: known[a][target] for target in self.targets} for a in ordered]
+        return pd.concat([table, pd.DataFrame(values)], axis=1)
+
+    def run(
+        self,
+        known: Mapping[Architecture, Metrics],
+        first: Predictor,
+        after: Callable[[Round], None] = lambda _: None,
+    ) -> tuple[list[Round], dict[Architecture, Metrics]]:
+        """All rounds, from the pairs `known` and the predictor fitted on them.
+
+        Returns the rounds and everything that is measured by then. Started again after a kill, it
+        repeats no measurement, and no trial of a study that `storage` holds.
+        """
+        known = dict(known)
+        rounds: list[Round] = []
+        predictor = first
+        for number in range(1, self.search.rounds + 1):
+            if number > 1:
+                predictor = self.learn(known)
+            space = self.narrow(predictor, self.table(known))
+            trials = self.ask(predictor, space, number, known)
+            chosen = tpe.finalists(trials, self.search.per_round, self.search.min_distance, list(known))
+            measured = self.measure([t.architecture for t in chosen], number)
+            rounds.append(Round(number, predictor, space, trials, chosen, measured))
+            after(rounds[-1])
+            known |= measured
+        return rounds, known
+
+    def learn(self, known: Mapping[Architecture, Metrics]) -> Predictor:
+        """A predictor of everything measured so far."""
+        return Predictor.fit(self.table(known), self.features.names, self.targets, self.train)
+
+    def ask(
+        self,
+        predictor: Predictor,
+        space: Space,
+        number: int,
+        known: Mapping[Architecture, Metrics],
+        overall_ratio: float | None = None,
+    ) -> list[Trial]:
+        """The trials of one study at an overall ratio, the budget's unless another is given."""
+        ratio = self.budget.overall_ratio if overall_ratio is None else overall_ratio
+
+        def forecast(architecture: Architecture) -> Metrics:
+            found = predictor.forecast(self.features.row(architecture)[None])
+            return {target: float(values[0]) for target, values in found.items()}
+
+        identity = [predictor.digest, self.search.model_dump(), ratio, self.budget.tolerance]
+        identity += [sorted(space.limits.items()), space.granularity]
+        digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
+        name = f"round-{number} {ratio:g} {digest}"
+        question = Question(space, ratio, self.budget.tolerance, forecast, self.search.seed + number, name)
+        if self.storage is not None and number == 1:
+            tpe.forget_others(self.storage, name)
+        return tpe.search(question, self.search, self.best(known, ratio), self.storage)
+
+    def best(self, known: Mapping[Architecture, Metrics], overall_ratio: float) -> list[Architecture]:
+        """The best measured architectures of an overall ratio, as many as there are finalists."""
+        shape, weights = self.features.shape, self.search.objective
+        tolerance = self.budget.tolerance + 1e-9
+        near = [a for a in known if 0 <= a.overall_ratio(shape) - overall_ratio + 1e-9 <= tolerance]
+        return sorted(near, key=lambda a: (objective_of(known[a], weights), a.id))[: self.search.finalists]

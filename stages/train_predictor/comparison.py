@@ -1,0 +1,124 @@
+"""Kinds of predictor side by side: cross-validated on the same folds of the same pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from stages.params import Budget, TrainPredictor
+from stages.train_predictor import models
+from stages.train_predictor.additive import Array
+from stages.train_predictor.models import Forecast, Model
+from stages.train_predictor.predictor import COVERAGE, Predictor, errors, law, scale
+
+NEAR = 0.02
+"""Overall ratios this far from the budget are where the search lives."""
+TOP = 20
+
+Fit = Callable[[Array, Array, int], Forecast]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A kind of model on a choice of features."""
+
+    name: str
+    features: Sequence[str]
+    fit: Fit
+
+
+def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contestant]:
+    """What is compared: the paper's, ours, each of our parts, and two references from scikit-learn."""
+    ratios = [name for name in features if name.startswith("ratio.") and name.count(".") == 2]
+
+    def ours(kind: str) -> Fit:
+        chosen = section.model_copy(update={"model": kind})
+        return lambda x, y, sign: Model.fit(x, y, sign, chosen).forecast
+
+    def histogram(x: Array, y: Array, sign: int) -> Forecast:
+        model = models.histogram_trees(sign, x.shape[1], section.seed)
+        model.fit(x, y)
+        return model.predict
+
+    def process(x: Array, y: Array, sign: int) -> Forecast:
+        scaled = np.where(x.max(axis=0) > 0, x.max(axis=0), 1)
+        model = models.gaussian_process(section.seed)
+        model.fit(x / scaled, y)
+        return lambda rows: model.predict(rows / scaled)
+
+    return [
+        Contestant("xgboost on ratios (the paper's)", ratios, ours("xgboost")),
+        Contestant("xgboost", features, ours("xgboost")),
+        Contestant("additive", features, ours("additive")),
+        Contestant("additive+xgboost on ratios", ratios, ours("additive+xgboost")),
+        Contestant("additive+xgboost", features, ours("additive+xgboost")),
+        Contestant("scikit-learn histogram trees", features, histogram),
+        Contestant("scikit-learn Gaussian process", features, process),
+    ]
+
+
+def out_of_fold(contestant: Contestant, pairs: pd.DataFrame, target: str, folds: int, seed: int) -> Array:
+    """Forecasts (n,) of each pair by a model that did not see it."""
+    x, y = pairs[list(contestant.features)].to_numpy(), pairs[target].to_numpy()
+    fold = np.random.default_rng(seed).permutation(len(y)) % min(folds, len(y))
+    forecast = np.empty(len(y))
+    for held in range(fold.max() + 1):
+        fitted = contestant.fit(x[fold != held], y[fold != held], law(target))
+        forecast[fold == held] = fitted(x[fold == held])
+    return forecast
+
+
+def judge(measured: Array, forecast: Array, overall_ratios: Array, budget: Budget) -> dict[str, float]:
+    """R², MAE, RMSE, Spearman; Spearman within `NEAR` of the budget; recall of the `TOP` best.
+
+    NaN where too few pairs lie near the budget to rank.
+    """
+    near = np.abs(overall_ratios - budget.overall_ratio) <= NEAR
+    top = min(TOP, len(measured) // 2)
+    best = set(np.argsort(measured, kind="stable")[:top]) & set(np.argsort(forecast, kind="stable")[:top])
+    few = near.sum() < 8 or np.ptp(forecast[near]) == 0 or np.ptp(measured[near]) == 0
+    return {
+        **errors(measured, forecast),
+        "spearman_near_budget": float("nan") if few else float(spearmanr(measured[near], forecast[near])[0]),
+        "pairs_near_budget": int(near.sum()),
+        "top_recall": len(best) / top,
+    }
+
+
+def compare(
+    pairs: pd.DataFrame,
+    features: Sequence[str],
+    targets: Sequence[str],
+    section: TrainPredictor,
+    budget: Budget,
+) -> pd.DataFrame:
+    """One row a contestant and target: errors of out-of-fold forecasts, all on the same folds."""
+    overall = pairs["overall_ratio"].to_numpy()
+    rows = []
+    work = [(target, c) for target in targets for c in contestants(features, section)]
+    for target, contestant in tqdm(work, desc="comparing predictors", unit="predictor", leave=False):
+        forecast = out_of_fold(contestant, pairs, target, section.folds, section.seed)
+        figures = judge(pairs[target].to_numpy(), forecast, overall, budget)
+        rows.append({"target": target, "scale": scale(target), "predictor": contestant.name, **figures})
+    return pd.DataFrame(rows)
+
+
+def intervals(pairs: pd.DataFrame, predictor: Predictor, section: TrainPredictor) -> dict[str, float]:
+    """Half the width, by target, of the interval that holds `COVERAGE` of the out-of-fold errors.
+
+    Conformal prediction (Vovk et al. 2005; Lei et al. 2018, "Distribution-free predictive inference
+    for regression"): the ⌈COVERAGE (n + 1)⌉-th smallest error of n pairs.
+    """
+    chosen = Contestant("", predictor.features, lambda x, y, sign: Model.fit(x, y, sign, section).forecast)
+    widths = {}
+    for target in predictor.models:
+        forecast = out_of_fold(chosen, pairs, target, section.folds, section.seed)
+        missed = np.sort(np.abs(pairs[target].to_numpy() - forecast))
+        place = int(np.ceil(COVERAGE * (len(missed) + 1))) - 1
+        widths[target] = float(missed[min(place, len(missed) - 1)])
+    return widths
