@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -168,9 +169,12 @@ class Tracker:
 
         example = example.astype("float64")  # a signature of integers would refuse floats
         ours = tracking_store.environment({"MLFLOW_TRACKING_URI": self.uri}, override=True)
-        with self._run(f"predictor {name}", params, metrics, NONE, artifacts) as run, ours:
+        quiet = warnings.catch_warnings()
+        with self._run(f"predictor {name}", params, metrics, NONE, artifacts) as run, ours, quiet:
             self._mlflow.start_run(run_id=run)  # log_model logs to the current run only
             try:
+                # The signature is given; an input example would be written, and served, once more to check it.
+                warnings.filterwarnings("ignore", message=".*input example was not provided.*")
                 logged = log_model(
                     name="model",
                     loader_module="stages.train_predictor.served",

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 
 from stages import invocation, params, pipeline_run, tracking, tracking_store
 from stages.files import InputError
 from stages.tracking import Evaluation, Tracker
+from stages.train_predictor.predictor import Predictor
 
 REPOSITORY = Path(__file__).parent.parent
 PARAMS = params.load(REPOSITORY / "params.yaml")
@@ -332,37 +335,43 @@ def test_artifacts_lie_in_the_repository(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def predictor() -> tuple[Any, Any]:
-    numpy = pytest.importorskip("numpy")
-    pandas = pytest.importorskip("pandas")
-    xgboost = pytest.importorskip("xgboost")
+def predictor(tmp_path: Path) -> tuple[Predictor, Path, pandas.DataFrame, pandas.DataFrame]:
+    """A predictor, where it is saved, features and what it forecasts of them."""
     draw = numpy.random.default_rng(0)
-    table = pandas.DataFrame(draw.random((40, 6)), columns=[f"ratio.{i:02d}.mlp" for i in range(6)])
-    table["layers"] = draw.integers(0, 4, 40)
-    targets = numpy.stack([table.sum(axis=1), table.iloc[:, 0] ** 2], axis=1)
-    return xgboost.XGBRegressor(n_estimators=10, max_depth=3, n_jobs=1).fit(table, targets), table
+    names = [f"ratio.{i:02d}.mlp" for i in range(6)]
+    table = pandas.DataFrame(draw.random((40, 6)), columns=names)
+    pairs = table.assign(**{"log_ppl.a": table.sum(axis=1)})
+    section = PARAMS.train_predictor.model_copy(update={"trees": 10})
+    fitted = Predictor.fit(pairs, names, ["log_ppl.a"], section)
+    fitted.save(tmp_path / "saved")
+    return fitted, tmp_path / "saved", table, pandas.DataFrame(fitted.forecast(table.to_numpy()))
 
 
 def test_predictor_loads_from_the_registry_without_pickles(
-    root: Path, monkeypatch: pytest.MonkeyPatch, predictor: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    predictor: tuple[Predictor, Path, pandas.DataFrame, pandas.DataFrame],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     import mlflow
 
-    model, table = predictor
+    _, folder, table, forecast = predictor
     uris = []
     with Tracker.open("train-predictor", PARAMS) as tracker:
         for _ in range(2):
-            uris.append(tracker.log_predictor("toy", model, table[:5], {"trees": 10}, {"r2": 0.9}))
+            logged = tracker.log_predictor("toy", folder, table[:5], forecast[:5], {"trees": 10}, {"r2": 0.9})
+            uris.append(logged)
     assert uris == ["models:/prunecast-toy/1", "models:/prunecast-toy/2"]
     assert capfd.readouterr() == ("", "")
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    loaded = mlflow.xgboost.load_model(f"models:/prunecast-toy@{tracking.ALIAS}")
-    assert (loaded.predict(table) == model.predict(table)).all()
-    served = mlflow.pyfunc.load_model(uris[0])
-    assert (served.predict(table.astype("float64")) == model.predict(table)).all()
+    for uri in (uris[0], f"models:/prunecast-toy@{tracking.ALIAS}"):
+        served = mlflow.pyfunc.load_model(uri)
+        assert served.predict(table)["log_ppl.a"].to_numpy() == pytest.approx(
+            forecast["log_ppl.a"].to_numpy()
+        )
     children = [run for run in runs() if tracking.PARENT in run.data.tags]
     assert [run.info.status for run in children] == ["FINISHED", "FINISHED"]
     assert children[0].data.metrics == {"r2": 0.9}
@@ -371,12 +380,15 @@ def test_predictor_loads_from_the_registry_without_pickles(
     requirements = next((root / "mlartifacts").rglob("requirements.txt")).read_text()
     assert "xgboost" in requirements
     assert "==" in requirements
+    stored = {path.name for path in (root / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"predictor.json", "log_ppl.a.ubj", "served.py"} <= stored
+    assert not [name for name in stored if name.endswith((".pkl", ".pyc"))]
 
 
-def test_failure_to_log_a_predictor_shows(root: Path, predictor: tuple[Any, Any]) -> None:
-    _, table = predictor
-    with pytest.raises(AttributeError), Tracker.open("train-predictor", PARAMS) as tracker:
-        tracker.log_predictor("toy", None, table, {}, {})  # type: ignore[arg-type]
+def test_failure_to_log_a_predictor_shows(root: Path, tmp_path: Path) -> None:
+    table = pandas.DataFrame({"x": [1.0]})
+    with pytest.raises(FileNotFoundError), Tracker.open("train-predictor", PARAMS) as tracker:
+        tracker.log_predictor("toy", tmp_path / "nowhere", table, table, {}, {})
     assert {run.info.status for run in runs()} == {"FAILED"}
 
 
@@ -430,7 +442,7 @@ def test_disabled_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         tracker.tag_evaluations({"key1": {"prunecast.winner": "true"}})
         tracker.log_stage({"x": 1.0}, artifacts=[tmp_path])
         tracker.child("search", {}, {})
-        assert tracker.log_predictor("toy", None, None, {}, {}) == ""  # type: ignore[arg-type]
+        assert tracker.log_predictor("toy", tmp_path, None, None, {}, {}) == ""  # type: ignore[arg-type]
         assert tracker.logged_keys() == frozenset()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RuntimeError), tracking.disabled():

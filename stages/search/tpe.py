@@ -207,7 +207,7 @@ def _sampler(section: Search, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def _good(told: int) -> int:
-    """How many of the trials told so far count as good: fewer than Optuna's, since forecasts have no noise."""
+    """How many of the trials told count as good: fewer than by default, since forecasts have no noise."""
     return max(3, min(10, told // 20))
 
 

@@ -34,6 +34,9 @@ def sample(**changes: Any) -> Sample:
         "bundle": 4,
         "bundled": 30,
         "free": 12,
+        "single_site_ratios": [],
+        "spread": 0,
+        "spread_overall_ratios": [0.1, 0.3],
     }
     return COMMITTED.sample.model_copy(update=ours | changes)
 
@@ -104,6 +107,59 @@ def test_too_few_distinct_architectures_is_told(design: str):
     section = sample(ratios=[0.2], **{design: 2, other: 0})
     with pytest.raises(InputError, match=rf"sample\.{design} asks for 2 distinct .* found only 1; lower it"):
         designs.paper(SHAPE, section)
+
+
+def test_single_sites_are_cut_alone_and_each_at_every_ratio():
+    made = designs.single_site(SHAPE, sample(single_site_ratios=[0.25, 0.5]))
+    assert {d.design for d in made} == {"single-site"}
+    cut = [[s for s in SHAPE.sites() if d.architecture.site_ratio(SHAPE, s) > 0] for d in made]
+    assert all(len(sites) == 1 for sites in cut)
+    mlps = [sites[0].layer for sites in cut if sites[0].kind is Kind.MLP]
+    assert sorted(mlps) == sorted([*range(2, 11), *range(2, 11)])
+    assert len({d.architecture for d in made}) == len(made)
+
+
+def test_two_ratios_of_one_width_are_one_architecture():
+    once = designs.single_site(SHAPE, sample(single_site_ratios=[0.25]))
+    assert designs.single_site(SHAPE, sample(single_site_ratios=[0.25, 0.251])) == once
+    assert designs.single_site(SHAPE, sample(single_site_ratios=[0.25]), [once[0].architecture]) == once[1:]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 100), count=st.integers(2, 40))
+def test_spread_covers_its_overall_ratios_evenly(seed: int, count: int):
+    made = designs.spread(SHAPE, sample(spread=count, seed=seed))
+    assert made == designs.spread(SHAPE, sample(spread=count, seed=seed))
+    found = [d.architecture.overall_ratio(SHAPE) for d in made]
+    wanted = [0.1 + 0.2 * (i + 0.5) / count for i in range(count)]
+    assert len(found) >= count - 1
+    if len(found) == count:
+        assert all(0 <= f - w + 1e-9 <= 0.011 for f, w in zip(found, wanted, strict=True))
+    for d in made:
+        assert d.architecture.widths[0] == d.architecture.widths[11] == SHAPE.dense_width
+
+
+def test_spread_sites_are_unlike_each_other_and_take_every_strength():
+    made = designs.spread(SHAPE, sample(spread=30))
+    ratios = [
+        [d.architecture.site_ratio(SHAPE, Site(layer, Kind.MLP)) for layer in range(2, 11)] for d in made
+    ]
+    assert sum(max(row) - min(row) > 0.15 for row in ratios) > 25
+    for column in zip(*ratios, strict=True):
+        assert min(column) < 0.15
+        assert max(column) > 0.3
+
+
+def test_a_spread_that_cannot_be_reached_is_told():
+    with pytest.raises(InputError, match="this space reaches only"):
+        designs.spread(SHAPE, sample(spread=4, spread_overall_ratios=[0.5, 0.9]))
+
+
+def test_designs_share_no_architecture():
+    section = sample(single_site_ratios=[0.3], spread=10)
+    made = designs.all_designs(SHAPE, section, BUDGET)
+    assert {d.design for d in made} == {*designs.BASELINES, "bundled", "free", "single-site", "spread"}
+    assert len({d.architecture for d in made}) == len(made)
 
 
 def test_the_stage_samples_no_architecture_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Kind, Site
 from stages.files import InputError, read_json
-from stages.params import Budget, Narrowing
+from stages.params import Narrowing
 from stages.sample.space import prunable_sites
 from stages.search import narrowing
 from stages.search.narrowing import NarrowedSite
-from tests.small import SMALL
+from stages.train_predictor.predictor import Predictor
+from tests.small import COMMITTED, SMALL, features_of, random_architectures
 
 SECTION = Narrowing(
+    by="importance",
     sensitive=0.25,
     sensitive_ratios=[0.0, 0.3],
     insensitive=0.5,
@@ -99,8 +103,9 @@ def test_the_file_is_complete_and_has_a_line_a_site(tmp_path: Path):
     found = narrowed()
     space = narrowing.space_of(SMALL, 8, found)
     path = tmp_path / "narrowed_space.json"
-    narrowing.write(path, found, space)
+    narrowing.write(path, found, space, "damage")
     document = read_json(path, narrowing.SCHEMA, narrowing.VERSION)
+    assert document["summary"]["ranked_by"] == "damage"
     assert document["summary"]["overall_ratio_reachable"] == pytest.approx(space.reachable(), abs=1e-4)
     rows = {row["site"]: row for row in document["sites"]}
     assert list(rows) == SITES
@@ -123,9 +128,24 @@ def test_an_unreachable_budget_tells_the_interval(ratio: float):
     space = narrowing.space_of(SMALL, 4, narrowed())
     low, high = space.reachable()
     assert 0.05 < low < 0.3 < high < 0.5
-    narrowing.check_reachable(space, Budget(overall_ratio=0.3, tolerance=0.01))
+    narrowing.check_reachable(space, 0.3, "budget.overall_ratio")
     with pytest.raises(InputError) as caught:
-        narrowing.check_reachable(space, Budget(overall_ratio=ratio, tolerance=0.01))
+        narrowing.check_reachable(space, ratio, "search.front")
     message = str(caught.value)
-    assert f"budget.overall_ratio is {ratio:g}; the narrowed space reaches {low:.4f} to {high:.4f}" in message
+    assert f"search.front is {ratio:g}; the narrowed space reaches {low:.4f} to {high:.4f}" in message
     assert "search.narrowing" in message
+
+
+@pytest.mark.parametrize("by", ["importance", "damage"])
+def test_what_costs_most_is_sensitive(tmp_path: Path, by: Literal["importance", "damage"]):
+    """A law in which the second MLP costs ten times as much as any other site."""
+    features = features_of(tmp_path)
+    architectures = random_architectures(SMALL, 200)
+    costs = {site: 10.0 if str(site) == "1.mlp" else 0.5 for site in SMALL.sites()}
+    pairs = pd.DataFrame(features.matrix(architectures), columns=features.names)
+    pairs["log_ppl.a"] = [sum(c * a.site_ratio(SMALL, s) for s, c in costs.items()) for a in architectures]
+    predictor = Predictor.fit(pairs, features.names, ["log_ppl.a"], COMMITTED.train_predictor)
+    found = narrowing.importances(by, predictor, features, pairs, {"log_ppl.a": 1.0})
+    assert set(found) == set(SITES)
+    assert sum(found.values()) == pytest.approx(1)
+    assert max(found, key=lambda site: found[site]) == "1.mlp"

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.build_dataset.features import Array, Features
 from stages.files import InputError
-from stages.params import Budget, Narrowing
+from stages.params import Narrowing
 from stages.sample.space import Space, prunable_sites
 from stages.search import narrowing, tpe
-from stages.search.tpe import Trial
-from stages.train_predictor.predictor import Predictor
+from stages.search.tpe import Question, Trial
 from tests.small import COMMITTED, SMALL, features_of
 
-BUDGET = Budget(overall_ratio=0.2, tolerance=0.02)
+RATIO, TOLERANCE = 0.2, 0.02
 SECTION = COMMITTED.search.model_copy(
     update={"seed": 0, "bundle": 1, "trials": 60, "objective": {"log_ppl.a": 1.0, "log_ppl.b": 3.0}}
 )
 PRUNABLE = prunable_sites(SMALL, 1, 0)
 IMPORTANCE = {str(site): 1 / (1 + i) for i, site in enumerate(SMALL.sites())}
 NARROWING = Narrowing(
+    by="importance",
     sensitive=0.3,
     sensitive_ratios=[0.0, 0.3],
     insensitive=0.3,
@@ -54,9 +58,20 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     return features_of(tmp_path_factory.mktemp("features"))
 
 
-def search(features: Features, seed: int = 0, trials: int = 60, bundle: int = 1) -> list[Trial]:
-    section = SECTION.model_copy(update={"seed": seed, "trials": trials, "bundle": bundle})
-    return tpe.search(SPACE, cast(Predictor, KnownLaw(features)), features, section, BUDGET)
+def question(
+    features: Features, space: Space = SPACE, seed: int = 0, ratio: float = RATIO, name: str = "a"
+) -> Question:
+    known = KnownLaw(features)
+
+    def forecast(architecture: Architecture) -> dict[str, float]:
+        found = known.forecast(features.row(architecture)[None])
+        return {target: float(values[0]) for target, values in found.items()}
+
+    return Question(space, ratio, TOLERANCE, forecast, seed, name)
+
+
+def search(features: Features, seed: int = 0, **section: Any) -> list[Trial]:
+    return tpe.search(question(features, seed=seed), SECTION.model_copy(update=section))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +102,7 @@ def test_trials_tell_their_own_forecast(trials: list[Trial], features: Features)
 
 def test_the_first_trial_wishes_the_same_of_every_site(trials: list[Trial]):
     """Uniform within the limits is where a search should start."""
-    wishes = dict.fromkeys(SPACE.limits, BUDGET.overall_ratio)
+    wishes = dict.fromkeys(SPACE.limits, RATIO)
     assert trials[0].architecture == SPACE.project(wishes, 0.2, 0.02, at_least=True)
 
 
@@ -98,18 +113,79 @@ def test_a_seed_gives_the_same_trials_again(features: Features, trials: list[Tri
 
 
 @pytest.mark.parametrize("bundle", [2, 4])
-def test_neighbours_of_a_bundle_share_their_wish(features: Features, bundle: int):
+def test_neighbours_of_a_bundle_share_their_wish_in_the_first_half(features: Features, bundle: int):
     """With one interval for all, sites of a kind in a bundle end at most a step apart."""
     space = Space(SMALL, 4, dict.fromkeys(PRUNABLE, (0.0, 0.7)))
-    section = SECTION.model_copy(update={"trials": 20, "bundle": bundle})
-    found = tpe.search(space, cast(Predictor, KnownLaw(features)), features, section, BUDGET)
+    section = SECTION.model_copy(update={"trials": 40, "bundle": bundle})
+    found = tpe.search(question(features, space), section)
     groups = [range(start, min(start + bundle, 6)) for start in range(1, 6, bundle)]
-    for trial, layers in itertools.product(found, groups):
-        channels = [trial.architecture.widths[layer].channels for layer in layers]
-        assert max(channels) - min(channels) <= 4
-    free = tpe.search(space, cast(Predictor, KnownLaw(features)), features, SECTION, BUDGET)
-    spread = [abs(t.architecture.widths[1].channels - t.architecture.widths[2].channels) for t in free]
-    assert max(spread) > 4
+
+    def apart(trial: Trial) -> int:
+        kept = [[trial.architecture.widths[layer].channels for layer in layers] for layers in groups]
+        return max(max(channels) - min(channels) for channels in kept)
+
+    assert max(apart(trial) for trial in found[:20]) <= 4
+    assert max(apart(trial) for trial in found[20:]) > 4
+
+
+def test_the_second_half_stays_near_the_best_of_the_first(features: Features):
+    found = search(features, trials=80)
+    best = min(found[:40], key=lambda t: t.objective).architecture
+    step = 1 / 3  # two KV groups with three heads: attention widths lie far apart
+    for trial in found[40:]:
+        for site in SPACE.limits:
+            strayed = abs(trial.architecture.site_ratio(SMALL, site) - best.site_ratio(SMALL, site))
+            assert strayed <= tpe.NEAR + (step if site.kind is Kind.ATTENTION else 0.1) + 0.1
+    assert min(t.objective for t in found[40:]) <= min(t.objective for t in found[:40])
+
+
+def test_the_second_half_begins_with_what_is_known_to_be_good(features: Features):
+    good = search(features, seed=5, trials=200)
+    best = min(good, key=lambda t: t.objective).architecture
+    found = tpe.search(question(features), SECTION.model_copy(update={"trials": 60}), [best])
+    near = min(tpe.distance(best, trial.architecture) for trial in found[30:32])
+    assert near <= min(tpe.distance(best, trial.architecture) for trial in found[:30])
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "random"])
+def test_other_samplers_stand_under_the_same_interface(features: Features, sampler: str):
+    found = search(features, sampler=sampler, trials=120)
+    assert len(found) == 120
+    assert all(0.2 - 1e-9 <= t.architecture.overall_ratio(SMALL) <= 0.22 + 1e-9 for t in found)
+    assert search(features, sampler=sampler, trials=120) == found
+    assert [t.architecture for t in found] != [t.architecture for t in search(features, trials=120)]
+
+
+def test_an_interrupted_search_goes_on_where_it_was(features: Features, tmp_path: Path):
+    storage = tmp_path / "studies.log"
+    asked = 0
+
+    def dying(architecture: Architecture) -> dict[str, float]:
+        nonlocal asked
+        asked += 1
+        if asked == 45:
+            raise KeyboardInterrupt
+        return dict(question(features).forecast(architecture))
+
+    with pytest.raises(KeyboardInterrupt):
+        tpe.search(replace(question(features), forecast=dying), SECTION, storage=storage)
+    found = tpe.search(question(features), SECTION, storage=storage)
+    assert [t.number for t in found] == list(range(60))
+    uninterrupted = search(features)
+    assert found[:44] == uninterrupted[:44]
+    assert tpe.search(question(features), SECTION, storage=storage) == found
+    names = optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(storage))))
+    assert sorted(names) == ["a bundles", "a sites"]
+
+
+def test_the_studies_of_another_search_are_forgotten(features: Features, tmp_path: Path):
+    storage = tmp_path / "studies.log"
+    tpe.forget_others(storage, "a")
+    tpe.search(question(features), SECTION, storage=storage)
+    tpe.forget_others(storage, "a")
+    assert storage.is_file()
+    tpe.forget_others(storage, "b")
+    assert not storage.exists()
 
 
 def random_objectives(features: Features, count: int) -> list[float]:
@@ -131,6 +207,11 @@ def test_it_learns_and_beats_random_search_at_equal_forecasts(features: Features
     assert np.mean([min(objectives) for objectives in searches]) < np.mean(best)
     # the last trials come from where the early ones were good
     assert np.median([objectives[-30:] for objectives in searches]) < np.quantile(drawn, 0.1)
+
+
+def test_what_should_be_high_counts_negatively():
+    values = {"log_ppl.a": 2.0, "quiz.log_likelihood": -5.0}
+    assert tpe.objective_of(values, {"log_ppl.a": 1.0, "quiz.log_likelihood": 1.0}) == pytest.approx(3.5)
 
 
 def test_objective_is_the_weighted_mean():
@@ -174,26 +255,25 @@ def test_finalists_take_one_architecture_once():
 
 
 def test_too_few_finalists_are_told(trials: list[Trial]):
-    with pytest.raises(InputError, match=r"search\.finalists asks for 50 .* 60 trials hold \d+\.\s+Raise"):
+    with pytest.raises(InputError, match=r"the search asks for 50 .* 60 trials hold \d+\.\s+Raise"):
         tpe.finalists(trials, 50, 9)
+
+
+def test_what_is_taken_is_not_chosen_again(trials: list[Trial]):
+    first = tpe.finalists(trials, 3, 1)
+    others = tpe.finalists(trials, 3, 1, [t.architecture for t in first])
+    assert not {t.architecture for t in first} & {t.architecture for t in others}
 
 
 def test_an_unreachable_budget_is_told(features: Features):
     with pytest.raises(InputError, match="this space reaches only"):
-        tpe.search(
-            SPACE,
-            cast(Predictor, KnownLaw(features)),
-            features,
-            SECTION,
-            Budget(overall_ratio=0.9, tolerance=0.01),
-        )
+        tpe.search(question(features, ratio=0.9), SECTION)
 
 
-def test_no_site_of_an_exempt_kind_is_touched(features: Features, tmp_path: Path):
+def test_no_site_of_an_exempt_kind_is_touched(features: Features):
     """A space of MLPs alone leaves all attention dense."""
     space = Space(SMALL, 4, {site: (0.0, 0.8) for site in SMALL.sites() if site.kind is Kind.MLP})
     section = SECTION.model_copy(update={"trials": 10})
-    found = tpe.search(space, cast(Predictor, KnownLaw(features)), features, section, BUDGET)
-    for trial in found:
+    for trial in tpe.search(question(features, space), section):
         ratios = [trial.architecture.site_ratio(SMALL, Site(layer, Kind.ATTENTION)) for layer in range(6)]
         assert ratios == [0.0] * 6
