@@ -1,0 +1,169 @@
+"""Rounds of forecast, measurement and learning, on a law that is known and not additive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.architecture import Architecture
+from stages.build_dataset.features import Features
+from stages.params import Budget
+from stages.sample.space import Space, prunable_sites
+from stages.search.rounds import GuidedSearch, Metrics, Round
+from stages.search.tpe import objective_of
+from stages.train_predictor.predictor import Predictor
+from tests.small import COMMITTED, SMALL, features_of, random_architectures
+
+WEIGHTS = {"log_ppl.a": 1.0}
+BUDGET = Budget(overall_ratio=0.25, tolerance=0.02)
+SEARCH = COMMITTED.search.model_copy(
+    update={
+        "objective": WEIGHTS,
+        "trials": 60,
+        "rounds": 3,
+        "per_round": 4,
+        "min_distance": 2,
+        "finalists": 3,
+    }
+)
+TRAIN = COMMITTED.train_predictor.model_copy(update={"trees": 60})
+SPACE = Space(SMALL, 4, dict.fromkeys(prunable_sites(SMALL, 0, 0), (0.0, 0.6)))
+COSTS = np.random.default_rng(3).exponential(size=12)
+
+
+def truth(architecture: Architecture) -> Metrics:
+    """Each site costs by the square of its ratio; neighbouring sites cost more together."""
+    ratios = np.array([architecture.site_ratio(SMALL, site) for site in SMALL.sites()])
+    return {"log_ppl.a": float(3 + COSTS @ ratios**2 + 2 * (ratios[1:] * ratios[:-1]).sum())}
+
+
+class Meter:
+    """Measures by the law, and counts what it had to measure."""
+
+    def __init__(self) -> None:
+        self.measured: list[Architecture] = []
+
+    def __call__(self, architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
+        self.measured += architectures
+        return {a: truth(a) for a in architectures}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return features_of(tmp_path_factory.mktemp("features"))
+
+
+def narrow(predictor: Predictor, pairs: pd.DataFrame) -> Space:
+    return SPACE
+
+
+def guided(features: Features, meter: Meter, storage: Path | None = None) -> GuidedSearch:
+    return GuidedSearch(features, list(WEIGHTS), SEARCH, TRAIN, BUDGET, narrow, meter, storage)
+
+
+PAIRS = {a: truth(a) for a in random_architectures(SMALL, 60)}
+
+
+@pytest.fixture(scope="module")
+def run(features: Features) -> tuple[Meter, list[Round], dict[Architecture, Metrics]]:
+    meter = Meter()
+    search = guided(features, meter)
+    rounds, known = search.run(PAIRS, search.learn(PAIRS))
+    return meter, rounds, known
+
+
+def test_each_round_measures_so_many_new_architectures_of_the_budget(
+    run: tuple[Meter, list[Round], dict[Architecture, Metrics]],
+):
+    meter, rounds, known = run
+    assert [r.number for r in rounds] == [1, 2, 3]
+    assert [len(r.measured) for r in rounds] == [4, 4, 4]
+    assert len(set(meter.measured)) == 12
+    assert not set(meter.measured) & set(PAIRS)
+    assert set(known) == set(PAIRS) | set(meter.measured)
+    assert all(0.25 - 1e-9 <= a.overall_ratio(SMALL) <= 0.27 + 1e-9 for a in meter.measured)
+
+
+def test_each_rounds_predictor_knows_what_was_measured_before_it_and_no_more(
+    features: Features, run: tuple[Meter, list[Round], dict[Architecture, Metrics]]
+):
+    _, rounds, known = run
+    search = guided(features, Meter())
+    seen = dict(PAIRS)
+    for found in rounds:
+        assert found.predictor.digest == search.learn(seen).digest
+        seen |= found.measured
+    assert search.learn(known).digest not in {r.predictor.digest for r in rounds}
+
+
+def test_errors_by_hand(run: tuple[Meter, list[Round], dict[Architecture, Metrics]]):
+    found = run[1][0]
+    missed = [t.forecast["log_ppl.a"] - truth(t.architecture)["log_ppl.a"] for t in found.chosen]
+    errors = found.errors(WEIGHTS)
+    assert errors["bias.log_ppl.a"] == pytest.approx(sum(missed) / 4)
+    assert errors["rmse.log_ppl.a"] == pytest.approx((sum(m * m for m in missed) / 4) ** 0.5)
+    assert errors["best_measured_objective"] == min(truth(t.architecture)["log_ppl.a"] for t in found.chosen)
+    assert -1 <= errors["spearman.objective"] <= 1
+
+
+def test_rounds_beat_random_architectures_of_the_budget(
+    run: tuple[Meter, list[Round], dict[Architecture, Metrics]],
+):
+    rng = np.random.default_rng(0)
+    drawn = [
+        SPACE.project({s: rng.uniform(0, 0.6) for s in SPACE.limits}, 0.25, 0.02, at_least=True)
+        for _ in range(72)  # as many as pairs and rounds together
+    ]
+    best = min(truth(a)["log_ppl.a"] for a in run[0].measured)
+    assert best < min(truth(a)["log_ppl.a"] for a in drawn)
+
+
+def test_the_best_are_of_the_budget_and_in_order(
+    features: Features, run: tuple[Meter, list[Round], dict[Architecture, Metrics]]
+):
+    known = run[2]
+    best = guided(features, Meter()).best(known, 0.25)
+    values = [objective_of(known[a], WEIGHTS) for a in best]
+    assert values == sorted(values)
+    assert values[0] == min(truth(a)["log_ppl.a"] for a in known if 0.25 <= a.overall_ratio(SMALL) <= 0.27)
+    assert len(best) == 3
+
+
+def test_killed_in_the_second_round_and_started_again(
+    features: Features, run: tuple[Meter, list[Round], dict[Architecture, Metrics]], tmp_path: Path
+):
+    """What was measured is not chosen anew: the same architectures come again, and cost nothing."""
+
+    class Dying(Meter):
+        def __call__(self, architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
+            if number == 2:
+                raise KeyboardInterrupt
+            return super().__call__(architectures, number)
+
+    storage = tmp_path / "studies.log"
+    search = guided(features, Dying(), storage)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(PAIRS, search.learn(PAIRS))
+    again = guided(features, Meter(), storage)
+    rounds, _ = again.run(PAIRS, again.learn(PAIRS))
+    assert [list(r.measured) for r in rounds] == [list(r.measured) for r in run[1]]
+
+
+def test_one_predictor_serves_every_budget(
+    features: Features, run: tuple[Meter, list[Round], dict[Architecture, Metrics]]
+):
+    """No new measurement is needed to ask for another overall ratio."""
+    meter = Meter()
+    search = guided(features, meter)
+    predictor = search.learn(run[2])
+    best = []
+    for ratio in (0.1, 0.2, 0.3, 0.4):
+        trials = search.ask(predictor, SPACE, 4, run[2], ratio)
+        assert all(ratio - 1e-9 <= t.architecture.overall_ratio(SMALL) <= ratio + 0.02 + 1e-9 for t in trials)
+        best.append(min(t.objective for t in trials))
+    assert best == sorted(best)
+    assert meter.measured == []
