@@ -173,7 +173,7 @@ class Tracker:
         with self._run(f"predictor {name}", params, metrics, NONE, artifacts) as run, ours, quiet:
             self._mlflow.start_run(run_id=run)  # log_model logs to the current run only
             try:
-                # The signature is given; an input example would be written, and served, once more to check it.
+                # The signature is given; an input example would only be served to check it.
                 warnings.filterwarnings("ignore", message=".*input example was not provided.*")
                 logged = log_model(
                     name="model",

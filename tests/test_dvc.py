@@ -127,5 +127,6 @@ def test_journals_and_scores_persist() -> None:
         "data/evaluate/journal.jsonl",
         "data/evaluate/importance.safetensors",
         "data/search/journal.jsonl",
+        "data/search/studies.log",
         "data/export/journal.jsonl",
     }

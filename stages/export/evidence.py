@@ -88,7 +88,7 @@ def measured_finalists(candidates: Sequence[Candidate], texts: Sequence[str]) ->
             overall_ratio=c.overall_ratio,
             log_ppl=of_texts(c.metrics),
             forecast_log_ppl=of_texts(c.forecast),
-            held_out=True,
+            held_out=c.name not in BASELINES,  # the baselines are among the pairs
         )
         for c in candidates
     ]
@@ -102,7 +102,7 @@ def narrowed_space(path: Path) -> tuple[dict[str, float], dict[str, tuple[float,
 
 
 def predictor_errors(path: Path) -> dict[str, dict[str, float]]:
-    errors = read_json(path, "prunecast.predictor-errors", 1)["held_out"]
+    errors = read_json(path, "prunecast.predictor-errors", 2)["held_out"]
     return {
         target: {k: v for k, v in values.items() if isinstance(v, float)}
         | {"held_out_pairs": values["pairs"]}

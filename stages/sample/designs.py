@@ -17,7 +17,6 @@ SCHEMA, VERSION = "prunecast.architectures", 1
 DENSE, UNIFORM, SIMPLE = "dense", "uniform", "simple"
 BASELINES = (DENSE, UNIFORM, SIMPLE)
 _STRAYS = (0.3, 0.6, 0.9)  # how far, from end to end, the sites of a spread architecture lie apart
-_SPREAD_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
 
     Each site's ratio strays from the overall one by a Latin hypercube (McKay et al. 1979), one
     dimension a site, so that every site takes every strength as often as any other; how far the
-    sites stray alternates, so that even and uneven architectures are both among them.
+    sites stray alternates, so that even and uneven architectures are both among them. Widths are the
+    nearest ones: no budget is to be met.
 
     Raises:
         InputError: an overall ratio cannot be reached on the prunable sites.
@@ -87,7 +87,7 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
         target = low + (high - low) * (index + 0.5) / sample.spread
         reach = _STRAYS[index % len(_STRAYS)]
         wishes = {s: target + reach * ((c[index] + 0.5) / sample.spread - 0.5) for s, c in columns.items()}
-        architecture = space.project(wishes, target, _SPREAD_TOLERANCE, at_least=True)
+        architecture = space.near(wishes, target)
         if architecture not in seen:
             seen.add(architecture)
             made.append(Designed(architecture, "spread"))

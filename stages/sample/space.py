@@ -107,18 +107,9 @@ class Space:
         Raises:
             InputError: the space does not reach the budget; the message says what it reaches.
         """
-        low, high = self.reachable()
         total = self.shape.decoder_parameters
-        if not (low - _EPSILON <= target <= high + _EPSILON):
-            raise InputError(
-                f"the budget asks for an overall ratio of {target:g}, but this space reaches only "
-                f"{low:.4f} to {high:.4f}; change budget.overall_ratio or the ratios of the space"
-            )
         wanted = self._shifted(wishes, target)
-        place = {
-            site: min(range(len(widths)), key=lambda i, s=site, w=widths: abs(w[i].ratio - wanted[s]))  # type: ignore[misc]
-            for site, widths in self.allowed.items()
-        }
+        place = self._nearest_places(wanted)
         removed = sum(self.allowed[s][i].ratio * self.weight(s.kind) for s, i in place.items()) / total
         bounds = (target, target + tolerance) if at_least else (target - tolerance, target)
         while removed < bounds[0] - _EPSILON or removed > bounds[1] + _EPSILON:
@@ -138,6 +129,21 @@ class Space:
             place[site] += step
             removed += change
         return self.architecture({site: self.allowed[site][i] for site, i in place.items()})
+
+    def near(self, wishes: Mapping[Site, float], target: float) -> Architecture:
+        """The architecture of nearest widths to the wishes, shifted to `target` but not held to it.
+
+        Raises:
+            InputError: the space does not reach the target.
+        """
+        place = self._nearest_places(self._shifted(wishes, target))
+        return self.architecture({site: self.allowed[site][i] for site, i in place.items()})
+
+    def _nearest_places(self, wanted: Mapping[Site, float]) -> dict[Site, int]:
+        return {
+            site: min(range(len(widths)), key=lambda i, s=site, w=widths: abs(w[i].ratio - wanted[s]))  # type: ignore[misc]
+            for site, widths in self.allowed.items()
+        }
 
     def _best_step(
         self,
@@ -190,6 +196,12 @@ class Space:
 
     def _shifted(self, wishes: Mapping[Site, float], target: float) -> dict[Site, float]:
         """Wishes + one shift, clipped to what each site reaches, with the overall ratio `target`."""
+        reached = self.reachable()
+        if not (reached[0] - _EPSILON <= target <= reached[1] + _EPSILON):
+            raise InputError(
+                f"the overall ratio {target:g} is asked for, but this space reaches only "
+                f"{reached[0]:.4f} to {reached[1]:.4f}; change the ratio asked for or the ratios of the space"
+            )
         sites = [
             (site, widths[0].ratio, widths[-1].ratio, self.weight(site.kind))
             for site, widths in self.allowed.items()

@@ -74,7 +74,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         work += [Work(a, outcome.FINALIST) for a in chosen]
         work += _front(guided, last, known, params, features)
         rows = finally_.measure_all(work, journal, log, "finalists")
-        candidates = _ranked(work, rows, last, features, section.objective)
+        before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
+        candidates = _ranked(work, rows, last, before, features, section.objective)
         _write(params, rounds, candidates, last, features, guided.table(known))
         _track(tracker, candidates, rows)
     for candidate in candidates:
@@ -137,15 +138,20 @@ def _ranked(
     work: Sequence[Work],
     rows: Mapping[str, Row],
     predictor: Predictor,
+    before: Mapping[Architecture, Metrics],
     features: Features,
     weights: Mapping[str, float],
 ) -> list[Candidate]:
-    """Baselines, then finalists from best to worst measured, then the front; the best finalist wins."""
+    """Baselines, then finalists from best to worst measured, then the front; the best finalist wins.
+
+    A forecast is the one made `before` the architecture was measured, or else the last predictor's.
+    """
     forecasts = predictor.forecast(features.matrix([w.architecture for w in work]))
     found = []
     for index, item in enumerate(work):
         row = rows[item.architecture.id]
-        forecast = {target: float(values[index]) for target, values in forecasts.items()}
+        last = {target: float(values[index]) for target, values in forecasts.items()}
+        forecast = before.get(item.architecture, last)
         measured = tpe.objective_of(row.metrics, weights)
         found.append(
             Candidate(item.design, item.architecture, row.overall_ratio, row.metrics, forecast, measured)
