@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -49,11 +50,13 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         rows = evaluator.measure_all(
             work,
             journal,
-            lambda row: tracker.log_evaluation(evaluation_of(row, shape, "search")),
+            lambda row: tracker.log_evaluation(
+                evaluation_of(row, shape, "search", evaluator.selection.words())
+            ),
             "finalists",
         )
         candidates = _ranked(work, rows, predictor, features, section.objective)
-        _write(params, trials, candidates)
+        _write(trials, candidates, evaluator.protocol)
         _track(tracker, params, trials, candidates, rows)
     for candidate in candidates:
         ppl = ", ".join(f"{k} {v:.2f}" for k, v in candidate.metrics.items() if k.startswith("ppl."))
@@ -97,7 +100,9 @@ def _ranked(
     return [*baselines, winner, *finalists[1:]]
 
 
-def _write(params: Params, trials: Sequence[tpe.Trial], candidates: Sequence[Candidate]) -> None:
+def _write(
+    trials: Sequence[tpe.Trial], candidates: Sequence[Candidate], protocol: Sequence[Mapping[str, Any]]
+) -> None:
     table = pd.DataFrame(
         [
             {"trial": t.number, "architecture": t.architecture.id, "objective": t.objective}
@@ -114,7 +119,9 @@ def _write(params: Params, trials: Sequence[tpe.Trial], candidates: Sequence[Can
         for name, c in by_name.items()
         if name != outcome.FINALIST
     }
-    write_json(HERE / "metrics.json", "prunecast.search-metrics", 1, {"selection": content})
+    write_json(
+        HERE / "metrics.json", "prunecast.search-metrics", 1, {"selection": content, "protocol": [*protocol]}
+    )
 
 
 def _track(
