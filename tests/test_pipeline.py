@@ -131,7 +131,17 @@ class Repository:
 
 
 PARTS = ("calibration", "selection", "report")
-MEASUREMENT = {"sequence_length": 64, "windows": 3, "questions": 4, "question_tokens": 400}
+MEASUREMENT = {
+    "protocol": "standard",
+    "sequence_length": 64,
+    "stride": None,
+    "join": None,
+    "bos": None,
+    "windows": 3,
+    "questions": 4,
+    "question_tokens": 400,
+    "question_formats": ["likelihood", "letter"],
+}
 
 
 @pytest.fixture(scope="module")
