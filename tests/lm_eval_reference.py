@@ -44,7 +44,7 @@ def answers(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    names = _write_tasks(style, questions, pool, folder)
+    names = write_tasks(style, questions, pool, folder)
     results = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1),
         tasks=names,
@@ -61,7 +61,7 @@ def answers(
     )
 
 
-def _write_tasks(
+def write_tasks(
     style: QuestionFormat, questions: Sequence[Question], pool: Sequence[Question], folder: Path
 ) -> list[str]:
     """lm-eval's own templates and descriptions over files of questions; returns the tasks' names."""
