@@ -28,12 +28,14 @@ class Windows:
     """Windows of a text: tokens (W, L), of which the last `predicted` of each window are predicted.
 
     `size_bytes` counts the UTF-8 bytes of text that the predicted tokens of all windows cover. A
-    character that several tokens share counts with the one that completes it.
+    character that several tokens share counts with the one that completes it. `bos_tokens` counts
+    the BOS put in: none, one before the text, or one a window.
     """
 
     tokens: Tensor
     predicted: int
     size_bytes: int
+    bos_tokens: int
 
 
 def windows(
@@ -65,7 +67,8 @@ def windows(
     if protocol.bos == "window":
         tokens = torch.cat((torch.tensor(bos).expand(len(starts), 1), tokens), dim=1)
     predicted, stops = min(stride, length - 1), starts + own
-    return Windows(tokens, predicted, int((edges[stops] - edges[stops - predicted]).sum()))
+    covered = int((edges[stops] - edges[stops - predicted]).sum())
+    return Windows(tokens, predicted, covered, len(bos) * (len(starts) if protocol.bos == "window" else 1))
 
 
 def check_context(protocol: TextProtocol, context_tokens: int) -> None:

@@ -35,7 +35,8 @@ class Selection:
         found: list[dict[str, Any]] = []
         for name, rows in self.windows.items():
             windows, predicted = len(rows.tokens), rows.tokens.shape[0] * rows.predicted
-            counts = {"windows": windows, "predicted_tokens": predicted, "bytes": rows.size_bytes}
+            counts = {"bos_tokens": rows.bos_tokens, "windows": windows, "predicted_tokens": predicted}
+            counts["bytes"] = rows.size_bytes
             found.append({"corpus": name, "part": self.part, **text, **counts})
         for name, items in self.items.items():
             examples = Counter(item.examples for item in items)
@@ -116,11 +117,11 @@ def format_of(metric: str) -> QuestionFormat:
 def _of_text(entry: Mapping[str, Any]) -> str:
     length, stride = entry["sequence_length"], entry["stride"]
     overlap = "not overlapping" if stride >= length - (entry["bos"] == "window") else f"one every {stride}"
-    bos = {"none": "no BOS", "tokenizer": "BOS as the tokenizer adds it", "window": "BOS in each"}
+    bos = "BOS in each" if entry["bos"] == "window" else "one BOS before the text"
     joined = "a blank line" if entry["join"] == "\n\n" else repr(entry["join"])
     return (
         f"protocol {entry['protocol']}: {entry['windows']:,} windows of {length:,} tokens, {overlap}, "
-        f"{bos[entry['bos']]}, tail dropped, documents joined by {joined}; "
+        f"{bos if entry['bos_tokens'] else 'no BOS'}, tail dropped, documents joined by {joined}; "
         f"{entry['predicted_tokens']:,} predicted tokens, {entry['bytes']:,} bytes"
     )
 

@@ -13,7 +13,6 @@ import jinja2
 import pytest
 import torch
 import yaml
-from tokenizers.processors import TemplateProcessing
 
 from stages.evaluate import mmlu
 from stages.evaluate.corpora import Question
@@ -299,11 +298,8 @@ def test_prompts_of_a_subject_share_their_examples() -> None:
     assert targets == [t for item in items for choice in item.choices for t in choice]
 
 
-def test_a_tokenizers_bos_stands_before_a_prompt_once(tiny_folder: TinyFolder) -> None:
-    tokenizer = tiny.byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 1)]
-    )
+def test_a_tokenizers_bos_stands_before_a_prompt_once() -> None:
+    tokenizer = tiny.bos_tokenizer()
     question, pool = make_questions()[1], pool_of()
     for plain, found in (
         (mmlu.likelihood_item(question, TOKENIZER), mmlu.likelihood_item(question, tokenizer)),

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 
 from stages.evaluate import perplexity
 from stages.evaluate.corpora import Document
@@ -135,15 +134,6 @@ def measurement(**changes: Any) -> Measurement:
     return Measurement(**{"protocol": "standard", "question_formats": ["likelihood"], **absent, **changes})
 
 
-def with_bos() -> Any:
-    """The byte tokenizer, which now puts a BOS before a text as Llama's does."""
-    tokenizer = tiny.byte_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", 1)]
-    )
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def merging() -> Any:
     """A tokenizer with merges, so that tokens are of one to many bytes, of parts of characters too."""
@@ -182,7 +172,7 @@ def test_presets_are_what_those_they_are_named_after_do(
     tiny_folder: TinyFolder, name: str, special_tokens: bool, sequence_length: int
 ) -> None:
     folder = tiny_folder("llama", max_position_embeddings=8192)
-    tokenizer, documents = with_bos(), rows_of_prose(560)
+    tokenizer, documents = tiny.bos_tokenizer(), rows_of_prose(560)
     ids = tokenizer(
         "\n\n".join(d.text for d in documents), return_tensors="pt", add_special_tokens=special_tokens
     )["input_ids"][0]
@@ -210,7 +200,7 @@ def strided(model: Any, ids: list[int], length: int, stride: int, first: list[in
 @pytest.mark.parametrize("bos", ["none", "tokenizer", "window"])
 @pytest.mark.parametrize("stride", [None, 7])
 def test_stride_and_bos(folder: Path, stride: int | None, bos: Any) -> None:
-    tokenizer = with_bos()
+    tokenizer = tiny.bos_tokenizer()
     protocol = measurement(sequence_length=24, stride=stride, bos=bos, join=" | ").text
     rows = perplexity.windows(DOCUMENTS, tokenizer, protocol, None, WHERE)
     text = " | ".join(d.text for d in DOCUMENTS)
@@ -268,7 +258,7 @@ def test_the_head_of_a_long_text_is_cut_as_the_whole_would_be(merging: Any) -> N
 def test_a_bos_that_is_not_there_cannot_be_asked_for() -> None:
     tokenizer = tiny.byte_tokenizer()
     tokenizer.bos_token = None
-    with pytest.raises(InputError, match="part selection, is measured with bos: window, .* has no BOS; use"):
+    with pytest.raises(InputError, match=r"part selection, is measured with bos: window, .* has no BOS; use"):
         perplexity.windows(DOCUMENTS, tokenizer, measurement(bos="window").text, 1, WHERE)
 
 

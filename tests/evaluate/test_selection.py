@@ -60,6 +60,7 @@ def test_the_protocol_is_told_with_its_counts() -> None:
         "sequence_length": 9,
         "stride": 4,
         "bos": "window",
+        "bos_tokens": 5,
         "windows": 5,
         "predicted_tokens": 20,
         "bytes": 20,
@@ -75,6 +76,16 @@ def test_the_protocol_is_told_with_its_counts() -> None:
     assert "20 predicted tokens, 20 bytes" in words["fables"]
     assert "zero-shot" in words["quiz"]
     assert "by letter" in words["quiz.letter"]
+
+
+def test_whether_there_is_a_bos_is_told_and_not_only_asked() -> None:
+    plain = selected(measurement=changed(bos="tokenizer"))
+    assert [entry["bos_tokens"] for entry in plain.protocol()[:2]] == [0, 0]
+    assert "no BOS" in plain.words()["news"]
+    with_it = selected(measurement=changed(bos="tokenizer"), tokenizer=tiny.bos_tokenizer())
+    assert [entry["bos_tokens"] for entry in with_it.protocol()[:2]] == [1, 1]
+    assert "one BOS before the text" in with_it.words()["news"]
+    assert int(with_it.windows["news"].tokens[0, 0]) == 1
 
 
 def test_every_text_is_measured_by_the_join_that_is_asked_for() -> None:
