@@ -98,11 +98,11 @@ def select(
         )
         for style in measurement.question_formats:
             if style == "likelihood":
-                found = [mmlu.likelihood_item(question, tokenizer) for question in chosen]
+                found = mmlu.likelihood_items(chosen, tokenizer)
                 items[name] = sorted(found, key=lambda item: (item.length, item.id))
             else:
                 pool = corpus.parts["calibration"]
-                found = [mmlu.letter_item(question, pool, tokenizer, context_tokens) for question in chosen]
+                found = mmlu.letter_items(chosen, pool, tokenizer, context_tokens)
                 items[f"{name}.{style}"] = sorted(
                     found, key=lambda item: (item.subject, item.length, item.id)
                 )

@@ -47,7 +47,7 @@ def make_questions(count: int = 6, seed: int = 0) -> list[Question]:
 
 def chosen(questions: list[Question], longest: int = 10_000) -> list[mmlu.Item]:
     kept = mmlu.choose(questions, TOKENIZER, None, longest, WHERE)
-    return [mmlu.likelihood_item(question, TOKENIZER) for question in kept]
+    return mmlu.likelihood_items(kept, TOKENIZER)
 
 
 def likelihoods(
@@ -208,7 +208,7 @@ def pool_of(count: int = 16) -> list[Question]:
 
 
 def lettered(questions: list[Question], pool: list[Question], longest: int = 100_000) -> list[mmlu.Item]:
-    found = [mmlu.letter_item(question, pool, TOKENIZER, longest) for question in questions]
+    found = mmlu.letter_items(questions, pool, TOKENIZER, longest)
     return sorted(found, key=lambda item: (item.subject, item.length))
 
 
@@ -233,7 +233,7 @@ def test_five_shot_prompts_are_those_of_lm_eval() -> None:
     question = Question("q", "anatomy", "  What is\nit?\n", (" padded ", "b", "c d", "e"), 2)
     shots = "".join(f"{text(q)} {'ABCD'[q.answer]}\n\n" for q in pool[:5])
     assert mmlu.letter_prompt(question, pool[:5]) == subject["description"] + shots + text(question)
-    item = mmlu.letter_item(question, pool_of(), TOKENIZER, 100_000)
+    item = mmlu.letter_items([question], pool_of(), TOKENIZER, 100_000)[0]
     assert item.examples == 5
     assert TOKENIZER.decode(item.prompt) == subject["description"] + shots + text(question)
     assert [TOKENIZER.decode(choice) for choice in item.choices] == [" A", " B", " C", " D"]
@@ -242,23 +242,23 @@ def test_five_shot_prompts_are_those_of_lm_eval() -> None:
 def test_a_question_is_no_example_of_itself() -> None:
     pool = [q for q in sorted(pool_of(), key=lambda q: q.index) if q.subject == "anatomy"]
     asked = replace(pool[1], id="test-3", question=f" {pool[1].question}\n", answer=0)
-    item = mmlu.letter_item(asked, pool, TOKENIZER, 100_000)
+    item = mmlu.letter_items([asked], pool, TOKENIZER, 100_000)[0]
     others = [pool[0], *pool[2:6]]
     assert TOKENIZER.decode(item.prompt) == mmlu.letter_prompt(asked, others)
-    few = mmlu.letter_item(asked, pool[:3], TOKENIZER, 100_000)
+    few = mmlu.letter_items([asked], pool[:3], TOKENIZER, 100_000)[0]
     assert few.examples == 2
-    none = mmlu.letter_item(replace(asked, subject="astronomy"), pool, TOKENIZER, 100_000)
+    none = mmlu.letter_items([replace(asked, subject="astronomy")], pool, TOKENIZER, 100_000)[0]
     assert none.examples == 0
     assert TOKENIZER.decode(none.prompt) == mmlu.letter_prompt(replace(asked, subject="astronomy"), [])
 
 
 def test_examples_that_the_models_context_does_not_hold_are_left_out_from_the_last() -> None:
     pool, question = pool_of(), make_questions()[3]
-    full = mmlu.letter_item(question, pool, TOKENIZER, 100_000)
+    full = mmlu.letter_items([question], pool, TOKENIZER, 100_000)[0]
     assert full.examples == 5
     size = len(full.prompt) + 1  # a choice is two bytes here, of which the first is read
-    assert mmlu.letter_item(question, pool, TOKENIZER, size) == full
-    fewer = mmlu.letter_item(question, pool, TOKENIZER, size - 1)
+    assert mmlu.letter_items([question], pool, TOKENIZER, size)[0] == full
+    fewer = mmlu.letter_items([question], pool, TOKENIZER, size - 1)[0]
     assert fewer.examples == 4
     same = [q for q in sorted(pool, key=lambda q: q.index) if q.subject == question.subject]
     assert TOKENIZER.decode(fewer.prompt) == mmlu.letter_prompt(question, same[:4])
@@ -302,10 +302,10 @@ def test_a_tokenizers_bos_stands_before_a_prompt_once() -> None:
     tokenizer = tiny.bos_tokenizer()
     question, pool = make_questions()[1], pool_of()
     for plain, found in (
-        (mmlu.likelihood_item(question, TOKENIZER), mmlu.likelihood_item(question, tokenizer)),
+        (mmlu.likelihood_items([question], TOKENIZER)[0], mmlu.likelihood_items([question], tokenizer)[0]),
         (
-            mmlu.letter_item(question, pool, TOKENIZER, 9999),
-            mmlu.letter_item(question, pool, tokenizer, 9999),
+            mmlu.letter_items([question], pool, TOKENIZER, 9999)[0],
+            mmlu.letter_items([question], pool, tokenizer, 9999)[0],
         ),
     ):
         assert found == replace(plain, prompt=[1, *plain.prompt])

@@ -50,7 +50,7 @@ def test_lm_eval_takes_an_exported_folder(tiny_folder: TinyFolder, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     (written,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(written.read_text())["results"][task]["acc,none"]
-    items = [mmlu.likelihood_item(question, loaded.tokenizer) for question in questions]
+    items = mmlu.likelihood_items(questions, loaded.tokenizer)
     with torch.inference_mode():
         batches = mmlu.batches(items, 1024)
         logs = torch.cat([network.log_likelihoods(architecture, batch) for batch in batches])
