@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -109,13 +110,75 @@ class Reconstruction(Section):
         return {"method": self.method} if self.method == "none" else self.model_dump()
 
 
-class Measurement(Section):
-    """How much text an architecture is measured on, and by which protocol."""
+Bos = Literal["none", "tokenizer", "window"]
+QuestionFormat = Literal["likelihood", "letter"]
 
-    sequence_length: Annotated[int, Field(ge=2)]
-    windows: Count
-    questions: Count
-    question_tokens: Count
+
+@dataclass(frozen=True)
+class TextProtocol:
+    """How a text becomes windows of tokens.
+
+    `join` stands between documents. `sequence_length` counts the tokens of a window, its BOS
+    included; each window starts `stride` tokens of text after the one before, and the last `stride`
+    tokens of each are predicted (of a window that overlaps no other: all that have a token before
+    them). `bos` is at the start of every window ("window"), once before the text where the tokenizer
+    by itself adds one ("tokenizer"), or nowhere ("none"). A tail that fills no window is dropped.
+    """
+
+    join: str
+    sequence_length: int
+    stride: int
+    bos: Bos
+
+
+PROTOCOLS: dict[str, tuple[str, int, Bos]] = {
+    # join, sequence length, BOS; windows do not overlap.
+    # GPTQ's evaluation (Frantar et al. 2022, arXiv 2210.17323), which most papers repeat.
+    "standard": ("\n\n", 2048, "tokenizer"),
+    # PPLMetric of LLM-Pruner (Ma et al. 2023, arXiv 2305.11627); its PTB is the validation split.
+    "llm-pruner": ("\n\n", 128, "tokenizer"),
+    # EvoPress (Sieberling et al. 2024, arXiv 2410.14649), for models whose context is as long.
+    "evopress": ("\n\n", 8192, "none"),
+}
+
+
+class Measurement(Section):
+    """How much text an architecture is measured on, and by which protocol.
+
+    A key that is null is the protocol's (join, sequence_length, stride, bos) or no limit (windows,
+    questions, question_tokens).
+    """
+
+    protocol: Literal["standard", "llm-pruner", "evopress"]
+    sequence_length: Annotated[int, Field(ge=2)] | None
+    stride: Count | None
+    join: str | None
+    bos: Bos | None
+    windows: Count | None
+    questions: Count | None
+    question_tokens: Count | None
+    question_formats: Annotated[list[QuestionFormat], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Measurement:
+        if len(set(self.question_formats)) != len(self.question_formats):
+            raise ValueError(f"question_formats {self.question_formats} names one twice; name each once")
+        text = self.text
+        most = text.sequence_length - (text.bos == "window")
+        if text.stride > most:
+            raise ValueError(
+                f"stride is {text.stride}; expected at most the {most} tokens of text in a window, "
+                "or text between windows would be left out"
+            )
+        return self
+
+    @property
+    def text(self) -> TextProtocol:
+        """The protocol of texts, every value decided."""
+        join, sequence_length, bos = PROTOCOLS[self.protocol]
+        join = join if self.join is None else self.join
+        sequence_length, bos = self.sequence_length or sequence_length, self.bos or bos
+        return TextProtocol(join, sequence_length, self.stride or sequence_length - (bos == "window"), bos)
 
 
 class Evaluate(Section):
@@ -129,6 +192,15 @@ class Evaluate(Section):
     measurement: Measurement
     prefix_cache_mb: Natural
     cache_mb: Count
+
+    @model_validator(mode="after")
+    def _targets_are_measured(self) -> Evaluate:
+        if "likelihood" not in self.measurement.question_formats:
+            raise ValueError(
+                "measurement.question_formats lacks 'likelihood', whose accuracy and log-likelihood are "
+                "forecast; add it"
+            )
+        return self
 
 
 class BuildDataset(Section):

@@ -79,6 +79,11 @@ def test_params_are_frozen():
         ("evaluate/dtype", "float16", "'float16'"),
         ("evaluate/importance", "hessian", "'hessian'"),
         ("evaluate/measurement/sequence_length", 1, "1"),
+        ("evaluate/measurement/protocol", "gptq", "'gptq'"),
+        ("evaluate/measurement/stride", 0, "0"),
+        ("evaluate/measurement/bos", True, "True"),
+        ("evaluate/measurement/windows", 0, "0"),
+        ("export/measurement/question_formats", [], "[]"),
         ("evaluate/prefix_cache_mb", -1, "-1"),
         ("build_dataset/held_out", 1.0, "1.0"),
         ("train_predictor/trees", 0, "0"),
@@ -216,3 +221,41 @@ def test_a_file_that_is_no_mapping_is_explained(tmp_path: Path, text: str):
 def test_params_survive_their_own_dump():
     params = load(REPOSITORY / "params.yaml")
     assert Params.model_validate(params.model_dump()) == params
+
+
+# --- protocols ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("\n\n", 2048, 2048, "tokenizer")),
+        ({"protocol": "llm-pruner"}, ("\n\n", 128, 128, "tokenizer")),
+        ({"protocol": "evopress"}, ("\n\n", 8192, 8192, "none")),
+        ({"sequence_length": 512, "stride": 100}, ("\n\n", 512, 100, "tokenizer")),
+        ({"bos": "window", "join": ""}, ("", 2048, 2047, "window")),
+        ({"protocol": "evopress", "sequence_length": 64, "bos": "tokenizer"}, ("\n\n", 64, 64, "tokenizer")),
+    ],
+)
+def test_a_null_key_is_the_protocols(tmp_path: Path, changes: dict[str, Any], expected: tuple[Any, ...]):
+    nulls = dict.fromkeys(("sequence_length", "stride", "join", "bos"))
+    section = CONTENT["export"]["measurement"] | nulls | changes
+    loaded = load(written(tmp_path, {"export/measurement": section})).export.measurement
+    assert (loaded.text.join, loaded.text.sequence_length, loaded.text.stride, loaded.text.bos) == expected
+
+
+@pytest.mark.parametrize(("bos", "most"), [("none", 512), ("tokenizer", 512), ("window", 511)])
+def test_a_stride_leaves_no_text_out(tmp_path: Path, bos: str, most: int):
+    section = CONTENT["export"]["measurement"] | {"bos": bos, "stride": most}
+    assert load(written(tmp_path, {"export/measurement": section})).export.measurement.text.stride == most
+    message = message_of(tmp_path, {"export/measurement": section | {"stride": most + 1}})
+    assert f"export.measurement: stride is {most + 1}; expected at most the {most} tokens" in message
+
+
+def test_what_is_forecast_must_be_measured(tmp_path: Path):
+    message = message_of(tmp_path, {"evaluate/measurement/question_formats": ["letter"]})
+    assert "evaluate: measurement.question_formats lacks 'likelihood'" in message
+    loaded = load(written(tmp_path, {"export/measurement/question_formats": ["letter"]}))
+    assert loaded.export.measurement.question_formats == ["letter"]
+    twice = message_of(tmp_path, {"export/measurement/question_formats": ["letter", "letter"]})
+    assert "names one twice" in twice

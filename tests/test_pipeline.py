@@ -137,7 +137,17 @@ class Repository:
 
 
 PARTS = ("calibration", "selection", "report")
-MEASUREMENT = {"sequence_length": 64, "windows": 3, "questions": 4, "question_tokens": 400}
+MEASUREMENT = {
+    "protocol": "standard",
+    "sequence_length": 64,
+    "stride": None,
+    "join": None,
+    "bos": None,
+    "windows": 3,
+    "questions": 4,
+    "question_tokens": 400,
+    "question_formats": ["likelihood", "letter"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +206,37 @@ def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     assert {f"ratio.{layer:02d}.{kind}" for layer in range(4) for kind in ("attention", "mlp")} <= set(
         one.data.params
     )
-    assert {"ppl.prose", "ppl.verse", "quiz.accuracy", "overall_ratio"} <= set(one.data.metrics)
+    assert {"ppl.prose", "bpb.verse", "quiz.accuracy", "quiz.letter.accuracy", "overall_ratio"} <= set(
+        one.data.metrics
+    )
+    for run in evaluations:
+        told = {
+            name: run.data.params[f"protocol.{name}"] for name in ("prose", "verse", "quiz", "quiz.letter")
+        }
+        part = "report" if run.data.tags["dvc.stage"] == "export" else "selection"
+        assert all(words.startswith(f"{part} part; ") for words in told.values())
+        assert "3 windows of 64 tokens, not overlapping" in told["prose"]
     roles = Counter(
         r.data.tags.get("prunecast.role") for r in evaluations if r.data.tags["dvc.stage"] == "search"
     )
     assert roles["winner"] == 1
     assert roles["finalist"] == 2
     assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 4
+
+
+def test_every_metrics_file_and_the_report_carry_their_protocol(repository: Repository) -> None:
+    for name, part in (("search/metrics.json", "selection"), ("export/metrics.json", "report")):
+        entries = {entry["corpus"]: entry for entry in repository.json(name)["protocol"]}
+        assert list(entries) == ["prose", "verse", "quiz", "quiz.letter"]
+        assert {entry["part"] for entry in entries.values()} == {part}
+        assert entries["prose"]["predicted_tokens"] == 3 * 63
+        assert entries["prose"]["bytes"] > 0
+    assert repository.json("evaluate/context.json")["protocol"][0]["join"] == "\n\n"
+    report = (repository.path / "data" / "export" / "report.html").read_text()
+    assert report.count("189 predicted tokens") >= 6  # both texts: pairs, finalists, final table
+    shown = repository.run("dvc", "metrics", "show", "--json").stdout
+    assert "winner" in shown
+    assert "question_groups" not in shown
 
 
 def test_nothing_changed_nothing_runs(repository: Repository) -> None:

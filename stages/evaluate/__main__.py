@@ -35,7 +35,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         )
 
         def log(row: Row) -> None:
-            tracker.log_evaluation(evaluation_of(row, shape, "evaluate"))
+            tracker.log_evaluation(evaluation_of(row, shape, "evaluate", evaluator.selection.words()))
 
         work = [Work(d.architecture, d.design) for d in designed]
         rows = evaluator.measure_all(work, journal, log, "evaluate")

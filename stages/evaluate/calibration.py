@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from stages.evaluate.cache import TensorCache
 from stages.evaluate.checkpoint import Checkpoint, cache_folder
 from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.importance import UnitScores
-from stages.evaluate.measure import code_digest
+from stages.evaluate.measure import code_digest, digest
 from stages.evaluate.reconstruction import Reconstruction
 from stages.evaluate.statistics import SiteStatistics, Statistics
 from stages.evaluate.taylor import taylor
@@ -38,7 +37,7 @@ class Calibrator:
         self._batches = batches
         self._cache = TensorCache(cache_folder() / "calibration", self._section.cache_mb * 2**20)
         tokens = hashlib.sha256(b"".join(batch.tokens.numpy().tobytes() for batch in batches)).hexdigest()
-        self.key = _digest(loaded.digest, tokens, str(network.dtype), network.device.type, code_digest())
+        self.key = digest(loaded.digest, tokens, str(network.dtype), network.device.type, code_digest())
 
     @property
     def tokens(self) -> int:
@@ -46,7 +45,7 @@ class Calibrator:
 
     def scores(self, path: Path) -> UnitScores:
         """The units' scores: those at `path` if they were computed from the same things, else new ones."""
-        key = _digest(self.key, self._section.importance)
+        key = digest(self.key, self._section.importance)
         scores = UnitScores.load(path, key)
         if scores is None:
             print(f"Scoring units by {self._section.importance} on {self.tokens} tokens", flush=True)
@@ -89,7 +88,7 @@ class Calibrator:
         section = self._section.reconstruction
         if section.method == "none":
             return None
-        key = _digest(self.key, scores.digest, section.identity())
+        key = digest(self.key, scores.digest, section.identity())
         return Reconstruction(
             network, _LazyStatistics(self), scores.order(), section.damping, self._cache, key
         )
@@ -97,7 +96,7 @@ class Calibrator:
     def repair_again(self, network: ElasticNetwork, scores: UnitScores, architecture: Architecture) -> Repair:
         """The second repair of one architecture, from the cache or computed (`sequential`)."""
         section = self._section.reconstruction
-        key = f"{_digest(self.key, scores.digest, section.identity(), 'again')}-{architecture.id}"
+        key = f"{digest(self.key, scores.digest, section.identity(), 'again')}-{architecture.id}"
         tensors = self._cache.get(key)
         if tensors is None:
             found = sequential.repair_again(network, architecture, self._batches, section.damping)
@@ -117,7 +116,3 @@ class _LazyStatistics(dict[Site, SiteStatistics]):
     def __missing__(self, site: Site) -> SiteStatistics:
         self.update(self._calibrator.statistics())
         return self[site]
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

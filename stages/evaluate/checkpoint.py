@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -47,6 +48,12 @@ class Checkpoint:
     state: Mapping[str, torch.Tensor]
     digest: str
     """SHA-256 of the weight files and of the configuration's arithmetic: part of every journal key."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence that the model was made for."""
+        limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+        return min(limit for limit in (*limits, sys.maxsize) if limit is not None)
 
 
 def cache_folder() -> Path:
@@ -88,7 +95,7 @@ def load(model: Model, dtype: torch.dtype = torch.float32) -> Checkpoint:
         shape=shape,
         family=family,
         config=config,
-        tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code),
+        tokenizer=_tokenizer(folder, model),
         generation_config=generation,
         state=state,
         digest=_network_digest(files, shape, config),
@@ -159,6 +166,17 @@ def _convert(path: Path, folder: Path) -> None:
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+def _tokenizer(folder: Path, model: Model) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    if not tokenizer.is_fast:  # which alone say what text a token covers
+        raise InputError(
+            f"model.source {model.source!r} has a {type(tokenizer).__name__}, which is written in Python; "
+            "expected one with a tokenizer.json. Save it with transformers' "
+            "`PreTrainedTokenizerFast` and put the tokenizer.json beside the weights"
+        )
+    return tokenizer
 
 
 @contextlib.contextmanager

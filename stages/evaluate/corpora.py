@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -46,9 +46,8 @@ class Corpus(Generic[T]):
 def load_texts(corpora: params.Corpora, root: Path = Path()) -> dict[str, Corpus[Document]]:
     """Read and divide the text corpora; relative paths are relative to `root`.
 
-    One source is divided by document. Of a corpus with one source a part, each part is one document:
-    a text file unchanged, or the rows of a table or hub split joined by blank lines (the convention for
-    WikiText-2 and PTB). The documents of packaged corpora stay apart.
+    One source is divided by document. Of a corpus with one source a part, each part is all of its
+    source: a text file unchanged, or every row of a table or hub split, blank ones too.
 
     Raises:
         InputError: a source is not there or not readable, or leaves a part without text.
@@ -68,11 +67,12 @@ def load_questions(corpora: params.Corpora, root: Path = Path()) -> dict[str, Co
     """Read and divide the question corpora; relative paths are relative to `root`.
 
     Questions are in the order of their hash in either case, so that the first few of a part are of
-    mixed subjects.
+    mixed subjects. Of a corpus with one source a part, the selection part goes without questions that
+    the report part asks too (MMLU's splits share some). Calibration questions are examples in prompts
+    and nothing else, and no question is an example of itself, so they stay.
 
     Raises:
-        InputError: a source is not there or not readable, leaves a part without questions, or repeats
-            a question of another part's source.
+        InputError: a source is not there or not readable, or leaves a part without questions.
     """
     loaded: dict[str, Corpus[Question]] = {}
     for name, source in corpora.questions.items():
@@ -81,10 +81,10 @@ def load_questions(corpora: params.Corpora, root: Path = Path()) -> dict[str, Co
                 loaded[name] = _divided(name, read_questions(source, root), corpora.division)
             else:
                 readings = {part: read_questions(getattr(source, part), root) for part in PARTS}
-                _check_disjoint(readings)
+                readings["selection"] = _without(readings["selection"], readings["report"])
                 joined = _joined(name, readings)
                 parts = {part: tuple(_ordered(joined.parts[part])) for part in PARTS}
-                loaded[name] = Corpus(name, joined.source, parts, joined.found, joined.used, joined.note)
+                loaded[name] = replace(joined, parts=parts)
     return loaded
 
 
@@ -155,17 +155,18 @@ def _joined(name: str, readings: Mapping[Part, Reading[T]]) -> Corpus[T]:
     )
 
 
-def _check_disjoint(readings: Mapping[Part, Reading[Question]]) -> None:
-    seen: dict[str, tuple[Part, str]] = {}
-    for part, reading in readings.items():
-        for item in reading.items:
-            other, other_id = seen.setdefault(_identity(item), (part, item.id))
-            if other != part:
-                raise InputError(
-                    f"has the same question in two parts: {other_id!r} of {other} is {item.id!r} of {part} "
-                    f"({item.question[:60]!r}); expected parts that share none. "
-                    "Remove it from one of the sources"
-                )
+def _without(reading: Reading[Question], other: Reading[Question]) -> Reading[Question]:
+    """The selection part's questions that the report part does not ask."""
+    asked = {_identity(item) for item in other.items}
+    items = tuple(item for item in reading.items if _identity(item) not in asked)
+    if not items:
+        raise InputError(
+            f"the report part asks all {len(reading.items)} questions of the selection part's source "
+            f"{reading.citation!r}; expected sources that differ"
+        )
+    dropped = len(reading.items) - len(items)
+    note = f"{dropped} dropped that the report part asks" if dropped else ""
+    return replace(reading, items=items, note="; ".join(filter(None, [reading.note, note])))
 
 
 def _ordered(items: Iterable[T]) -> Iterator[T]:

@@ -38,13 +38,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with four choices, of which `answer` (0 to 3) is right."""
+    """A question with four choices, of which `answer` (0 to 3) is right; `index` is its source's order."""
 
     id: str
     subject: str
     question: str
     choices: tuple[str, str, str, str]
     answer: int
+    index: int = 0
 
 
 T = TypeVar("T", Document, Question)
@@ -63,9 +64,9 @@ class Reading(Generic[T]):
 def read_text_file(path: Path, source: str, *, whole: bool) -> Reading[Document]:
     """A local file as documents.
 
-    `whole` makes one document of it: a text file unchanged (the WikiText-2 protocol tokenises the raw
-    file as it is), the rows of a table joined by blank lines. Otherwise documents are a text file's
-    paragraphs (its articles where it is in WikiText's format) or a table's rows.
+    `whole` leaves out nothing: the documents are a text file unchanged, or all rows of a table.
+    Otherwise they are a text file's paragraphs (its articles where it is in WikiText's format) or a
+    table's rows that hold text.
 
     Raises:
         InputError: nothing readable is there; the message lists what is.
@@ -80,10 +81,29 @@ def read_text_file(path: Path, source: str, *, whole: bool) -> Reading[Document]
     return Reading(source, documents, len(documents))
 
 
-def texts_of_rows(rows: Sequence[Mapping[str, Any]], source: str, *, whole: bool) -> Reading[Document]:
-    """The rows of a table or of a hub's split as documents, or as one joined by blank lines.
+def read_lines(path: Path, source: str, *, whole: bool) -> Reading[Document]:
+    """The lines of a text file as the rows that the hub has of WikiText-2 and PTB.
 
-    `"\\n\\n".join(rows)` is the convention for WikiText-2 and PTB on the hub, so blank rows count there.
+    In WikiText's format a row keeps its line end, and a blank line is an empty row; elsewhere, as for
+    PTB, a row is a line without the blanks around it.
+
+    Raises:
+        InputError: no text file is there, or it is empty.
+    """
+    _check_file(path, source, TEXT_SUFFIXES)
+    text = _decode(path, source)
+    lines = text.split("\n")[: -1 if text.endswith("\n") else None]
+    if _WIKITEXT_TITLE.search(text):
+        rows = [f"{line}\n" if line.strip() else "" for line in lines]
+    else:
+        rows = [line.strip() for line in lines]
+    return texts_of_rows([{"text": row} for row in rows], source, whole=whole)
+
+
+def texts_of_rows(rows: Sequence[Mapping[str, Any]], source: str, *, whole: bool) -> Reading[Document]:
+    """The rows of a table or of a hub's split as documents.
+
+    `whole` keeps blank rows: protocols for WikiText-2 and PTB join all rows of a split.
 
     Raises:
         InputError: no rows, no text column, or a row without text.
@@ -101,8 +121,8 @@ def texts_of_rows(rows: Sequence[Mapping[str, Any]], source: str, *, whole: bool
     if not any(text.strip() for text in texts):
         raise InputError(f"{source!r} has {len(rows)} rows, all without text; give one that holds text")
     if whole:
-        note = f"{len(texts)} rows joined by blank lines" if len(texts) > 1 else ""
-        return Reading(source, (Document(source, "\n\n".join(texts)),), 1, note)
+        rows_of = tuple(Document(f"row-{i:06d}", text) for i, text in enumerate(texts))
+        return Reading(source, rows_of, len(rows_of))
     lines = "\n".join(text.rstrip("\n") for text in texts)
     if _WIKITEXT_TITLE.search(lines):  # there, rows are the lines of articles
         articles = tuple(_split(lines))
@@ -178,7 +198,7 @@ def _question(row: Mapping[str, Any], where: str, subject: str, index: int) -> Q
         raise InputError(f"{where} has answer {row.get('answer')!r}; expected 0 to 3 or A to D")
     of_row = str(row.get("subject") or subject)
     first, second, third, fourth = choices
-    return Question(f"{of_row}-{index}", of_row, text, (first, second, third, fourth), answer)
+    return Question(f"{of_row}-{index}", of_row, text, (first, second, third, fourth), answer, index)
 
 
 def _subject(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bz2
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from stages.evaluate.corpus_files import (
     Question,
     Reading,
     questions_of_rows,
+    read_lines,
     read_question_files,
     read_text_file,
     texts_of_rows,
@@ -30,11 +31,23 @@ _MMLU_DEV = "lm_eval/tasks/mmlu/flan_cot_fewshot"
 
 _TEXT_PACKAGES = {"gensim/wikipedia": _WIKIPEDIA, "gensim/lee-news": _NEWS}
 _QUESTION_PACKAGES = {"lm-eval/mmlu-dev": _MMLU_DEV}
-_TEXT_HUB = (
-    "hub:Salesforce/wikitext:wikitext-2-raw-v1:validation or "
-    "hub:ptb-text-only/ptb_text_only:penn_treebank:validation"
-)
-_QUESTION_HUB = "hub:cais/mmlu:all:validation"
+_WIKITEXT_HUB = "hub:Salesforce/wikitext:wikitext-2-raw-v1:{split}"
+# The repository itself holds a loading script; the hub's own conversion of it does not.
+_PTB_HUB = "hub:ptb-text-only/ptb_text_only@refs/convert/parquet::{split}"
+_C4_HUB = "hub:allenai/c4:en/c4-validation.00000-of-00008.json.gz:validation[:1100]"
+_MMLU_HUB = "hub:cais/mmlu:all:{split}"
+_MOVED = {
+    "wikitext": _WIKITEXT_HUB,
+    "ptb_text_only": _PTB_HUB,
+    "ptb-text-only/ptb_text_only": _PTB_HUB,
+    "c4": _C4_HUB,
+    "hendrycks_test": _MMLU_HUB,
+    "hendrycks/test": _MMLU_HUB,
+    "lukaemon/mmlu": _MMLU_HUB,
+    "tasksource/mmlu": _MMLU_HUB,
+    "mmlu": _MMLU_HUB,
+}
+"""Where what older papers and scripts load by these names is now."""
 
 # Disambiguation pages and lists have a sentence or two, if any: too little to measure a model on.
 _MIN_ARTICLE_CHARACTERS = 500
@@ -47,8 +60,8 @@ _ANSWER = re.compile(r"answer is \(([A-D])\)\.?\s*$")
 def read_texts(source: str, root: Path, *, whole: bool) -> Reading[Document]:
     """The documents of a text source.
 
-    `whole` is for a source that is a part by itself: its file, or its rows joined by blank lines, is
-    one document. The corpora in packages keep their documents apart either way.
+    `whole` is for a source that is a part by itself: a text file is one document, unchanged, and of
+    rows none is left out.
 
     Raises:
         InputError: the source is not there or not readable; the message says what is there.
@@ -57,7 +70,10 @@ def read_texts(source: str, root: Path, *, whole: bool) -> Reading[Document]:
         path, citation = _packaged(source, _TEXT_PACKAGES)
         return _wikipedia(path, citation) if path.suffix == ".bz2" else _news(path, citation)
     if source.startswith("hub:"):
-        return texts_of_rows(_hub_rows(source, root, _TEXT_HUB), source, whole=whole)
+        current = [example.format(split="validation") for example in (_WIKITEXT_HUB, _PTB_HUB)]
+        return texts_of_rows(_hub_rows(source, root, current), source, whole=whole)
+    if source.startswith("lines:"):
+        return read_lines(root / Path(source.removeprefix("lines:")).expanduser(), source, whole=whole)
     return read_text_file(root / Path(source).expanduser(), source, whole=whole)
 
 
@@ -70,7 +86,9 @@ def read_questions(source: str, root: Path) -> Reading[Question]:
     if source.startswith("package:"):
         return _mmlu_dev(*_packaged(source, _QUESTION_PACKAGES))
     if source.startswith("hub:"):
-        questions = questions_of_rows(_hub_rows(source, root, _QUESTION_HUB), source, subject="")
+        questions = questions_of_rows(
+            _hub_rows(source, root, [_MMLU_HUB.format(split="validation")]), source, subject=""
+        )
         return Reading(source, questions, len(questions))
     return read_question_files(root / Path(source).expanduser(), source)
 
@@ -148,7 +166,7 @@ def _mmlu_dev(folder: Path, citation: str) -> Reading[Question]:
                 continue
             question, a, b, c, d = (group.strip() for group in split.groups())
             questions.append(
-                Question(name, task["dataset_name"], question, (a, b, c, d), "ABCD".index(letter[1]))
+                Question(name, task["dataset_name"], question, (a, b, c, d), "ABCD".index(letter[1]), i)
             )
     found = len(questions) + len(passed_over)
     note = f"{len(passed_over)} of {found} passed over, whose worked answer ends in none of A to D: "
@@ -160,23 +178,51 @@ def _mmlu_dev(folder: Path, citation: str) -> Reading[Question]:
     )
 
 
-def _hub_rows(source: str, root: Path, current: str) -> list[dict[str, Any]]:
-    """The rows of hub:NAME:CONFIG:SPLIT; NAME may be a local folder in the hub's format."""
+def _hub_rows(source: str, root: Path, examples: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of hub:NAME[@REVISION]:CONFIG:SPLIT; NAME may be a local folder in the hub's format.
+
+    CONFIG may be empty; with a slash in it, it is a file of the repository, or a pattern of files.
+    """
     name, config, split = (*source.removeprefix("hub:").split(":", 2), "", "")[:3]
+    name, _, revision = name.partition("@")
     if not name or not split:
         raise InputError(
-            f"{source!r} names no split; expected hub:NAME:CONFIG:SPLIT (CONFIG may be empty), "
-            f"such as {current}"
+            f"{source!r} names no split; expected hub:NAME[@REVISION]:CONFIG:SPLIT (CONFIG may be empty), "
+            f"such as {' or '.join(examples)}"
         )
     from datasets import load_dataset
 
     folder = root / Path(name).expanduser()
+    files = {split.partition("[")[0]: config} if "/" in config else None
     try:
-        rows = load_dataset(str(folder) if folder.is_dir() else name, config or None, split=split)
+        rows = load_dataset(
+            str(folder) if folder.is_dir() else name,
+            None if files or not config else config,
+            data_files=files,
+            split=split,
+            revision=revision or None,
+        )
         return [dict(row) for row in rows]
     except Exception as error:  # the hub's client raises dozens of kinds
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(
             f"{source!r} could not be read from the Hugging Face hub ({type(error).__name__}: {reason}). "
-            f"Give a local file instead, or a current name, such as {current}"
+            f"{_in_its_place(name, revision, config, split, reason, examples)}"
         ) from error
+
+
+def _in_its_place(
+    name: str, revision: str, config: str, split: str, reason: str, examples: Sequence[str]
+) -> str:
+    """What to put in the place of a source that could not be read."""
+    moved = _MOVED.get(name, "").format(split=split)
+    if moved and not (name in moved and revision and revision in moved):
+        return f"That data set has moved: put {moved} in its place, or a local file"
+    if "scripts are no longer supported" in reason:
+        parquet = f"hub:{name}@refs/convert/parquet"
+        return (
+            "A loading script is not run; the hub keeps a conversion of most such data sets: "
+            f"put {parquet}::{split} in its place ({parquet}:{config or 'CONFIG'}/{split}/*.parquet:{split} "
+            "where it has several configurations), or a local file"
+        )
+    return f"Give a local file instead, or a current name, such as {' or '.join(examples)}"

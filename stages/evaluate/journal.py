@@ -165,8 +165,11 @@ class Journal:
         return iter(self.rows.values())
 
 
-def evaluation_of(row: Row, shape: ModelShape, stage: str) -> Evaluation:
-    """What MLflow is told of a row: per-site ratios as parameters, metrics, ids as tags."""
+def evaluation_of(row: Row, shape: ModelShape, stage: str, protocol: Mapping[str, str]) -> Evaluation:
+    """What MLflow is told of a row: per-site ratios and the protocol as parameters, metrics, ids as tags.
+
+    `protocol` says in words how the figures of each corpus were measured (`Selection.words`).
+    """
     ratios = {
         f"ratio.{site.layer:02d}.{site.kind}": round(row.architecture.site_ratio(shape, site), 4)
         for site in shape.sites()
@@ -176,7 +179,7 @@ def evaluation_of(row: Row, shape: ModelShape, stage: str) -> Evaluation:
         architecture=row.architecture.id,
         design=row.design,
         stage=stage,
-        params=ratios,
+        params=ratios | {f"protocol.{name}": words for name, words in protocol.items()},
         metrics={**row.metrics, "overall_ratio": row.overall_ratio, "seconds": row.seconds},
         tags={"prunecast.context": row.context, "prunecast.measured_at": row.measured_at},
     )

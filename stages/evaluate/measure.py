@@ -20,13 +20,12 @@ from tqdm import tqdm
 
 from stages.architecture import Architecture
 from stages.evaluate import mmlu, perplexity
-from stages.evaluate.corpora import Corpus, Document, Question
 from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.journal import Journal, Row
 from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.reconstruction import Reconstruction
+from stages.evaluate.selection import Selection, format_of
 from stages.files import InputError
-from stages.params import Measurement, Part
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 65536}
 """Tokens run at once. Fixed a device, because the grouping decides the last digits of a result."""
@@ -44,71 +43,52 @@ class Evaluator:
     """Measures architectures of one elastic network on one part of the corpora.
 
     Attributes:
+        protocol: how each figure is measured, with its counts (`Selection.protocol`).
         context: everything that decides a measured value, readable; its digest goes into every key.
     """
 
     def __init__(
         self,
         network: ElasticNetwork,
-        tokenizer: Any,
-        texts: Mapping[str, Corpus[Document]],
-        questions: Mapping[str, Corpus[Question]],
-        part: Part,
-        measurement: Measurement,
+        selection: Selection,
         identity: Mapping[str, Any],
         cache_bytes: int,
         again: Callable[[Architecture], Repair | None] | None = None,
     ) -> None:
         self._again = again
         self.network = network
-        self.part = part
+        self.selection = selection
+        self.protocol = selection.protocol()
         limit = TOKENS_PER_BATCH[network.device.type]
-        self._windows = measurement.windows
-        self._texts: dict[str, list[Batch]] = {}
-        self._questions: dict[str, tuple[list[mmlu.Item], list[Batch]]] = {}
-        for name, text in texts.items():
-            rows = perplexity.windows(
-                text.parts[part],
-                tokenizer,
-                measurement.sequence_length,
-                measurement.windows,
-                f"corpora.texts.{name}, part {part},",
-            )
-            self._texts[name] = perplexity.batches(rows, limit)
-        for name, corpus in questions.items():
-            chosen = mmlu.items(
-                corpus.parts[part],
-                tokenizer,
-                measurement.questions,
-                measurement.question_tokens,
-                f"corpora.questions.{name}, part {part},",
-            )
-            chosen.sort(key=lambda item: (item.length, item.id))
-            self._questions[name] = (chosen, mmlu.batches(chosen, limit))
-        self.counts = {name: len(chosen) for name, (chosen, _) in self._questions.items()}
-        self.context = self._context(measurement, identity)
-        self.digest = _digest(self.context)
+        self._texts = {
+            name: perplexity.batches(rows.tokens, limit, rows.predicted)
+            for name, rows in selection.windows.items()
+        }
+        self._questions = {
+            name: mmlu.batches(chosen, limit, shared=format_of(name) == "letter")
+            for name, chosen in selection.items.items()
+        }
+        self.context = self._context(identity)
+        self.digest = digest(self.context)
         self._prefix = SharedPrefix(network, [b.to(network.device) for b in self._all_batches()], cache_bytes)
 
     def _all_batches(self) -> list[Batch]:
-        texts = [batch for batches in self._texts.values() for batch in batches]
-        return texts + [batch for _, batches in self._questions.values() for batch in batches]
+        every = [*self._texts.values(), *self._questions.values()]
+        return [batch for batches in every for batch in batches]
 
-    def _context(self, measurement: Measurement, identity: Mapping[str, Any]) -> dict[str, Any]:
-        protocol = {"join": perplexity.JOIN, "bos": False, "stride": measurement.sequence_length}
+    def _context(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **identity,
-            "part": self.part,
-            "measurement": measurement.model_dump(),
-            "protocol": protocol,
+            "part": self.selection.part,
+            "measurement": self.selection.measurement.model_dump(),
+            "protocol": self.protocol,
             "texts": {name: _batch_digest(batches) for name, batches in self._texts.items()},
             "questions": {
                 name: {
-                    "used": len(chosen),
                     "tokens": _batch_digest(batches),
-                    "answers": "".join(str(item.answer) for item in chosen),
+                    "answers": "".join(str(item.answer) for item in self.selection.items[name]),
                 }
-                for name, (chosen, batches) in self._questions.items()
+                for name, batches in self._questions.items()
             },
             "device": self.network.device.type,
             "dtype": str(self.network.dtype).removeprefix("torch."),
@@ -124,19 +104,21 @@ class Evaluator:
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
         """Metrics of one architecture, and the samples that they are means of.
 
-        ``ppl.TEXT`` and ``log_ppl.TEXT`` (nats a token; a sample a window), ``QUESTIONS.accuracy``
-        (0 to 1) and ``QUESTIONS.log_likelihood`` (nats a question; a sample a question).
+        ``ppl.TEXT``, ``log_ppl.TEXT`` (nats a token; a sample a window) and ``bpb.TEXT`` (bits per
+        byte); ``QUESTIONS.accuracy`` (0 to 1) and ``QUESTIONS.log_likelihood`` (nats a question; a
+        sample a question), and by letter ``QUESTIONS.letter.accuracy`` and so on.
         """
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
         with torch.inference_mode():
             results = iter(self._log_likelihoods(architecture, branches or set()))
             for name, batches in self._texts.items():
-                means, parts = perplexity.scores(_take(results, batches), self._windows)
+                rows = self.selection.windows[name]
+                means, parts = perplexity.scores(_take(results, batches), len(rows.tokens), rows.size_bytes)
                 metrics |= {f"{key}.{name}": value for key, value in means.items()}
                 samples |= {f"{key}.{name}": values for key, values in parts.items()}
-            for name, (chosen, batches) in self._questions.items():
-                means, parts = mmlu.scores(_take(results, batches), chosen)
+            for name, batches in self._questions.items():
+                means, parts = mmlu.scores(_take(results, batches), self.selection.items[name])
                 metrics |= {f"{name}.{key}": value for key, value in means.items()}
                 samples |= {f"{name}.{key}": values for key, values in parts.items()}
         return metrics, samples
@@ -213,15 +195,16 @@ def _take(results: Any, batches: Sequence[Batch]) -> Tensor:
 
 
 def _batch_digest(batches: Sequence[Batch]) -> str:
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for batch in batches:
         for tensor in (batch.tokens, batch.at, batch.targets):
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:16]
+            found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def digest(*parts: object) -> str:
+    """A short digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def code_digest() -> str:
@@ -241,7 +224,7 @@ def code_digest() -> str:
         "statistics",
     )
     names += ("calibration", "reconstruction", "sequential", "prefix", "perplexity", "mmlu", "measure")
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for path in (
         *(room / f"{n}.py" for n in names),
         room.parent / "families.py",
@@ -252,8 +235,8 @@ def code_digest() -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list):
                 body[:] = [part for part in body if not _is_docstring(part)]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
+        found.update(ast.dump(tree).encode())
+    return found.hexdigest()[:16]
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate import checkpoint, mmlu, perplexity
+from stages.evaluate import checkpoint, perplexity
 from stages.evaluate.calibration import Calibrator
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.corpora import Corpus, Document, Question, load_questions, load_texts
 from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.importance import UnitScores
 from stages.evaluate.measure import Evaluator
+from stages.evaluate.selection import Selection, select
 from stages.files import InputError
-from stages.params import Calibration, Measurement, Params, Part
+from stages.params import Calibration, Measurement, Params, Part, TextProtocol
 
 CALIBRATION_BATCH_TOKENS = 2048
 """Fixed, because the grouping decides the last digits of scores and statistics."""
@@ -52,11 +53,7 @@ class Workbench:
         }
         return Evaluator(
             self.network,
-            self.checkpoint.tokenizer,
-            self.texts,
-            self.questions,
-            part,
-            measurement,
+            chosen(self.checkpoint, self.texts, self.questions, part, measurement),
             identity,
             self.params.evaluate.prefix_cache_mb * 2**20,
             self.repaired_again if again else None,
@@ -93,34 +90,27 @@ def calibration_batches(
     Raises:
         InputError: a text is too short.
     """
+    protocol = TextProtocol("\n\n", section.sequence_length, section.sequence_length, "none")
+    perplexity.check_context(protocol, loaded.context_tokens)
     rows = []
     for index, (name, text) in enumerate(texts.items()):
         count = section.samples // len(texts) + (index < section.samples % len(texts))
         if count:
             where = f"corpora.texts.{name}, part calibration,"
             documents = text.parts["calibration"]
-            rows.append(
-                perplexity.windows(documents, loaded.tokenizer, section.sequence_length, count, where)
-            )
+            rows.append(perplexity.windows(documents, loaded.tokenizer, protocol, count, where).tokens)
     return perplexity.batches(torch.cat(rows), CALIBRATION_BATCH_TOKENS)
 
 
-def check_lengths(
+def chosen(
     loaded: Checkpoint,
     texts: Mapping[str, Corpus[Document]],
     questions: Mapping[str, Corpus[Question]],
     part: Part,
-    section: Measurement,
-) -> None:
-    """Raise InputError unless every corpus's part is long enough for a measurement."""
-    for name, text in texts.items():
-        where = f"corpora.texts.{name}, part {part},"
-        perplexity.windows(
-            text.parts[part], loaded.tokenizer, section.sequence_length, section.windows, where
-        )
-    for name, corpus in questions.items():
-        where = f"corpora.questions.{name}, part {part},"
-        mmlu.items(corpus.parts[part], loaded.tokenizer, section.questions, section.question_tokens, where)
+    measurement: Measurement,
+) -> Selection:
+    """`select` for a model: its tokenizer and its context."""
+    return select(texts, questions, part, loaded.tokenizer, measurement, loaded.context_tokens)
 
 
 def open_workbench(
@@ -140,7 +130,7 @@ def open_workbench(
     device, dtype = device_and_dtype(params)
     loaded = checkpoint.load(params.model, dtype)
     for part, measurement in needed:
-        check_lengths(loaded, texts, questions, part, measurement)
+        chosen(loaded, texts, questions, part, measurement)
     network = ElasticNetwork(loaded, device)
     calibration = Calibrator(
         params, loaded, network, calibration_batches(loaded, texts, params.evaluate.calibration)

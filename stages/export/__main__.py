@@ -20,6 +20,7 @@ from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export import check, evidence
 from stages.export.huggingface import write_folder
 from stages.export.model_card import model_card
+from stages.export.question_groups import question_groups
 from stages.export.report import ReportData, build_report, metrics, write_pictures
 from stages.files import write_json, write_text
 from stages.params import Params
@@ -50,7 +51,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         shape = bench.network.shape
 
         def log(row: Row) -> None:
-            tracker.log_evaluation(evaluation_of(row, shape, "export"))
+            tracker.log_evaluation(evaluation_of(row, shape, "export", evaluator.selection.words()))
 
         measured = evaluator.measure_all(work, journal, log, "final table")
         rows = {w.design: measured[w.architecture.id] for w in work}
@@ -77,6 +78,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             provenance=_provenance(winner, bench, seconds),
             export_check=checks,
             change_errors=evidence.paired_errors(rows),
+            question_groups=question_groups(rows, evaluator.selection.items),
+            protocol_entries=evaluator.protocol,
         )
         _write(data, tracker, read_licence(locate(params.model)), rows[outcome.WINNER])
 
@@ -105,7 +108,8 @@ def _write_and_check(
         MODEL, network.sliced_state(winner), loaded.config, winner, network.shape,
         loaded.tokenizer, loaded.generation_config, dtype,
     )  # fmt: skip
-    some = next(iter(bench.texts.values())).parts["selection"][0].text
+    documents = next(iter(bench.texts.values())).parts["selection"]
+    some = "\n\n".join(document.text for document in documents[:100])
     tokens = torch.tensor([loaded.tokenizer(some, add_special_tokens=False)["input_ids"][:256]])
     difference = check.logit_difference(MODEL, network, winner, tokens)
     print(

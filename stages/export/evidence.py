@@ -21,14 +21,16 @@ from stages.search.outcome import Candidate
 
 
 def contender(name: str, row: Row, shape: ModelShape) -> Contender:
-    """A row of the final table; perplexities carry the error of their log, scaled."""
+    """A row of the final table; perplexities and bits per byte carry the error of their log, scaled."""
     metrics = {k: v for k, v in row.metrics.items() if not k.startswith("log_ppl.")}
     errors = {}
     for key, samples in row.samples.items():
         error = standard_error(samples)
         if key.startswith("log_ppl."):
-            ppl = key.removeprefix("log_")
-            errors[ppl] = row.metrics[ppl] * error
+            text = key.removeprefix("log_ppl.")
+            errors[f"ppl.{text}"] = row.metrics[f"ppl.{text}"] * error
+            # Bits per byte are log perplexity times what is fixed: tokens a byte, and bits a nat.
+            errors[f"bpb.{text}"] = row.metrics[f"bpb.{text}"] / row.metrics[key] * error
         else:
             errors[key] = error
     removed = shape.decoder_parameters - row.architecture.kept_parameters(shape)
@@ -53,6 +55,7 @@ def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
             error = standard_error(paired)
             if key.startswith("log_ppl."):
                 errors[key.removeprefix("log_")] = 100 * math.exp(sum(paired) / len(paired)) * error
+                errors[key.replace("log_ppl.", "bpb.")] = 100 * error / other.metrics[key]
             elif other.metrics[key]:
                 errors[key] = 100 * error / abs(other.metrics[key])
         found[baseline] = errors
@@ -119,27 +122,12 @@ def corpora_of(bench: Workbench) -> dict[str, dict[str, Any]]:
 
 
 def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[tuple[str, str]]:
-    """How every figure was measured, one line a use of the corpora."""
+    """How every figure was measured, one line a corpus, format and use."""
     section = bench.params.evaluate
     lines = []
     for use, evaluator in evaluators.items():
-        m = evaluator.context["measurement"]
-        lines.append(
-            (
-                f"Text, {use}",
-                f"{evaluator.part} part, {m['windows']} windows of {m['sequence_length']} tokens a corpus "
-                f"({m['windows'] * (m['sequence_length'] - 1):,} predicted tokens); documents joined by a "
-                "blank line, no BOS, windows do not overlap, tail dropped",
-            )
-        )
-        for name, count in evaluator.counts.items():
-            lines.append(
-                (
-                    f"Questions, {use}",
-                    f"{count} of {name}, {evaluator.part} part, at most {m['question_tokens']} tokens each; "
-                    "zero-shot by the likelihood of each answer's text (lm-eval's mmlu_continuation format)",
-                )
-            )
+        for corpus, words in evaluator.selection.words().items():
+            lines.append((f"{corpus}, {use}", words))
     calibration, repair = section.calibration, section.reconstruction
     if repair.method == "none":
         refitted = "none: output projections are cut, not refitted"

@@ -82,6 +82,7 @@ def build_report(data: ReportData) -> str:
         colours=COLOURS,
         verdict=verdict(data),
         rows=[_row(data, name) for name in data.metric_names],
+        question_tables=_question_tables(data),
         baselines=[name for name in BASELINES if data.contender(name)],
         pictures={name: _for_html(picture) for name, picture in pictures(data).items()},
         widths=_winner_widths(data),
@@ -111,6 +112,8 @@ def format_metric(metric: str, value: float | None) -> str:
         return percent(value)
     if metric.endswith(".log_likelihood"):
         return f"{value:.3f}".replace("-", "−")
+    if metric.startswith("bpb."):
+        return f"{value:.4f}"
     return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
 
 
@@ -186,6 +189,22 @@ def _winner_widths(data: ReportData) -> list[dict[str, Any]]:
             "ratios": [percent(architecture.site_ratio(shape, Site(layer, kind))) for kind in Kind],
         }
         for layer, width in enumerate(architecture.widths)
+    ]
+
+
+def _question_tables(data: ReportData) -> list[dict[str, Any]]:
+    """Accuracies by category and by subject, a table each, for every corpus and format."""
+    tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for group in data.question_groups:
+        cells = []
+        for c in data.contenders:
+            error = group.standard_errors.get(c.name, math.nan)
+            shown = f"± {percent(error)}" if math.isfinite(error) else ""
+            cells.append((percent(group.accuracy[c.name]) if c.name in group.accuracy else UNKNOWN, shown))
+        row = {"name": group.name.replace("_", " "), "questions": _plain(group.questions), "cells": cells}
+        tables.setdefault((group.metric, group.kind), []).append(row)
+    return [
+        {"label": metric_label(metric), "kind": kind, "rows": rows} for (metric, kind), rows in tables.items()
     ]
 
 

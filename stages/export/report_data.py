@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stages.architecture import Architecture, ModelShape
@@ -19,8 +19,9 @@ class Contender:
     """A row of the final table, measured on the report part.
 
     `name` is "dense", "uniform", "simple" or "winner". `metrics` is keyed "ppl.CORPUS",
-    "QUESTIONS.accuracy" (a fraction) and "QUESTIONS.log_likelihood" (nats, negative);
-    `standard_errors` has the same keys where they are known, in the metric's own unit.
+    "bpb.CORPUS" (bits per byte), "QUESTIONS.accuracy" (a fraction) and "QUESTIONS.log_likelihood"
+    (nats, negative), by letter "QUESTIONS.letter.accuracy" and so on; `standard_errors` has the same
+    keys where they are known, in the metric's own unit.
     `parameters` counts everything, embeddings included.
     """
 
@@ -48,6 +49,22 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class QuestionGroup:
+    """Accuracies on the questions of one MMLU subject, or of one category of subjects.
+
+    `metric` is "QUESTIONS.accuracy" or "QUESTIONS.letter.accuracy", `kind` "subject" or "category";
+    `accuracy` and `standard_errors` are by contender.
+    """
+
+    metric: str
+    kind: str
+    name: str
+    questions: int
+    accuracy: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that the report shows; the export stage fills it.
 
@@ -55,7 +72,8 @@ class ReportData:
     "rmse", "spearman", "held_out_pairs". `importance` maps a site ("12.attention") to its share of
     the predictor's gain. `narrowed` maps a site to (low ratio, high ratio, class), the class being
     "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective so far,
-    trial by trial. `change_errors`, where known, maps a baseline to the standard error of the
+    trial by trial. `question_groups` and `protocol_entries` (`Selection.protocol`) are of the final
+    table. `change_errors`, where known, maps a baseline to the standard error of the
     winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
     """
@@ -74,6 +92,8 @@ class ReportData:
     provenance: Sequence[tuple[str, str]]
     export_check: Sequence[tuple[str, str]]
     change_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    question_groups: Sequence[QuestionGroup] = ()
+    protocol_entries: Sequence[Mapping[str, Any]] = ()
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)
@@ -103,13 +123,13 @@ class ReportData:
 
 def lower_is_better(metric: str) -> bool:
     """Raises ValueError for a metric whose better direction is unknown."""
-    if metric.startswith("ppl."):
+    if metric.startswith(("ppl.", "bpb.")):
         return True
     if metric.endswith((".accuracy", ".log_likelihood")):
         return False
     raise ValueError(
         f"no better direction is known for the metric {metric!r}; "
-        "expected ppl.CORPUS, QUESTIONS.accuracy or QUESTIONS.log_likelihood"
+        "expected ppl.CORPUS, bpb.CORPUS, QUESTIONS.accuracy or QUESTIONS.log_likelihood"
     )
 
 
@@ -117,8 +137,13 @@ def metric_label(metric: str) -> str:
     """ "ppl.news" -> "perplexity, news"."""
     if metric.startswith("ppl."):
         return f"perplexity, {metric.removeprefix('ppl.')}"
+    if metric.startswith("bpb."):
+        return f"bits per byte, {metric.removeprefix('bpb.')}"
     corpus, _, quantity = metric.rpartition(".")
     words = {"accuracy": "accuracy", "log_likelihood": "log-likelihood of the right answer"}
+    if corpus.endswith(".letter"):
+        words = {"accuracy": "accuracy by letter", "log_likelihood": "log-likelihood of the right letter"}
+        corpus = corpus.removesuffix(".letter")
     return f"{words.get(quantity, quantity)}, {corpus}"
 
 
@@ -205,6 +230,12 @@ def metrics(data: ReportData) -> dict[str, Any]:
         "standard_errors": {c.name: _finite(c.standard_errors) for c in data.contenders},
         "winner_change_percent": changes,
         "predictor": {target: _finite(errors) for target, errors in data.predictor.items()},
+        # Lists, which `dvc metrics show` leaves out: it would print hundreds of columns.
+        "question_groups": [
+            asdict(group) | {"standard_errors": _finite(group.standard_errors)}
+            for group in data.question_groups
+        ],
+        "protocol": [dict(entry) for entry in data.protocol_entries],
     }
 
 

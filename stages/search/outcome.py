@@ -12,6 +12,7 @@ from stages.files import InputError, read_json, write_json
 
 SCHEMA, VERSION = "prunecast.search-outcome", 1
 WINNER, FINALIST = "winner", "finalist"
+FRONT = "front"  # the best at a further overall ratio
 
 
 @dataclass(frozen=True)

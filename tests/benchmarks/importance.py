@@ -29,7 +29,7 @@ from stages.evaluate.reconstruction import Reconstruction
 from stages.evaluate.sequential import repair_again
 from stages.evaluate.statistics import Statistics
 from stages.evaluate.taylor import taylor
-from stages.params import Model
+from stages.params import Model, TextProtocol
 from tests.benchmarks.speed import simple
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -55,11 +55,10 @@ class Bench:
 
     def windows(self, path: Path, length: int, count: int | None) -> list[Batch]:
         text = path.read_text(encoding="utf-8")
-        if count is None:
-            tokens = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            count = len(tokens) // length
-        rows = perplexity.windows([Document(path.name, text)], self.model.tokenizer, length, count, str(path))
-        return perplexity.batches(rows, self.limit)
+        protocol = TextProtocol("\n\n", length, length, "none")
+        documents = [Document(path.name, text)]
+        rows = perplexity.windows(documents, self.model.tokenizer, protocol, count, str(path))
+        return perplexity.batches(rows.tokens, self.limit)
 
     def network(self, scores: UnitScores | None = None) -> ElasticNetwork:
         network = ElasticNetwork(self.model, self.device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import re
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -356,7 +358,27 @@ def test_tables_of_texts(tmp_path: Path, suffix: str, column: str):
     assert (corpus.found, corpus.used) == (7, 6)
     assert "1 blank rows passed over" in corpus.note
     joined = text_corpus(tmp_path, parts(f"t{suffix}", f"t{suffix}", f"t{suffix}"))
-    assert [d.text for d in joined.parts["report"]] == ["\n\n".join(lines)]
+    assert [d.text for d in joined.parts["report"]] == lines  # blank ones too: the protocol joins them
+
+
+def test_lines_of_wikitext_are_the_rows_of_the_hub(tmp_path: Path):
+    (tmp_path / "wiki.raw").write_text(WIKITEXT + " \n", newline="")
+    source = "lines:wiki.raw"
+    corpus = text_corpus(tmp_path, parts(source, source, source))
+    rows = [d.text for d in corpus.parts["report"]]
+    assert rows[:6] == ["", " = First = \n", "", " Some text . \n", "", " = = Section = = \n"]
+    assert len(rows) == (WIKITEXT + " \n").count("\n")
+    assert "".join(rows) == "".join(line for line in WIKITEXT.splitlines(True) if line.strip())
+
+
+def test_other_lines_are_rows_without_blanks_around_them(tmp_path: Path):
+    (tmp_path / "ptb.txt").write_text(" no it was n't black monday \n but while \n a b\n")
+    source = "lines:ptb.txt"
+    corpus = text_corpus(tmp_path, parts(source, source, source))
+    assert [d.text for d in corpus.parts["report"]] == ["no it was n't black monday", "but while", "a b"]
+    assert text_corpus(tmp_path, "lines:ptb.txt").used == 3
+    with pytest.raises(InputError, match=r"'lines:gone\.txt' is not there; expected a file in \.txt \.raw"):
+        text_corpus(tmp_path, "lines:gone.txt")
 
 
 def test_rows_that_are_lines_of_wikitext_are_joined_into_articles(tmp_path: Path):
@@ -450,15 +472,28 @@ def test_question_parts_keep_their_sources_and_mix_subjects(tmp_path: Path):
     assert (corpus.found, corpus.used) == (120, 120)
 
 
-def test_a_question_in_two_parts_is_named(tmp_path: Path):
+def test_selection_goes_without_what_the_report_asks_and_examples_stay(tmp_path: Path):
     for i, part in enumerate(PARTS):
         write_table(
             tmp_path / f"{part}.jsonl", [{**r, "question": f"{i} {r['question']}"} for r in question_rows(3)]
         )
-    leaked = {**question_rows(1)[0], "question": "2 Which colour is 1?", "answer": 3, "subject": "else"}
-    write_table(tmp_path / "selection.jsonl", [leaked])
-    with pytest.raises(InputError, match=r"questions\.mine: .*'else-0' of selection is 'report-1' of report"):
-        question_corpus(tmp_path, parts("calibration.jsonl", "selection.jsonl", "report.jsonl"))
+    for part in ("calibration", "selection"):
+        rows = [{**question_rows(1)[0], "question": f"2 Which colour is {i}?", "answer": 3} for i in (1, 2)]
+        with (tmp_path / f"{part}.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    corpus = question_corpus(tmp_path, parts("calibration.jsonl", "selection.jsonl", "report.jsonl"))
+    assert [len(corpus.parts[part]) for part in PARTS] == [5, 3, 3]
+    assert all(q.question.startswith("1 ") for q in corpus.parts["selection"])
+    assert "selection: 2 dropped that the report part asks" in corpus.note
+    assert (corpus.found, corpus.used) == (13, 11)
+    with pytest.raises(InputError, match=r"the report part asks all 3 questions .*'report\.jsonl'; expected"):
+        question_corpus(tmp_path, parts("calibration.jsonl", "report.jsonl", "report.jsonl"))
+
+
+def test_questions_remember_their_place_in_the_source(tmp_path: Path):
+    write_table(tmp_path / "q.jsonl", question_rows(9))
+    questions = questions_of(question_corpus(tmp_path, "q.jsonl"))
+    assert [(q.id, q.index) for q in questions] == [(f"q-{i}", i) for i in range(9)]
 
 
 GOOD = {"question": "Which?", "choices": CHOICES, "answer": 0}
@@ -539,13 +574,66 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_hub_splits_are_joined_by_blank_lines(hub_folder: Path):
+def test_hub_splits_keep_every_row(hub_folder: Path):
     corpus = text_corpus(hub_folder, parts("hub:ptb::train", "hub:ptb::validation", "hub:ptb:default:test"))
-    assert [d.text for d in corpus.parts["report"]] == ["\n\n".join(f" test {i} " for i in range(6))]
-    assert "calibration: 6 rows joined" in corpus.note
+    assert [d.text for d in corpus.parts["report"]] == [f" test {i} " for i in range(6)]
     assert text_corpus(hub_folder, "hub:ptb::test").used == 6
     with pytest.raises(InputError, match=r"'hub:ptb::dev' could not be read .*Unknown split"):
         text_corpus(hub_folder, "hub:ptb::dev")
+
+
+def test_hub_in_the_layout_of_its_parquet_conversions(hub_folder: Path):
+    """A folder a configuration and split, as on the branch refs/convert/parquet."""
+    for split in ("train", "validation", "test"):
+        folder = hub_folder / "converted" / "penn_treebank" / split
+        folder.mkdir(parents=True)
+        write_table(folder / "0000.parquet", [{"sentence": f"{split} {i}"} for i in range(4)])
+    for config in ("", "penn_treebank/{split}/*.parquet", "penn_treebank/{split}/0000.parquet"):
+        sources = [
+            f"hub:converted@refs/convert/parquet:{config.format(split=split)}:{split}"
+            for split in ("train", "validation", "test")
+        ]
+        corpus = text_corpus(hub_folder, parts(*sources))
+        assert [d.text for d in corpus.parts["selection"]] == [f"validation {i}" for i in range(4)]
+
+
+def test_a_file_of_a_hub_repository_and_a_slice_of_it(hub_folder: Path):
+    """C4's layout: one of many files, of which the first rows are taken."""
+    folder = hub_folder / "c4" / "en"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        rows = [json.dumps({"text": f"page {number}.{i}", "url": "x"}) for i in range(30)]
+        with gzip.open(folder / f"c4-validation.0000{number}-of-00002.json.gz", "wt") as file:
+            file.write("\n".join(rows))
+    source = "hub:c4:en/c4-validation.00000-of-00002.json.gz:validation[:11]"
+    corpus = text_corpus(hub_folder, parts(source, source, source))
+    assert [d.text for d in corpus.parts["report"]] == [f"page 0.{i}" for i in range(11)]
+
+
+def test_the_revision_reaches_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    asked: list[Any] = []
+
+    def load(name: str, config: str | None, **options: Any) -> list[dict[str, str]]:
+        asked.append((name, config, options))
+        return [{"sentence": f"a {i}"} for i in range(9)]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    text_corpus(tmp_path, "hub:ptb-text-only/ptb_text_only@refs/convert/parquet::validation")
+    text_corpus(tmp_path, "hub:Salesforce/wikitext:wikitext-2-raw-v1:test")
+    assert asked == [
+        (
+            "ptb-text-only/ptb_text_only",
+            None,
+            {"data_files": None, "split": "validation", "revision": "refs/convert/parquet"},
+        ),
+        (
+            "Salesforce/wikitext",
+            "wikitext-2-raw-v1",
+            {"data_files": None, "split": "test", "revision": None},
+        ),
+    ]
 
 
 def test_hub_questions(hub_folder: Path):
@@ -558,7 +646,9 @@ def test_hub_questions(hub_folder: Path):
 
 @pytest.mark.parametrize("source", ["hub:", "hub:cais/mmlu", "hub:cais/mmlu:all", "hub:cais/mmlu:all:"])
 def test_hub_without_a_split_is_explained(tmp_path: Path, source: str):
-    with pytest.raises(InputError, match=rf"'{source}' names no split; expected hub:NAME:CONFIG:SPLIT"):
+    with pytest.raises(
+        InputError, match=rf"'{source}' names no split; expected hub:NAME\[@REVISION\]:CONFIG:SPLIT"
+    ):
         question_corpus(tmp_path, source)
 
 
@@ -569,18 +659,53 @@ def test_an_unreachable_hub_says_what_to_put_in_its_place(tmp_path: Path, monkey
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        InputError, match=r"'hub:wikitext:x:test' could not be read .*ConnectionError: Couldn't"
-    ) as e:
-        text_corpus(tmp_path, "hub:wikitext:x:test")
+    with pytest.raises(InputError, match=r"'hub:me/own:x:test' .*ConnectionError: Couldn't") as e:
+        text_corpus(tmp_path, "hub:me/own:x:test")
     for advice in (
         "local file",
         "hub:Salesforce/wikitext:wikitext-2-raw-v1:validation",
-        "ptb-text-only/ptb_text_only",
+        "hub:ptb-text-only/ptb_text_only@refs/convert/parquet::validation",
     ):
         assert advice in str(e.value)
     with pytest.raises(InputError, match="hub:cais/mmlu:all:validation"):
-        question_corpus(tmp_path, "hub:mmlu:all:test")
+        question_corpus(tmp_path, "hub:me/own:all:test")
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("hub:wikitext:wikitext-2-raw-v1:test", "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"),
+        (
+            "hub:ptb_text_only:penn_treebank:validation",
+            "hub:ptb-text-only/ptb_text_only@refs/convert/parquet::validation",
+        ),
+        (
+            "hub:ptb-text-only/ptb_text_only:penn_treebank:test",
+            "hub:ptb-text-only/ptb_text_only@refs/convert/parquet::test",
+        ),
+        ("hub:c4:en:validation", "hub:allenai/c4:en/c4-validation.00000-of-00008.json.gz:validation[:1100]"),
+        ("hub:lukaemon/mmlu:all:dev", "hub:cais/mmlu:all:dev"),
+    ],
+)
+def test_what_has_moved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, place: str):
+    import datasets
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", gone)
+    with pytest.raises(InputError, match=f"has moved: put {re.escape(place)} in its place"):
+        text_corpus(tmp_path, source)
+    with pytest.raises(InputError, match="Give a local file instead"):  # and what it names is not moved again
+        text_corpus(tmp_path, place)
+
+
+def test_a_loading_script_is_explained(hub_folder: Path):
+    (hub_folder / "mine").mkdir()
+    (hub_folder / "mine" / "mine.py").write_text("raise SystemExit")
+    message = r"A loading script is not run; .* put hub:mine@refs/convert/parquet::test in its place"
+    with pytest.raises(InputError, match=message):
+        text_corpus(hub_folder, "hub:mine:all:test")
 
 
 def test_sources_are_read_without_importing_heavy_packages():

@@ -329,9 +329,11 @@ def test_a_journal_replaced_under_its_writer_stops_it(path: Path, how: str) -> N
 def test_what_mlflow_is_told_of_a_row() -> None:
     shape = ModelShape("llama", 2, 36, 2, 3, 8, 64, 260, tied_embeddings=True)
     row = make_row(16)
-    told = journal.evaluation_of(row, shape, "evaluate")
+    told = journal.evaluation_of(row, shape, "evaluate", {"mmlu.letter": "16 questions"})
     assert (told.key, told.architecture, told.design) == (row.key, row.architecture.id, row.design)
-    assert told.params.keys() == {"ratio.00.attention", "ratio.00.mlp", "ratio.01.attention", "ratio.01.mlp"}
+    ratios = {"ratio.00.attention", "ratio.00.mlp", "ratio.01.attention", "ratio.01.mlp"}
+    assert told.params.keys() == {*ratios, "protocol.mmlu.letter"}
+    assert told.params["protocol.mmlu.letter"] == "16 questions"
     assert told.params["ratio.00.mlp"] == round(1 - (3 * 36 * 16 + 36) / (3 * 36 * 64 + 36), 4)
     assert told.params["ratio.01.mlp"] == told.params["ratio.01.attention"] == 0
     assert told.metrics == {**row.metrics, "overall_ratio": row.overall_ratio, "seconds": 0.25}

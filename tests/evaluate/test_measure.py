@@ -21,11 +21,22 @@ from stages.evaluate.corpora import Corpus, Document, Question
 from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.journal import Journal, Row
 from stages.evaluate.measure import Evaluator, Work
+from stages.evaluate.selection import Selection, select
 from stages.params import Measurement
 from tests import tiny
 from tests.conftest import TinyFolder
 
-MEASUREMENT = Measurement(sequence_length=16, windows=3, questions=4, question_tokens=300)
+MEASUREMENT = Measurement(
+    protocol="standard",
+    sequence_length=16,
+    stride=None,
+    join=None,
+    bos=None,
+    windows=3,
+    questions=4,
+    question_tokens=300,
+    question_formats=["likelihood", "letter"],
+)
 TEXTS = {
     "fables": "A crow, half dead with thirst, came upon a pitcher which had once been full of water.",
     "news": "Shares fell on Monday as investors weighed the cost of oil, the price of grain and € 3.",
@@ -47,21 +58,32 @@ def texts(**changes: str) -> dict[str, Corpus[Document]]:
     return {name: corpus(name, Document("d", text)) for name, text in (TEXTS | changes).items()}
 
 
+def halved() -> dict[str, Corpus[Document]]:
+    """The texts, each in two documents."""
+    cut = {name: (Document("a", text[:30]), Document("b", text[30:])) for name, text in TEXTS.items()}
+    return {name: corpus(name, *documents) for name, documents in cut.items()}
+
+
 def questions(*items: Question) -> dict[str, Corpus[Question]]:
     return {"quiz": corpus("quiz", *(items or QUESTIONS))}
 
 
-def make(network: ElasticNetwork, **changes: Any) -> Evaluator:
+def selected(**changes: Any) -> Selection:
     settings: dict[str, Any] = {
-        "tokenizer": tiny.byte_tokenizer(),
         "texts": texts(),
         "questions": questions(),
         "part": "selection",
+        "tokenizer": tiny.byte_tokenizer(),
         "measurement": MEASUREMENT,
-        "identity": {"weights": "w", "unit_order": "o"},
-        "cache_bytes": 10**8,
+        "context_tokens": 2048,
     }
-    return Evaluator(network, **settings | changes)
+    return select(**settings | changes)
+
+
+def make(network: ElasticNetwork, **changes: Any) -> Evaluator:
+    own = {name: changes.pop(name) for name in ("identity", "cache_bytes") if name in changes}
+    settings: dict[str, Any] = {"identity": {"weights": "w", "unit_order": "o"}, "cache_bytes": 10**8}
+    return Evaluator(network, selected(**changes), **settings | own)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +121,13 @@ def test_metrics_are_those_of_transformers_and_means_of_their_samples(tiny_folde
         assert samples[f"log_ppl.{name}"] == pytest.approx(losses, rel=1e-5)
         assert metrics[f"ppl.{name}"] == pytest.approx(math.exp(statistics.fmean(losses)), rel=1e-5)
     assert metrics.keys() == {
-        *(f"{kind}.{name}" for kind in ("ppl", "log_ppl") for name in TEXTS),
-        *("quiz.accuracy", "quiz.log_likelihood"),
+        *(f"{kind}.{name}" for kind in ("ppl", "log_ppl", "bpb") for name in TEXTS),
+        *("quiz.accuracy", "quiz.log_likelihood", "quiz.letter.accuracy", "quiz.letter.log_likelihood"),
     }
-    assert samples.keys() == metrics.keys() - {f"ppl.{name}" for name in TEXTS}
+    assert samples.keys() == metrics.keys() - {f"{kind}.{name}" for kind in ("ppl", "bpb") for name in TEXTS}
     for name, values in samples.items():
         assert metrics[name] == pytest.approx(statistics.fmean(values), rel=1e-12)
-    assert len(samples["quiz.accuracy"]) == evaluator.counts["quiz"] == 4
+    assert len(samples["quiz.accuracy"]) == len(samples["quiz.letter.accuracy"]) == 4
 
 
 def test_values_depend_on_neither_order_nor_cache(network: ElasticNetwork, tmp_path: Path) -> None:
@@ -232,6 +254,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "question count": {"measurement": MEASUREMENT.model_copy(update={"questions": 3})},
     "no questions": {"questions": {}},
     "a choice": {"questions": questions(replace(QUESTIONS[0], choices=("a", "b", "c", "d")), *QUESTIONS[1:])},
+    "one format": {"measurement": MEASUREMENT.model_copy(update={"question_formats": ["likelihood"]})},
+    "join": {"texts": halved(), "measurement": MEASUREMENT.model_copy(update={"join": " "})},
+    "stride": {"measurement": MEASUREMENT.model_copy(update={"stride": 8})},
+    "BOS": {"measurement": MEASUREMENT.model_copy(update={"bos": "window"})},
+    "protocol's name": {"measurement": MEASUREMENT.model_copy(update={"protocol": "llm-pruner"})},
     "a right answer": {"questions": questions(replace(QUESTIONS[0], answer=3), *QUESTIONS[1:])},
 }
 
@@ -265,7 +292,7 @@ HALL = ("architecture.py", "families.py")
 # What these decide is in the context by value: tokens, questions, the order of units; or nothing.
 BY_VALUE = {
     *("__init__.py", "__main__.py", "journal.py", "cache.py", "workbench.py"),
-    *("corpora.py", "corpus_files.py", "corpus_sources.py", "wikitext.py"),
+    *("corpora.py", "corpus_files.py", "corpus_sources.py", "wikitext.py", "selection.py"),
 }
 
 
@@ -311,7 +338,9 @@ def test_a_change_of_the_hall_changes_the_digest(copied_room: Path, name: str) -
 
 def test_a_changed_constant_changes_the_digest(copied_room: Path) -> None:
     before = measure.code_digest()
-    in_place(copied_room / "evaluate" / "perplexity.py", lambda text: text.replace(r'"\n\n"', r'"\n"'))
+    in_place(
+        copied_room / "evaluate" / "perplexity.py", lambda text: text.replace("MARGIN = 64", "MARGIN = 65")
+    )
     assert measure.code_digest() != before
 
 

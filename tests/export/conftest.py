@@ -10,6 +10,7 @@ import pytest
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.export.report import Contender, Measured, ReportData
+from stages.export.report_data import QuestionGroup
 
 TEXTS = {"wikipedia": 3.08, "news": 3.36}  # log perplexity of the dense model
 ERRORS = {"r2": 0.871, "mae": 0.083, "rmse": 0.112, "spearman": 0.94, "held_out_pairs": 26}
@@ -94,6 +95,19 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
             ("Date", "2026-01-31"),
             ("Seconds", "sample 0.4, evaluate 2911, build-dataset 0.9, train-predictor 2.2, search 410"),
         ],
+        question_groups=[
+            QuestionGroup(
+                f"mmlu-dev.{style}accuracy",
+                kind,
+                name,
+                questions,
+                {"dense": 0.31, "uniform": 0.24, "simple": 0.26, "winner": 0.28},
+                {"dense": 0.06, "uniform": math.nan},
+            )
+            for style in ("", "letter.")
+            for kind, name, questions in (("category", "STEM", 40), ("subject", "high_school_physics", 7))
+        ],
+        protocol_entries=[{"corpus": "news", "protocol": "standard", "predicted_tokens": 6132}],
         export_check=[
             ("max |logit difference|", "3.1e-05"),
             ("Parameters in the file", f"{world.parameters(winner):,}"),
@@ -192,12 +206,18 @@ class _World:
     def contender(self, name: str, architecture: Architecture) -> Contender:
         added = self.log_ppl(architecture)
         ppl = {f"ppl.{text}": math.exp(dense - 0.05 + added) for text, dense in TEXTS.items()}
+        bpb = {f"bpb.{text}": (dense - 0.05 + added) / 3 for text, dense in TEXTS.items()}
         return Contender(
             name,
             architecture,
             architecture.overall_ratio(self.shape),
             self.parameters(architecture),
-            {**ppl, "mmlu-dev.accuracy": 0.29 - 0.02 * added, "mmlu-dev.log_likelihood": -11.2 - 2 * added},
+            {
+                **ppl,
+                **bpb,
+                "mmlu-dev.accuracy": 0.29 - 0.02 * added,
+                "mmlu-dev.log_likelihood": -11.2 - 2 * added,
+            },
             {**{key: 0.03 * value for key, value in ppl.items()}, "mmlu-dev.accuracy": 0.0566},
         )
 

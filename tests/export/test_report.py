@@ -184,8 +184,9 @@ def test_metrics_are_plain_finite_json(report_data: ReportData) -> None:
     data = replace_metrics(report_data, "uniform", {"ppl.news": math.inf, "mmlu-dev.accuracy": math.nan})
     found = json.loads(json.dumps(metrics(data), allow_nan=False))
     uniform = found["contenders"]["uniform"]
-    assert set(uniform) == {"overall_ratio", "parameters", "ppl.wikipedia", "mmlu-dev.log_likelihood"}
-    assert set(found["winner_change_percent"]["uniform"]) == {"ppl.wikipedia", "mmlu-dev.log_likelihood"}
+    finite = {"ppl.wikipedia", "bpb.wikipedia", "bpb.news", "mmlu-dev.log_likelihood"}
+    assert set(uniform) == {"overall_ratio", "parameters", *finite}
+    assert set(found["winner_change_percent"]["uniform"]) == finite
     assert found["contenders"]["winner"]["ppl.news"] == report_data.winner.metrics["ppl.news"]
     assert found["predictor"]["log_ppl.news"]["r2"] == 0.871
 
@@ -297,3 +298,25 @@ def test_log_ticks_are_few_and_inside(low: float, high: float) -> None:
     ticks = charts.log_ticks(low, high)
     assert 2 <= len(ticks) <= 12
     assert all(low <= tick <= high for tick in ticks)
+
+
+def test_accuracies_by_category_and_subject_are_shown_and_written(report_data: ReportData, page: str) -> None:
+    text = _Page(page).text
+    for words in (
+        "accuracy, mmlu-dev, by category",
+        "accuracy by letter, mmlu-dev, by subject",
+        "high school physics 7 31.0 % ± 6.0 % 24.0 % 26.0 % 28.0 %",
+        "bits per byte, news",
+    ):
+        assert words in text
+    written = json.loads(json.dumps(metrics(report_data), allow_nan=False))
+    assert len(written["question_groups"]) == 4
+    assert written["question_groups"][0] == {
+        "metric": "mmlu-dev.accuracy",
+        "kind": "category",
+        "name": "STEM",
+        "questions": 40,
+        "accuracy": {"dense": 0.31, "uniform": 0.24, "simple": 0.26, "winner": 0.28},
+        "standard_errors": {"dense": 0.06},
+    }
+    assert written["protocol"] == [{"corpus": "news", "protocol": "standard", "predicted_tokens": 6132}]

@@ -1,0 +1,111 @@
+"""What the search leaves behind: candidates, tables of trials and rounds, figures, and their runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.architecture import Architecture
+from stages.build_dataset.features import Features
+from stages.evaluate.journal import Row
+from stages.evaluate.measure import Work
+from stages.files import write_json
+from stages.params import Params
+from stages.sample import designs
+from stages.search import outcome, tpe
+from stages.search.outcome import FRONT, Candidate
+from stages.search.rounds import Metrics, Round
+from stages.tracking import Tracker
+from stages.train_predictor.predictor import Predictor
+
+
+def ranked(
+    work: Sequence[Work],
+    rows: Mapping[str, Row],
+    predictor: Predictor,
+    before: Mapping[Architecture, Metrics],
+    features: Features,
+    weights: Mapping[str, float],
+) -> list[Candidate]:
+    """Baselines, then finalists from best to worst measured, then the front; the best finalist wins.
+
+    A forecast is the one made `before` the architecture was measured, or else the last predictor's.
+    """
+    forecasts = predictor.forecast(features.matrix([w.architecture for w in work]))
+    found = []
+    for index, item in enumerate(work):
+        row = rows[item.architecture.id]
+        last = {target: float(values[index]) for target, values in forecasts.items()}
+        forecast = before.get(item.architecture, last)
+        measured = tpe.objective_of(row.metrics, weights)
+        found.append(
+            Candidate(item.design, item.architecture, row.overall_ratio, row.metrics, forecast, measured)
+        )
+    finalists = sorted(
+        (c for c in found if c.name == outcome.FINALIST), key=lambda c: (c.objective, c.architecture.id)
+    )
+    winner = Candidate(**{**finalists[0].__dict__, "name": outcome.WINNER})
+    baselines = [c for c in found if c.name in designs.BASELINES]
+    front = sorted((c for c in found if c.name == FRONT), key=lambda c: c.overall_ratio)
+    return [*baselines, winner, *finalists[1:], *front]
+
+
+def write(
+    here: Path,
+    params: Params,
+    rounds: Sequence[Round],
+    candidates: Sequence[Candidate],
+    protocol: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the trials, a row a round, the outcome, and the metrics that DVC shows."""
+    rows = [
+        {"round": r.number, "trial": t.number, "architecture": t.architecture.id, "objective": t.objective}
+        | {f"forecast.{target}": value for target, value in t.forecast.items()}
+        for r in rounds
+        for t in r.trials
+    ]
+    trials = pd.DataFrame(rows)
+    trials["best"] = trials.groupby("round")["objective"].cummin()
+    trials.to_csv(here / "trials.csv", index=False)
+    weights = params.search.objective
+    errors = [{"round": r.number, "measured": len(r.measured), **r.errors(weights)} for r in rounds]
+    pd.DataFrame(errors).to_csv(here / "rounds.csv", index=False)
+    outcome.write(here / "outcome.json", list(candidates))
+    by_name = {c.name: c for c in reversed(candidates)}
+    selection = {
+        name: {"overall_ratio": c.overall_ratio, "objective": c.objective, **c.metrics}
+        for name, c in by_name.items()
+        if name not in (outcome.FINALIST, FRONT)
+    }
+    content = {"selection": selection, "rounds": errors, "protocol": [*protocol]}
+    write_json(here / "metrics.json", "prunecast.search-metrics", 2, content)
+
+
+def log_round(tracker: Tracker, params: Params, found: Round) -> None:
+    """One run a round: its predictor, and its errors on what it had not seen."""
+    section = params.search
+    errors = found.errors(section.objective)
+    text = ", ".join(f"{key} {value:.4f}" for key, value in errors.items())
+    print(f"round {found.number}, forecasts against measurements: {text}", flush=True)
+    about: dict[str, str | int] = {"round": found.number, "predictor": found.predictor.kind}
+    about |= {"sampler": section.sampler, "trials": len(found.trials), "seed": section.seed}
+    about |= {"measured": len(found.measured)}
+    with tempfile.TemporaryDirectory() as folder:
+        found.predictor.save(Path(folder) / "predictor")
+        best = {"best_forecast_objective": min(t.objective for t in found.trials)}
+        tracker.child(f"round {found.number}", about, errors | best, [Path(folder) / "predictor"])
+
+
+def tag(tracker: Tracker, here: Path, candidates: Sequence[Candidate], rows: Mapping[str, Row]) -> None:
+    """Tag each candidate's run with its role, and keep the search's files with the pipeline's run."""
+    tags = {}
+    for candidate in candidates:
+        role = {"prunecast.role": candidate.name, "prunecast.objective": f"{candidate.objective:.4f}"}
+        tags[rows[candidate.architecture.id].key] = role
+    tracker.tag_evaluations(tags)
+    names = ("trials.csv", "rounds.csv", "narrowed_space.json", "outcome.json")
+    tracker.log_stage({}, {}, [here / name for name in names])
