@@ -108,6 +108,11 @@ def model_card(
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
+def body(card: str) -> str:
+    """The card without its front matter."""
+    return card.removeprefix("---\n").partition("\n---\n")[2].strip()
+
+
 def _front_matter(
     data: ReportData, winner: Contender, licence: str, base_model: str | None, languages: Sequence[str]
 ) -> dict[str, Any]:
