@@ -447,7 +447,7 @@ def test_a_registered_model_says_what_it_is_and_what_it_needs(registered: Path, 
     assert version.description == "# A card"
     assert version.tags["prunecast.architecture"] == "ab"
     assert pipeline_run.COMMIT in version.tags
-    run = client.get_run(version.run_id)
+    run = client.get_run(str(version.run_id))
     assert run.data.metrics == {"ppl.news": 30.5}
     assert run.info.status == "FINISHED"
     assert tracking.PARENT in run.data.tags

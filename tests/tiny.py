@@ -253,7 +253,7 @@ def sliced(model: Any, architecture: Architecture) -> dict[str, torch.Tensor]:
         key_value, channels = list(range(width.kv_groups * shape.head_dim)), list(range(width.channels))
         kept = {"q_proj": query, "o_proj": query, "k_proj": key_value, "v_proj": key_value}
         kept |= {"gate_proj": channels, "up_proj": channels, "down_proj": channels}
-        gone = () if width.has_attention else ("self_attn.", "input_layernorm.")
+        gone: tuple[str, ...] = () if width.has_attention else ("self_attn.", "input_layernorm.")
         gone += () if width.has_mlp else ("mlp.", "post_attention_layernorm.")
         prefix = f"model.layers.{layer}."
         for name in [n for n in state if n.startswith(prefix)]:

@@ -20,13 +20,14 @@ from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export import check, evidence, model_card
+from stages.export.base_model import BaseModel, read_base_model
 from stages.export.huggingface import write_folder
 from stages.export.report import ReportData, build_report, metrics, write_pictures
 from stages.export.staging import replacing, require_space
 from stages.files import write_json, write_text
 from stages.params import Params
 from stages.sample.designs import BASELINES
-from stages.sample.source import locate, read_licence, read_shape
+from stages.sample.source import read_shape
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA, main
@@ -99,7 +100,7 @@ def _make(
         export_check=checks,
         change_errors=evidence.paired_errors(rows),
     )
-    _write(new, data, read_licence(locate(params.model)))
+    _write(new, data, read_base_model(params.model))
     return data, rows[outcome.WINNER]
 
 
@@ -161,18 +162,16 @@ def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) 
     ]
 
 
-def _write(new: Path, data: ReportData, licence: str) -> None:
+def _write(new: Path, data: ReportData, base: BaseModel) -> None:
     """The report, the metrics and the model card, into the folder that `_export` began."""
     pictures = write_pictures(data, new / PICTURES)
     write_text(new / REPORT, build_report(data))
     write_json(new / METRICS, "prunecast.final-metrics", 1, metrics(data))
     shown = [picture for picture in pictures if picture.stem in model_card.PICTURES]
-    for picture in shown:
-        shutil.copy(picture, new / MODEL)
+    for file in (*shown, *base.terms):
+        shutil.copy(file, new / MODEL)
     own_code = (new / MODEL / "modeling_prunecast.py").is_file()
-    card = model_card.model_card(
-        data, data.winner, licence, remote_code=own_code, pictures=[p.name for p in shown]
-    )
+    card = model_card.model_card(data, data.winner, base, own_code=own_code, pictures=[p.name for p in shown])
     write_text(new / MODEL / "README.md", card)
 
 

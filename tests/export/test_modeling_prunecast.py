@@ -14,11 +14,11 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoModelForCausalLM
 
 from stages.architecture import Architecture
 from stages.export import modeling_prunecast
 from tests import tiny
+from tests.small import REPOSITORY
 from tests.tiny import HOLLOW, MIXED, assert_same, export, exported, greedy, masked, random_model
 
 
@@ -122,6 +122,19 @@ def test_saving_again_loses_nothing(tmp_path: Path, tied: bool) -> None:
     assert second == first
 
 
+def run_elsewhere(program: str, folder: Path, **settings: str) -> None:
+    """Run a program on a folder in a fresh process and another directory."""
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    own |= {"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=elsewhere, env=own | settings, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_fresh_process_elsewhere_loads_it(tmp_path: Path) -> None:
     folder = export(tmp_path / "model", random_model("llama", tie_word_embeddings=True), HOLLOW)
     program = (
@@ -135,29 +148,36 @@ def test_a_fresh_process_elsewhere_loads_it(tmp_path: Path) -> None:
         "assert torch.equal(model.lm_head(body(ids).last_hidden_state), model(ids).logits)\n"
         "torch.save(model(ids).logits.detach(), 'logits.pt')\n"
     )
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    settings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    settings |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        cwd=elsewhere, env=settings, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_elsewhere(program, folder)
     dense = masked(random_model("llama", tie_word_embeddings=True), HOLLOW)
     expected = tiny.reference_logits(dense, torch.arange(3, 14)[None])
-    assert_same(torch.load(elsewhere / "logits.pt"), expected)
+    assert_same(torch.load(tmp_path / "elsewhere" / "logits.pt"), expected)
 
 
 def test_registered_classes_load_it_without_remote_code(tmp_path: Path) -> None:
-    modeling_prunecast.register()
+    """The module alone, as it lies in an installed package: nothing else of Prunecast is imported."""
     dense = random_model("mistral")
-    folder = export(tmp_path / "model", dense, MIXED)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model).__module__ == modeling_prunecast.__name__
-    assert_same(logits(model), logits(masked(dense, MIXED)))
-    model.save_pretrained(tmp_path / "again")
-    assert_same(logits(exported(tmp_path / "again")), logits(model))
+    folder = export(tmp_path / "model", dense, MIXED, tokenizer=tiny.byte_tokenizer())
+    (folder / "modeling_prunecast.py").write_text("raise SystemExit('remote code was run')")
+    program = (
+        "import sys, torch\n"
+        "from stages.export.modeling_prunecast import register\n"
+        "ours = {m for m in sys.modules if m.partition('.')[0] == 'stages'}\n"
+        "assert ours == {'stages', 'stages.export', 'stages.export.modeling_prunecast'}, ours\n"
+        "register()\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "assert type(model).__module__ == 'stages.export.modeling_prunecast'\n"
+        "ids = torch.arange(3, 14)[None]\n"
+        "torch.save(model(ids).logits.detach(), 'logits.pt')\n"
+        "assert AutoTokenizer.from_pretrained(sys.argv[1])('a')['input_ids']\n"
+        "model.save_pretrained('again')\n"
+    )
+    run_elsewhere(program, folder, PYTHONPATH=str(REPOSITORY))
+    expected = tiny.reference_logits(masked(dense, MIXED), torch.arange(3, 14)[None])
+    assert_same(torch.load(tmp_path / "elsewhere" / "logits.pt"), expected)
+    again = exported(tmp_path / "elsewhere" / "again")
+    assert_same(tiny.reference_logits(again, torch.arange(3, 14)[None]), expected)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +233,7 @@ def test_the_trainer_trains_and_saves_it(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", tiny.EXPORTED)
 def test_the_trainer_trains_and_saves_a_lora(tmp_path: Path, name: str) -> None:
     settings = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(pruned(tmp_path, name), settings)
+    model: Any = peft.get_peft_model(pruned(tmp_path, name), settings)
     before = logits(model)
     train(model, tmp_path / "run", steps=3, rate=0.05)
     trained = logits(model)
