@@ -40,7 +40,8 @@ MODEL, PICTURES, REPORT, METRICS = "model", "pictures", "report.html", "metrics.
 def run(params: Params, arguments: argparse.Namespace) -> None:
     candidates = outcome.read(DATA / "search" / "outcome.json")
     winner = evidence.same_architecture(candidates, outcome.WINNER)
-    require_space(HERE, _size_bytes(winner, read_shape(params.model), getattr(torch, params.export.dtype)))
+    size = _size_bytes(winner, read_shape(params.model), getattr(torch, params.export.dtype))
+    require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
     with (
         Journal(HERE / "journal.jsonl") as journal,
         open_tracker("export", params, enabled=not arguments.no_tracking) as tracker,
@@ -100,7 +101,7 @@ def _make(
         export_check=checks,
         change_errors=evidence.paired_errors(rows),
     )
-    _write(new, data, read_base_model(params.model))
+    _write(new, data, read_base_model(params.model), f"prunecast-{MODEL}" if tracker.run else "")
     return data, rows[outcome.WINNER]
 
 
@@ -155,14 +156,14 @@ def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) 
             "git commit",
             "not in a git repository" if commit is None else commit[0] + (" (modified)" if commit[1] else ""),
         ),
-        ("MLflow run", run or "not tracked"),
+        ("MLflow run", f"{run}, experiment {bench.params.tracking.experiment}" if run else "not tracked"),
         ("weights of the dense model", f"SHA-256 {bench.checkpoint.digest[:16]}…"),
         ("written", datetime.now(UTC).isoformat(timespec="minutes")),
         ("export stage", f"{seconds} s on {torch.get_num_threads()} threads, PyTorch {torch.__version__}"),
     ]
 
 
-def _write(new: Path, data: ReportData, base: BaseModel) -> None:
+def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> None:
     """The report, the metrics and the model card, into the folder that `_export` began."""
     pictures = write_pictures(data, new / PICTURES)
     write_text(new / REPORT, build_report(data))
@@ -171,7 +172,10 @@ def _write(new: Path, data: ReportData, base: BaseModel) -> None:
     for file in (*shown, *base.terms):
         shutil.copy(file, new / MODEL)
     own_code = (new / MODEL / "modeling_prunecast.py").is_file()
-    card = model_card.model_card(data, data.winner, base, own_code=own_code, pictures=[p.name for p in shown])
+    names = [picture.name for picture in shown]
+    card = model_card.model_card(
+        data, data.winner, base, own_code=own_code, pictures=names, registered=registered
+    )
     write_text(new / MODEL / "README.md", card)
 
 
@@ -185,7 +189,7 @@ def _log(data: ReportData, winner_row: Row, tracker: Tracker) -> None:
     )
     winner, card = data.winner, (HERE / MODEL / "README.md").read_text(encoding="utf-8")
     registered = tracker.log_model(
-        "model",
+        MODEL,
         HERE / MODEL,
         {**winner.metrics, "overall_ratio": winner.overall_ratio, "parameters": winner.parameters},
         {"prunecast.architecture": winner.architecture.id, "prunecast.model": data.model},

@@ -79,7 +79,7 @@ def test_loading(report_data: ReportData) -> None:
     assert code.count("trust_remote_code=True") == 2, "transformers asks before it loads the tokenizer, too"
     assert "modeling_prunecast.py" in own_code
     assert "from stages.export.modeling_prunecast import register" in own_code
-    assert "transformers serve . --trust-remote-code" in own_code
+    assert "```sh\ntransformers serve" not in own_code, "it does not serve classes that are not its own"
     assert 'AutoModelForCausalLM.from_pretrained(folder, dtype="auto")' in plain
     assert "transformers serve .\n" in plain
     assert "trust" not in plain
@@ -102,6 +102,9 @@ def test_files_are_named_only_if_there(report_data: ReportData) -> None:
     assert "llama-server -m small-F16.gguf\nllama-server -m small-Q8_0.gguf" in full
     assert re.findall(r"!\[.+?\]\((.+?)\)", full) == ["widths.png"]
     assert "Its terms are in this folder: LICENSE.txt." in full
+    assert "mlflow" not in bare
+    listed = model_card(report_data, report_data.winner, BASE, registered="prunecast-model")
+    assert "mlflow models serve -m models:/prunecast-model@champion" in listed
 
 
 def test_what_was_cut_and_how_it_was_chosen(report_data: ReportData) -> None:
@@ -126,7 +129,7 @@ def test_a_base_without_licence_and_one_from_quantised_weights(report_data: Repo
     card = model_card(report_data, report_data.winner, base)
     assert front_matter(card)["license_name"] == "unknown"
     assert "state no licence" in card
-    assert "quantised to Q4_1 and dequantised" in card
+    assert "quantised to Q4_1, and dequantised" in card
     assert "- base model: the file Base.Q4.gguf" in card
     assert "quantised" not in model_card(report_data, report_data.winner, BASE)
 
