@@ -1,8 +1,8 @@
 """MLflow: one run per pipeline run, and below it one per evaluation, predictor and search.
 
 MLflow is a projection of the journal: an evaluation is logged once, by its key, and what a kill
-kept out of MLflow is logged at the next start. This is the only module that imports mlflow, and it
-does so when a tracker is entered, never on import.
+kept out of MLflow is logged at the next start. With tracking_registry the only module that imports
+mlflow, when a tracker is entered and never on import.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +18,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import stages
-from stages import tracking_store
+from stages import tracking_registry, tracking_store
 from stages.files import InputError
 from stages.params import Params
 from stages.pipeline_run import COMMIT, DIRTY, PipelineRun
@@ -36,8 +34,6 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 KEY = "prunecast.key"
 PARENT = "mlflow.parentRunId"
-ALIAS = "champion"
-"""Of the predictor that the pipeline uses now (MLflow keeps the alias "latest" for itself)."""
 PARAMS_PER_CALL = 100
 
 
@@ -89,6 +85,7 @@ class Tracker:
             with tracking_store.environment(tracking_store.BRIEF), tracking_store.exclusive(self.uri):
                 self._mlflow = _import_mlflow()
                 self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
+                self._registry = tracking_registry.Registry(self._client, self.uri)
                 self._pipeline = PipelineRun(self._client, self.uri, self.stage, self._params)
                 if self._pipeline.begin():
                     content = self._params.model_dump(mode="json")
@@ -164,28 +161,25 @@ class Tracker:
             The URI of the new version, `models:/prunecast-NAME/VERSION`. Until the next one is
             logged, `models:/prunecast-NAME@champion` is the same model.
         """
-        from mlflow.models import infer_signature
-        from mlflow.pyfunc import log_model
+        with self._run(f"predictor {name}", params, metrics, NONE, artifacts) as run:
+            return self._registry.add_predictor(
+                f"prunecast-{name}", run, folder, example, forecast, self._origin
+            )
 
-        example = example.astype("float64")  # a signature of integers would refuse floats
-        ours = tracking_store.environment({"MLFLOW_TRACKING_URI": self.uri}, override=True)
-        quiet = warnings.catch_warnings()
-        with self._run(f"predictor {name}", params, metrics, NONE, artifacts) as run, ours, quiet:
-            self._mlflow.start_run(run_id=run)  # log_model logs to the current run only
-            try:
-                # The signature is given; an input example would only be served to check it.
-                warnings.filterwarnings("ignore", message=".*input example was not provided.*")
-                logged = log_model(
-                    name="model",
-                    loader_module="stages.train_predictor.served",
-                    data_path=str(folder),
-                    code_paths=[str(Path(stages.__file__).parent)],
-                    signature=infer_signature(example, forecast),
-                    pip_requirements=tracking_store.predictor_requirements(),
-                )
-            finally:
-                self._mlflow.end_run()
-            return self._register(f"prunecast-{name}", logged, run)
+    def log_model(self, name: str, folder: Path, metrics: Metrics, tags: Tags, description: str = "") -> str:
+        """Log an exported Hugging Face folder as a run of its own and register it as `prunecast-NAME`.
+
+        The same weights are stored once: exported again, their version becomes the champion again.
+        `description` is Markdown that MLflow shows beside the version. Returns the version's URI.
+        """
+        name, digest = f"prunecast-{name}", tracking_registry.digest_of(folder)
+        version = self._registry.find(name, digest)
+        if version is not None:
+            return self._registry.make_champion(name, version, description)
+        tags = {**tags, tracking_registry.DIGEST: digest}
+        source = self._params.model.source
+        with self._run(f"model {digest[:8]}", NONE, metrics, tags) as run:
+            return self._registry.add_folder(name, run, folder, source, self._origin | tags, description)
 
     def log_stage(
         self, metrics: Metrics = NONE, params: Values = NONE, artifacts: Sequence[Path] = ()
@@ -201,15 +195,14 @@ class Tracker:
         with self._run(name, params, metrics, tags, artifacts):
             pass
 
-    def _register(self, name: str, logged: Any, run: str) -> str:
-        with contextlib.suppress(self._mlflow.MlflowException):  # it exists; else the next call says why
-            self._client.create_registered_model(name)
-        tags = {tag: text for tag, text in self._pipeline.tags.items() if tag in (COMMIT, DIRTY)}
-        version = self._client.create_model_version(
-            name, logged.model_uri, run_id=run, tags=tags, model_id=logged.model_id
-        ).version
-        self._client.set_registered_model_alias(name, ALIAS, version)
-        return f"models:/{name}/{version}"
+    @property
+    def run(self) -> str:
+        """The id of the run of the pipeline; nothing where nothing is tracked."""
+        return self._pipeline.id
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        return {tag: text for tag, text in self._pipeline.tags.items() if tag in (COMMIT, DIRTY)}
 
     @cached_property
     def _logged(self) -> dict[str, str]:
@@ -268,6 +261,13 @@ class _Disabled(Tracker):
     def tag_evaluations(self, keys_to_tags: Mapping[str, Tags]) -> None: ...
 
     def log_predictor(self, name: str, *_: Any, **__: Any) -> str:
+        return ""
+
+    def log_model(self, name: str, *_: Any, **__: Any) -> str:
+        return ""
+
+    @property
+    def run(self) -> str:
         return ""
 
     def log_stage(self, *_: Any, **__: Any) -> None: ...

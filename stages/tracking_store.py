@@ -135,11 +135,27 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 def predictor_requirements() -> list[str]:
     """What it takes to load a predictor. MLflow's own guess takes seconds and names other packages."""
-    versions = {}
-    names = ("xgboost-cpu", "xgboost", "scikit-learn", "scipy", "pandas", "numpy")
-    for name in (*names, "safetensors", "pydantic", "PyYAML"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+    versions = _versions("xgboost-cpu", "xgboost", "scikit-learn", "scipy", "pandas", "numpy")
+    versions |= _versions("safetensors", "pydantic", "PyYAML")
     if "xgboost-cpu" in versions:
         versions.pop("xgboost", None)
-    return [f"{name}=={version}" for name, version in versions.items()]
+    return _pinned(versions)
+
+
+def model_requirements() -> list[str]:
+    """What it takes to load a Hugging Face folder and generate with it."""
+    return _pinned(_versions("torch", "transformers", "tokenizers", "safetensors", "jinja2", "accelerate"))
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _pinned(versions: Mapping[str, str]) -> list[str]:
+    """Without what marks a local build, such as +cpu, which no index has."""
+    return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]

@@ -114,11 +114,12 @@ def test_torch_is_imported_in_evaluate_and_export_only() -> None:
             assert not re.search(r"^(import|from) (torch|transformers)", path.read_text(), re.MULTILINE), path
 
 
-def test_journals_and_scores_persist() -> None:
+def test_what_a_kill_must_not_lose_persists() -> None:
+    """DVC removes other outputs before it runs a stage."""
     persistent = {
         name
         for stage in STAGES.values()
-        for out in stage["outs"]
+        for out in [*stage["outs"], *stage.get("metrics", [])]
         if isinstance(out, dict)
         for name, options in out.items()
         if options == {"persist": True}
@@ -129,4 +130,8 @@ def test_journals_and_scores_persist() -> None:
         "data/search/journal.jsonl",
         "data/search/studies.log",
         "data/export/journal.jsonl",
+        "data/export/metrics.json",
+        "data/export/model",
+        "data/export/pictures",
+        "data/export/report.html",
     }

@@ -167,7 +167,7 @@ def test_repro_makes_a_model_that_loads_and_a_report(repository: Repository) -> 
 
     folder = repository.path / "data" / "export" / "model"
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     tokens = tokenizer("the model keeps", return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         assert torch.isfinite(model(tokens).logits).all()
@@ -237,6 +237,30 @@ def test_every_metrics_file_and_the_report_carry_their_protocol(repository: Repo
     shown = repository.run("dvc", "metrics", "show", "--json").stdout
     assert "winner" in shown
     assert "question_groups" not in shown
+
+
+def test_the_winner_is_the_champion_of_the_registry(repository: Repository) -> None:
+    """Loaded and made to write in a process of its own, as a server would."""
+    program = (
+        "import sys, mlflow\n"
+        "served = mlflow.pyfunc.load_model('models:/prunecast-model@champion')\n"
+        "(text,) = served.predict('the model keeps', params={'max_new_tokens': 4})\n"
+        "assert text.startswith('the model keeps') and len(text) > len('the model keeps')\n"
+    )
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{repository.path}/mlflow.db"}
+    quiet = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository.path.parent,
+        env=repository.environment | store | quiet, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    weights = repository.path / "data" / "export" / "model" / "model.safetensors"
+    assert [path.read_bytes() for path in (repository.path / "mlartifacts").rglob("*.safetensors")] == [
+        weights.read_bytes()
+    ]
+    card = (weights.parent / "README.md").read_text()
+    (parent,) = [r for r in repository.mlflow_runs() if "mlflow.parentRunId" not in r.data.tags]
+    assert parent.info.run_id in card
 
 
 def test_nothing_changed_nothing_runs(repository: Repository) -> None:
@@ -310,6 +334,39 @@ def test_killed_and_started_again(repository: Repository) -> None:
     )
     logged_of_killed = [key for key in keys if key in {row["key"] for row in rows}]
     assert len(logged_of_killed) == len(rows)
+
+
+def test_a_killed_export_leaves_the_previous_one(repository: Repository) -> None:
+    """Killed when the new weights are written, and nothing else yet."""
+    folder = repository.path / "data" / "export"
+
+    def contents() -> dict[str, bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file() and "journal" not in path.name]
+        return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".partial" not in p.parts}
+
+    params, before = repository.params(), contents()
+    assert {"report.html", "metrics.json", "model/model.safetensors", "model/README.md"} < set(before)
+    repository.change(export={"dtype": "bfloat16"})
+    process = subprocess.Popen(
+        ["dvc", "repro", "--single-item", "export"], cwd=repository.path, env=repository.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / ".partial" / "model" / "model.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(1)
+    assert (folder / ".partial").exists(), "the export was over before it was killed: a blind test"
+    assert contents() == before
+    repository.stage("export")
+    assert not (folder / ".partial").exists()
+    after = contents()
+    assert after.keys() == before.keys()
+    assert len(after["model/model.safetensors"]) < 0.6 * len(before["model/model.safetensors"])
+    repository.write_params(params)
 
 
 BAD: list[tuple[str, dict[str, dict[str, Any]], str, list[str]]] = [

@@ -18,7 +18,7 @@ import numpy
 import pandas
 import pytest
 
-from stages import invocation, params, pipeline_run, tracking, tracking_store
+from stages import invocation, params, pipeline_run, tracking, tracking_registry, tracking_store
 from stages.files import InputError
 from stages.tracking import Evaluation, Tracker
 from stages.train_predictor.predictor import Predictor
@@ -367,7 +367,7 @@ def test_predictor_loads_from_the_registry_without_pickles(
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    for uri in (uris[0], f"models:/prunecast-toy@{tracking.ALIAS}"):
+    for uri in (uris[0], f"models:/prunecast-toy@{tracking_registry.ALIAS}"):
         served = mlflow.pyfunc.load_model(uri)
         assert served.predict(table)["log_ppl.a"].to_numpy() == pytest.approx(
             forecast["log_ppl.a"].to_numpy()
@@ -375,7 +375,7 @@ def test_predictor_loads_from_the_registry_without_pickles(
     children = [run for run in runs() if tracking.PARENT in run.data.tags]
     assert [run.info.status for run in children] == ["FINISHED", "FINISHED"]
     assert children[0].data.metrics == {"r2": 0.9}
-    version = mlflow.MlflowClient().get_model_version_by_alias("prunecast-toy", tracking.ALIAS)
+    version = mlflow.MlflowClient().get_model_version_by_alias("prunecast-toy", tracking_registry.ALIAS)
     assert (str(version.version), version.run_id) == ("2", children[1].info.run_id)
     requirements = next((root / "mlartifacts").rglob("requirements.txt")).read_text()
     assert "xgboost" in requirements
@@ -390,6 +390,126 @@ def test_failure_to_log_a_predictor_shows(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), Tracker.open("train-predictor", PARAMS) as tracker:
         tracker.log_predictor("toy", tmp_path / "nowhere", table, table, {}, {})
     assert {run.info.status for run in runs()} == {"FAILED"}
+
+
+def exported(folder: Path, architecture: Any = None, seed: int = 0) -> Path:
+    """An export with tokenizer and card, as the stage writes it."""
+    from tests import tiny
+
+    model = tiny.random_model("llama", seed)
+    tiny.export(folder, model, architecture or tiny.HOLLOW, tokenizer=tiny.byte_tokenizer())
+    (folder / "README.md").write_text("# A card")
+    return folder
+
+
+def log_model(folder: Path, card: str = "# A card") -> str:
+    with Tracker.open("export", PARAMS) as tracker:
+        return tracker.log_model("model", folder, {"ppl.news": 30.5}, {"prunecast.architecture": "ab"}, card)
+
+
+@pytest.fixture
+def registered(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store, where a user looks at it in a process without pickles."""
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    return root
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["own code", "plain"])
+def test_the_model_loads_from_the_registry_and_generates(
+    registered: Path, tmp_path: Path, uniform: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+    import torch
+
+    from stages.architecture import Architecture
+    from tests import tiny
+
+    architecture = Architecture.from_json([[2, 2, 32]] * tiny.LAYERS) if uniform else tiny.HOLLOW
+    folder = exported(tmp_path / "model", architecture)
+    capfd.readouterr()
+    start = time.perf_counter()
+    uri = log_model(folder)
+    print(f"{time.perf_counter() - start:.1f} s to register")
+    assert uri == "models:/prunecast-model/1"
+    assert capfd.readouterr().err == ""
+    tokens, expected = tiny.random_tokens(), tiny.exported(folder)
+
+    champion = f"models:/prunecast-model@{tracking_registry.ALIAS}"
+    pipe = mlflow.transformers.load_model(champion)
+    assert torch.equal(tiny.reference_logits(pipe.model, tokens), tiny.reference_logits(expected, tokens))
+    (written,) = pipe("A model", max_new_tokens=5, do_sample=False)
+    ids = pipe.tokenizer("A model", return_tensors="pt")["input_ids"]
+    whole = expected.generate(ids, max_new_tokens=5, do_sample=False)
+    assert written["generated_text"] == pipe.tokenizer.decode(whole[0], skip_special_tokens=True)
+
+    served = mlflow.pyfunc.load_model(champion)
+    assert served.predict("A model", params={"max_new_tokens": 5}) == [written["generated_text"]]
+    assert served.predict("A model") == served.predict("A model"), "it is drawn at random"
+
+
+def test_a_registered_model_says_what_it_is_and_what_it_needs(registered: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    folder = exported(tmp_path / "model")
+    (folder / "model.gguf").write_text("the same weights over again")
+    log_model(folder)
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    assert version.description == "# A card"
+    assert version.tags["prunecast.architecture"] == "ab"
+    assert pipeline_run.COMMIT in version.tags
+    run = client.get_run(str(version.run_id))
+    assert run.data.metrics == {"ppl.news": 30.5}
+    assert run.info.status == "FINISHED"
+    assert tracking.PARENT in run.data.tags
+    stored = [path for path in (registered / "mlartifacts").rglob("*") if path.is_file()]
+    (place,) = {path.parent for path in stored if path.name == "MLmodel"}
+    assert {path.name: path.read_bytes() for path in (place / "model").iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".gguf"
+    }
+    assert not any(path.is_symlink() for path in stored)
+    assert sum(path.suffix == ".safetensors" for path in stored) == 1, "the weights lie there more than once"
+    assert not {path.suffix for path in stored} & {".pkl", ".pickle", ".bin", ".pt"}
+    assert str(folder) not in (place / "MLmodel").read_text()
+    required = (place / "requirements.txt").read_text().splitlines()
+    named = {line.partition("==")[0] for line in required}
+    assert {"torch", "transformers", "tokenizers", "safetensors", "mlflow"} <= named
+    assert all("==" in line and "+" not in line for line in required)
+
+
+def test_the_same_weights_are_stored_once(registered: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    first, second = exported(tmp_path / "one"), exported(tmp_path / "two", seed=1)
+    assert [log_model(folder) for folder in (first, second)] == [
+        "models:/prunecast-model/1",
+        "models:/prunecast-model/2",
+    ]
+    (first / "README.md").write_text("written later")
+    assert log_model(first, "# Another card") == "models:/prunecast-model/1"
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    assert (str(version.version), version.description) == ("1", "# Another card")
+    assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 2
+
+    shutil.rmtree(registered / "mlartifacts")  # someone cleans up: it is stored again
+    assert log_model(first) == "models:/prunecast-model/3"
+    assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 1
+
+
+def test_a_model_that_cannot_be_stored_shows(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    folder = exported(tmp_path / "model")
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        log_model(folder)
+    assert {run.info.status for run in runs()} == {"FAILED"}
+    with pytest.raises(mlflow.MlflowException):
+        mlflow.MlflowClient().get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
 
 
 def unusable_stores(folder: Path) -> Iterator[tuple[str, str]]:
@@ -443,6 +563,7 @@ def test_disabled_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         tracker.log_stage({"x": 1.0}, artifacts=[tmp_path])
         tracker.child("search", {}, {})
         assert tracker.log_predictor("toy", tmp_path, None, None, {}, {}) == ""  # type: ignore[arg-type]
+        assert tracker.log_model("toy", tmp_path, {}, {}) == tracker.run == ""
         assert tracker.logged_keys() == frozenset()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RuntimeError), tracking.disabled():

@@ -5,7 +5,6 @@ Every weight is random, norms and biases too, so that a test that forgets one of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,9 @@ from stages.evaluate import checkpoint
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.elastic import Batch, ElasticNetwork
 from stages.evaluate.layers import UnitOrder
+from stages.export.huggingface import write_folder
+from stages.export.staging import replacing
+from stages.families import FAMILIES
 from stages.params import Model
 
 HIDDEN, LAYERS, GROUPS, HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 36, 4, 2, 3, 8, 64, 260
@@ -65,6 +67,18 @@ VARIANTS = {
     "qwen3": Variant("qwen3", {}),
     "qwen3-biased": Variant("qwen3", {"attention_bias": True}),
 }
+
+
+EXPORTED = {
+    "llama": VARIANTS["llama-biased"],
+    "llama-mha": VARIANTS["llama-mha"],
+    "mistral": Variant("mistral", {"sliding_window": 5}),
+    "qwen2": VARIANTS["qwen2"],
+    "qwen3": VARIANTS["qwen3"],
+}
+"""Variants whose exports are tested in every way."""
+MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
+HOLLOW = Architecture.from_json([[0, 0, 40], [2, 2, 64], [0, 0, 0], [1, 3, 7]])
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -220,57 +234,76 @@ def _keep_columns(projection: torch.nn.Linear, kept: list[int]) -> None:
         projection.bias.zero_()
 
 
-def run_by_hand(state: Mapping[str, torch.Tensor], config: Any, tokens: list[int]) -> torch.Tensor:
-    """Logits of a (pruned) state dict by explicit loops in float64; widths are read off the tensors.
+def shape_of(model: Any) -> ModelShape:
+    return FAMILIES[model.config.model_type].shape(model.config.to_dict())
 
-    Shares no code with the elastic network or transformers: rotary embeddings are complex numbers here,
-    attention is one query at a time. Default rope only.
-    """
-    tensors = {name: tensor.double() for name, tensor in state.items()}
-    d, half = config.head_dim, config.head_dim // 2
-    theta = config.rope_parameters["rope_theta"]
-    frequencies = torch.tensor([theta ** (-2 * i / d) for i in range(half)], dtype=torch.float64)
 
-    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        scale: torch.Tensor = (x.square().mean() + config.rms_norm_eps).rsqrt()
-        return x * scale * tensors[name]
+def fitted(architecture: Architecture, shape: ModelShape) -> Architecture:
+    """An architecture of the tiny GQA model with as many heads, each in a group of its own, for MHA."""
+    if shape.heads_per_group > 1:
+        return architecture
+    return Architecture(tuple(LayerWidth(g * h, min(g * h, 1), c) for g, h, c in architecture.widths))
 
-    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-        bias = tensors.get(f"{name}.bias")
-        return tensors[f"{name}.weight"] @ x + (0 if bias is None else bias)
 
-    def turned(x: torch.Tensor, position: int, norm_name: str) -> torch.Tensor:
-        x = norm(x, norm_name) if norm_name in tensors else x
-        turn = torch.polar(torch.ones_like(frequencies), frequencies * position)
-        product = torch.complex(x[:half], x[half:]) * turn
-        return torch.cat((product.real, product.imag))
+def masked(model: Any, architecture: Architecture) -> Any:
+    """The dense model itself, which ignores from now on what the architecture removes."""
+    mask_removed(model, shape_of(model), architecture)
+    return model
 
-    states = [tensors["model.embed_tokens.weight"][token] for token in tokens]
-    for layer in range(config.num_hidden_layers):
-        at = f"model.layers.{layer}."
-        if f"{at}self_attn.q_proj.weight" in tensors:
-            inputs = [norm(x, f"{at}input_layernorm.weight") for x in states]
-            queries, keys, values = (
-                [linear(x, f"{at}self_attn.{part}_proj").view(-1, d) for x in inputs] for part in "qkv"
-            )
-            per_group = len(queries[0]) // len(keys[0])
-            for position in range(len(states)):
-                mixed = []
-                for head, raw in enumerate(queries[position]):
-                    group = head // per_group
-                    query = turned(raw, position, f"{at}self_attn.q_norm.weight")
-                    products = [
-                        query @ turned(keys[past][group], past, f"{at}self_attn.k_norm.weight") / d**0.5
-                        for past in range(position + 1)
-                    ]
-                    shares = torch.stack(products).softmax(0)
-                    mixed.append(shares @ torch.stack([values[past][group] for past in range(position + 1)]))
-                states[position] = states[position] + linear(torch.cat(mixed), f"{at}self_attn.o_proj")
-        if f"{at}mlp.up_proj.weight" in tensors:
-            for position, x in enumerate(states):
-                x = norm(x, f"{at}post_attention_layernorm.weight")
-                gate, up = linear(x, f"{at}mlp.gate_proj"), linear(x, f"{at}mlp.up_proj")
-                product = gate / (1 + (-gate).exp()) * up
-                states[position] = states[position] + linear(product, f"{at}mlp.down_proj")
-    output = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
-    return torch.stack([output @ norm(x, "model.norm.weight") for x in states])
+
+def sliced(model: Any, architecture: Architecture) -> dict[str, torch.Tensor]:
+    """The pruned state, cut by hand from the dense model's."""
+    shape, state = shape_of(model), dict(model.state_dict())
+    if shape.tied_embeddings:
+        del state["lm_head.weight"]
+    for layer, width in enumerate(architecture.widths):
+        first = [g * shape.heads_per_group for g in range(width.kv_groups)]
+        heads = [head + h for head in first for h in range(width.heads_per_group)]
+        query = [head * shape.head_dim + place for head in heads for place in range(shape.head_dim)]
+        key_value, channels = list(range(width.kv_groups * shape.head_dim)), list(range(width.channels))
+        kept = {"q_proj": query, "o_proj": query, "k_proj": key_value, "v_proj": key_value}
+        kept |= {"gate_proj": channels, "up_proj": channels, "down_proj": channels}
+        gone: tuple[str, ...] = () if width.has_attention else ("self_attn.", "input_layernorm.")
+        gone += () if width.has_mlp else ("mlp.", "post_attention_layernorm.")
+        prefix = f"model.layers.{layer}."
+        for name in [n for n in state if n.startswith(prefix)]:
+            module, kind = name.split(".")[-2:]
+            if name.removeprefix(prefix).startswith(gone):
+                del state[name]
+            elif module in ("o_proj", "down_proj"):
+                state[name] = state[name][:, kept[module]] if kind == "weight" else state[name]
+            elif module in kept:
+                state[name] = state[name][kept[module]]
+    return state
+
+
+def export(folder: Path, model: Any, architecture: Architecture, **changes: Any) -> Path:
+    """Write the pruned model where a stage would, and as it would."""
+    arguments: dict[str, Any] = {
+        "state": sliced(model, architecture),
+        "base_config": model.config,
+        "tokenizer": None,
+        "generation_config": None,
+        "dtype": torch.float32,
+    }
+    with replacing(folder.parent) as new:
+        write_folder(
+            new / folder.name, architecture=architecture, shape=shape_of(model), **{**arguments, **changes}
+        )
+    return folder
+
+
+def exported(folder: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options).eval()
+
+
+def greedy(model: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+    """The most likely continuation by 12 tokens, after the prompt."""
+    settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, **options}
+    mask = settings.pop("attention_mask", torch.ones_like(tokens))
+    result: torch.Tensor = model.generate(tokens, attention_mask=mask, **settings)
+    return result[:, tokens.shape[1] :]
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,80 +13,104 @@ import pandas as pd
 import torch
 
 from stages import invocation
-from stages.architecture import Architecture
+from stages.architecture import Architecture, ModelShape
 from stages.evaluate import checkpoint
 from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export import check, evidence
+from stages.export import check, evidence, model_card
+from stages.export.base_model import BaseModel, read_base_model
 from stages.export.huggingface import write_folder
-from stages.export.model_card import model_card
 from stages.export.question_groups import question_groups
 from stages.export.report import ReportData, build_report, metrics, write_pictures
+from stages.export.staging import replacing, require_space
 from stages.files import write_json, write_text
 from stages.params import Params
 from stages.sample.designs import BASELINES
-from stages.sample.source import locate, read_licence
+from stages.sample.source import read_shape
 from stages.search import outcome
+from stages.search.outcome import Candidate
 from stages.stage import DATA, main
 from stages.tracking import Tracker, open_tracker
 
 HERE = DATA / "export"
-MODEL = HERE / "model"
+MODEL, PICTURES, REPORT, METRICS = "model", "pictures", "report.html", "metrics.json"
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
-    start = time.perf_counter()
     candidates = outcome.read(DATA / "search" / "outcome.json")
+    winner = evidence.same_architecture(candidates, outcome.WINNER)
+    size = _size_bytes(winner, read_shape(params.model), getattr(torch, params.export.dtype))
+    require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
     with (
         Journal(HERE / "journal.jsonl") as journal,
         open_tracker("export", params, enabled=not arguments.no_tracking) as tracker,
     ):
-        bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
-        again = params.search.repair_again
-        evaluator = bench.evaluator("report", params.export.measurement, again)
-        winner = evidence.same_architecture(candidates, outcome.WINNER)
-        checks = _export(bench, winner, getattr(torch, params.export.dtype))
-        names = [*BASELINES, outcome.WINNER]
-        work = [Work(evidence.same_architecture(candidates, name), name) for name in names]
-        shape = bench.network.shape
-
-        def log(row: Row) -> None:
-            tracker.log_evaluation(evaluation_of(row, shape, "export", evaluator.selection.words()))
-
-        measured = evaluator.measure_all(work, journal, log, "final table")
-        rows = {w.design: measured[w.architecture.id] for w in work}
-        texts = list(params.corpora.texts)
-        importance, narrowed = evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
-        evaluators = {
-            "pairs": bench.evaluator("selection", params.evaluate.measurement),
-            "finalists": bench.evaluator("selection", params.search.measurement, again),
-            "final table": evaluator,
-        }
-        seconds = round(time.perf_counter() - start)
-        data = ReportData(
-            model=params.model.source,
-            shape=shape,
-            contenders=[evidence.contender(name, row, shape) for name, row in rows.items()],
-            pairs=evidence.measured_pairs(DATA / "train_predictor" / "forecasts.csv", texts),
-            finalists=evidence.measured_finalists(candidates, texts),
-            predictor=evidence.predictor_errors(DATA / "train_predictor" / "metrics.json"),
-            importance=importance,
-            narrowed=narrowed,
-            protocol=evidence.protocol_of(evaluators, bench),
-            corpora=evidence.corpora_of(bench),
-            history=pd.read_csv(DATA / "search" / "trials.csv")["best"].tolist(),
-            provenance=_provenance(winner, bench, seconds),
-            export_check=checks,
-            change_errors=evidence.paired_errors(rows),
-            question_groups=question_groups(rows, evaluator.selection.items),
-            protocol_entries=evaluator.protocol,
-        )
-        _write(data, tracker, read_licence(locate(params.model)), rows[outcome.WINNER])
+        with replacing(HERE) as new:
+            data, row = _make(new, params, candidates, journal, tracker)
+        _log(data, row, tracker)
+    _print_table(data)
 
 
-def _export(bench: Workbench, winner: Architecture, dtype: torch.dtype) -> list[tuple[str, str]]:
+def _size_bytes(winner: Architecture, shape: ModelShape, dtype: torch.dtype) -> int:
+    """About what the export takes on the disk."""
+    parameters = shape.total_parameters - shape.decoder_parameters + winner.kept_parameters(shape)
+    return parameters * dtype.itemsize + 30_000_000  # tokenizer, pictures, report
+
+
+def _make(
+    new: Path, params: Params, candidates: Sequence[Candidate], journal: Journal, tracker: Tracker
+) -> tuple[ReportData, Row]:
+    """Write everything into `new`, and measure the final table for it; also the winner's row."""
+    start = time.perf_counter()
+    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
+    again = params.search.repair_again
+    evaluator = bench.evaluator("report", params.export.measurement, again)
+    winner = evidence.same_architecture(candidates, outcome.WINNER)
+    checks = _export(bench, winner, new / MODEL, getattr(torch, params.export.dtype))
+    names = [*BASELINES, outcome.WINNER]
+    work = [Work(evidence.same_architecture(candidates, name), name) for name in names]
+    shape = bench.network.shape
+
+    def log(row: Row) -> None:
+        tracker.log_evaluation(evaluation_of(row, shape, "export", evaluator.selection.words()))
+
+    measured = evaluator.measure_all(work, journal, log, "final table")
+    rows = {w.design: measured[w.architecture.id] for w in work}
+    texts = list(params.corpora.texts)
+    importance, narrowed = evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
+    evaluators = {
+        "pairs": bench.evaluator("selection", params.evaluate.measurement),
+        "finalists": bench.evaluator("selection", params.search.measurement, again),
+        "final table": evaluator,
+    }
+    seconds = round(time.perf_counter() - start)
+    data = ReportData(
+        model=params.model.source,
+        shape=shape,
+        contenders=[evidence.contender(name, row, shape) for name, row in rows.items()],
+        pairs=evidence.measured_pairs(DATA / "train_predictor" / "forecasts.csv", texts),
+        finalists=evidence.measured_finalists(candidates, texts),
+        predictor=evidence.predictor_errors(DATA / "train_predictor" / "metrics.json"),
+        importance=importance,
+        narrowed=narrowed,
+        protocol=evidence.protocol_of(evaluators, bench),
+        corpora=evidence.corpora_of(bench),
+        history=pd.read_csv(DATA / "search" / "trials.csv")["best"].tolist(),
+        provenance=_provenance(winner, bench, tracker.run, seconds),
+        export_check=checks,
+        change_errors=evidence.paired_errors(rows),
+        question_groups=question_groups(rows, evaluator.selection.items),
+        protocol_entries=evaluator.protocol,
+    )
+    _write(new, data, read_base_model(params.model), f"prunecast-{MODEL}" if tracker.run else "")
+    return data, rows[outcome.WINNER]
+
+
+def _export(
+    bench: Workbench, winner: Architecture, folder: Path, dtype: torch.dtype
+) -> list[tuple[str, str]]:
     """Write the winner's folder and prove it; slices float32 weights, whatever dtype measured them."""
     network = bench.network
     if network.device.type != "cpu" or network.dtype != torch.float32:
@@ -95,30 +121,30 @@ def _export(bench: Workbench, winner: Architecture, dtype: torch.dtype) -> list[
     if bench.params.search.repair_again:
         network.repair = bench.calibration.repair_again(network, bench.scores, winner)
     try:
-        return _write_and_check(bench, network, winner, dtype)
+        return _write_and_check(bench, network, winner, folder, dtype)
     finally:
         network.repair = plain
 
 
 def _write_and_check(
-    bench: Workbench, network: ElasticNetwork, winner: Architecture, dtype: torch.dtype
+    bench: Workbench, network: ElasticNetwork, winner: Architecture, folder: Path, dtype: torch.dtype
 ) -> list[tuple[str, str]]:
     loaded = bench.checkpoint
     write_folder(
-        MODEL, network.sliced_state(winner), loaded.config, winner, network.shape,
+        folder, network.sliced_state(winner), loaded.config, winner, network.shape,
         loaded.tokenizer, loaded.generation_config, dtype,
     )  # fmt: skip
     documents = next(iter(bench.texts.values())).parts["selection"]
     some = "\n\n".join(document.text for document in documents[:100])
     tokens = torch.tensor([loaded.tokenizer(some, add_special_tokens=False)["input_ids"][:256]])
-    difference = check.logit_difference(MODEL, network, winner, tokens)
+    difference = check.logit_difference(folder, network, winner, tokens)
     print(
-        f"export: {MODEL} loads in a fresh process; largest logit difference from the measured network "
+        f"export: the model loads in a fresh process; largest logit difference from the measured network "
         f"{difference:.2e} on {tokens.numel()} tokens ({str(dtype).removeprefix('torch.')} weights)",
         flush=True,
     )
     check.check(difference, dtype)
-    size = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return [
         ("loads with from_pretrained in a fresh process", "yes"),
         ("largest logit difference", f"{difference:.2e} (allowed {check.TOLERANCE[dtype]:g})"),
@@ -126,7 +152,7 @@ def _write_and_check(
     ]
 
 
-def _provenance(winner: Architecture, bench: Workbench, seconds: int) -> list[tuple[str, str]]:
+def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) -> list[tuple[str, str]]:
     commit = invocation.git_commit()
     return [
         ("architecture", winner.id),
@@ -134,40 +160,56 @@ def _provenance(winner: Architecture, bench: Workbench, seconds: int) -> list[tu
             "git commit",
             "not in a git repository" if commit is None else commit[0] + (" (modified)" if commit[1] else ""),
         ),
+        ("MLflow run", f"{run}, experiment {bench.params.tracking.experiment}" if run else "not tracked"),
         ("weights of the dense model", f"SHA-256 {bench.checkpoint.digest[:16]}…"),
         ("written", datetime.now(UTC).isoformat(timespec="minutes")),
         ("export stage", f"{seconds} s on {torch.get_num_threads()} threads, PyTorch {torch.__version__}"),
     ]
 
 
-def _write(data: ReportData, tracker: Tracker, licence: str, winner_row: Row) -> None:
-    pictures = write_pictures(data, HERE / "pictures")
-    report = HERE / "report.html"
-    write_text(report, build_report(data))
-    content = metrics(data)
-    write_json(HERE / "metrics.json", "prunecast.final-metrics", 1, content)
-    for picture in pictures:
-        (MODEL / picture.name).write_bytes(picture.read_bytes())
-    own_code = (MODEL / "modeling_prunecast.py").is_file()
-    card = model_card(data, data.winner, licence, remote_code=own_code, pictures=[p.name for p in pictures])
-    write_text(MODEL / "README.md", card)
-    changes = content["winner_change_percent"]
+def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> None:
+    """The report, the metrics and the model card, into the folder that `_export` began."""
+    pictures = write_pictures(data, new / PICTURES)
+    write_text(new / REPORT, build_report(data))
+    write_json(new / METRICS, "prunecast.final-metrics", 1, metrics(data))
+    shown = [picture for picture in pictures if picture.stem in model_card.PICTURES]
+    for file in (*shown, *base.terms):
+        shutil.copy(file, new / MODEL)
+    own_code = (new / MODEL / "modeling_prunecast.py").is_file()
+    names = [picture.name for picture in shown]
+    card = model_card.model_card(
+        data, data.winner, base, own_code=own_code, pictures=names, registered=registered
+    )
+    write_text(new / MODEL / "README.md", card)
+
+
+def _log(data: ReportData, winner_row: Row, tracker: Tracker) -> None:
+    """Log the final table and register the model."""
     tracker.tag_evaluations({winner_row.key: {"prunecast.role": outcome.WINNER}})
     tracker.log_stage(
-        evidence.flat_metrics(data.contenders, changes),
+        evidence.flat_metrics(data.contenders, metrics(data)["winner_change_percent"]),
         {},
-        [report, HERE / "metrics.json", HERE / "pictures"],
+        [HERE / REPORT, HERE / METRICS, HERE / PICTURES],
     )
-    _print_table(data, changes, report)
+    winner, card = data.winner, (HERE / MODEL / "README.md").read_text(encoding="utf-8")
+    registered = tracker.log_model(
+        MODEL,
+        HERE / MODEL,
+        {**winner.metrics, "overall_ratio": winner.overall_ratio, "parameters": winner.parameters},
+        {"prunecast.architecture": winner.architecture.id, "prunecast.model": data.model},
+        model_card.body(card),
+    )
+    if registered:
+        print(f"registered in MLflow as {registered}, the champion", flush=True)
 
 
-def _print_table(data: ReportData, changes: dict[str, dict[str, float]], report: Path) -> None:
+def _print_table(data: ReportData) -> None:
     for c in data.contenders:
         values = "  ".join(f"{key} {value:.3f}" for key, value in c.metrics.items())
         print(f"{c.name:8} {100 * c.overall_ratio:6.2f} %  {values}")
-    for baseline, of_baseline in changes.items():
+    for baseline, of_baseline in metrics(data)["winner_change_percent"].items():
         print(f"winner against {baseline}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in of_baseline.items()))
-    print(f"report: {report}")
+    print(f"report: {HERE / REPORT}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a pruned model as a Hugging Face folder, whole or not at all.
+"""Write a pruned model as a Hugging Face folder.
 
 Equal widths in every layer make a plain model of its family. Otherwise the folder carries
 `modeling_prunecast.py` and loads with
@@ -7,11 +7,7 @@ Equal widths in every layer make a plain model of its family. Otherwise the fold
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,21 +40,24 @@ def write_folder(
     tokenizer: transformers.PreTrainedTokenizerBase | None,
     generation_config: transformers.GenerationConfig | None,
     dtype: torch.dtype,
+    max_shard_size: str = "5GB",
 ) -> None:
-    """Write the model, its tokenizer and what is needed to load it; replaces the whole folder.
+    """Write the model, its tokenizer and what is needed to load it into a new folder.
 
-    The files are written and synced beside `folder` and then take its place in one step, so that a
-    kill leaves either the previous export or the new one.
+    Not in one step: write into `staging.replacing`, and the folder appears whole under its name.
 
     Args:
+        folder: made here; nothing is there yet.
         state: the pruned tensors under the family's Hugging Face names: original layer numbers,
             nothing of a dropped sublayer, no head where it is tied to the embedding.
         base_config: the dense model's configuration.
         architecture: the widths that `state` has.
         shape: the dense model's shape.
         dtype: floating-point tensors are stored in it.
+        max_shard_size: weights beyond it are divided into several files with an index.
 
     Raises:
+        FileExistsError: something is at `folder`.
         ValueError: the architecture does not fit the shape or no key-value cache can serve it,
             `state` lacks a tensor, has one too many or one of another shape, or the written file
             does not hold as many parameters as the architecture keeps.
@@ -73,18 +72,12 @@ def write_folder(
     if generation_config is not None:
         model.generation_config = generation_config
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a kill left
-    try:
-        model.save_pretrained(partial)  # also copies modeling_prunecast.py, where the model needs it
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        _check_written(partial, architecture, shape)
-        _sync(partial)
-        _take_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # also copies modeling_prunecast.py, where the model needs it
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    _check_written(folder, architecture, shape)
 
 
 def _build(base_config: Any, architecture: Architecture, shape: ModelShape) -> Any:
@@ -174,52 +167,3 @@ def _check_written(folder: Path, architecture: Architecture, shape: ModelShape) 
             f"the export of architecture {architecture.id} holds {found} parameters; "
             f"expected {expected}, {outside} of them outside the decoder layers"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Force the folder, everything in it and its entry in its parent to the disk."""
-    for path in (*folder.rglob("*"), folder, folder.parent):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _take_place(new: Path, old: Path) -> None:
-    """Put `new` where `old` is; afterwards what was at `old`, if anything, is at `new`.
-
-    One step where the system can exchange two folders (Linux). Elsewhere two renames: a kill
-    between them leaves the previous export beside `old`, with ``.previous`` in its name.
-    """
-    if not old.exists():
-        new.rename(old)
-    elif not _exchange(new, old):
-        previous = old.parent / f".{old.name}.previous"
-        shutil.rmtree(previous, ignore_errors=True)
-        old.rename(previous)
-        try:
-            new.rename(old)
-        except BaseException:
-            previous.rename(old)
-            raise
-        previous.rename(new)
-    handle = os.open(old.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step, with Linux's renameat2(2); False if the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(one), None, str(other))

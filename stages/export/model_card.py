@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from stages.export import card_text
+from stages.export.base_model import BaseModel
+from stages.export.card_text import flat, line, markdown_text
 from stages.export.report import format_metric, millions
 from stages.export.report_data import (
     BASELINES,
@@ -30,96 +33,80 @@ PICTURES = {
     "widths": "Percentage of each site's parameters that is kept",
     "tradeoff": "Overall ratio against perplexity of every measured architecture",
 }
-LOADING = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # this folder, or its id on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, {trust}dtype="auto")
-
-inputs = tokenizer("Pruning a model means", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
-
-REMOTE_CODE = (
-    "The layers differ in width, which the stock class cannot express: the class that can is "
-    "`modeling_prunecast.py` in this folder. Read it before you trust it."
-)
 
 
 def model_card(
     data: ReportData,
     winner: Contender,
-    base_licence: str,
+    base: BaseModel,
     *,
-    base_model: str | None = None,
-    languages: Sequence[str] = ("en",),
-    remote_code: bool = True,
-    gguf: str | None = None,
+    own_code: bool = True,
+    gguf: Sequence[str] = (),
     pictures: Sequence[str] = (),
+    registered: str = "",
 ) -> str:
     """Markdown with front matter for the exported folder.
 
     Args:
         winner: the contender that was exported.
-        base_licence: the base model's licence, as an SPDX or hub identifier or a name.
-        base_model: the base model's id on the hub, if it has one there.
-        remote_code: whether the folder needs its modeling file; equal widths in every layer do not.
-        gguf: the name of the GGUF file in the folder, if there is one.
+        base: the dense model that it was made from.
+        own_code: whether the folder needs its modeling file; equal widths in every layer do not.
+        gguf: the names of the GGUF files in the folder.
         pictures: the PNG files that lie in the folder; "widths.png" and "tradeoff.png" are shown.
+        registered: the name under which MLflow's registry has it, if it has.
     """
-    front = yaml.safe_dump(
-        _front_matter(data, winner, base_licence, base_model, languages),
-        sort_keys=False,
-        allow_unicode=True,
-        width=110,
-    )
+    front = yaml.safe_dump(_front_matter(data, winner, base), sort_keys=False, allow_unicode=True, width=110)
+    shown = {name: f"![{alt}]({name}.png)" for name, alt in PICTURES.items() if f"{name}.png" in pictures}
     judgement = verdict(data)
     remarks = [f"- {sentence}" for sentence in (*judgement.details, *judgement.caveats)]
     sections = [
-        f"# {_line(data.model)}, {percent(winner.overall_ratio)} pruned",
-        _summary(data, winner, base_model),
+        f"# {line(base.name)}, {percent(winner.overall_ratio)} pruned",
+        card_text.summary(winner, base),
+        "## What was cut",
+        card_text.cuts(data, winner),
+        shown.get("widths", ""),
         "## Load",
-        REMOTE_CODE if remote_code else "Every layer has the same width: a plain model of its family.",
-        f"```python\n{LOADING.format(trust='trust_remote_code=True, ' if remote_code else '')}\n```",
-        *(
-            [f"With llama.cpp, no Python:\n\n```sh\nllama-cli -m {gguf} -p 'Pruning a model means'\n```"]
-            if gguf
-            else []
-        ),
+        card_text.OWN_CODE if own_code else card_text.PLAIN,
+        f"```python\n{card_text.LOADING.format(trust=', trust_remote_code=True' if own_code else '')}\n```",
+        card_text.REGISTERED if own_code else "",
+        "## Serve",
+        card_text.serving(own_code, gguf, registered),
         "## What it costs",
-        _markdown_text(judgement.headline),
+        markdown_text(judgement.headline),
         _table(data),
-        "Measured on the report part, which nothing was chosen by; ± is the standard error.",
-        _markdown_text("\n".join(remarks)),
-        *(f"![{alt}]({name}.png)" for name, alt in PICTURES.items() if f"{name}.png" in pictures),
+        "Measured on the report part of each corpus, which nothing was chosen by; ± is the standard error.",
+        markdown_text("\n".join(remarks)),
+        shown.get("tradeoff", ""),
+        "## How it was chosen",
+        card_text.choice(data),
         "## Limits",
-        "- No fine-tuning followed the pruning; some recovery training will lower the perplexities.\n"
-        "- What the base model gets wrong, this one gets wrong as well, and more often. Tasks other than "
-        "those in the table were not measured.\n"
-        "- Perplexities compare only under the same protocol, which is below.",
+        card_text.limits(data, base),
+        "## Licence",
+        card_text.licence(base),
         "## Protocol",
         _entries([*data.protocol, *data.export_check]),
         "## Provenance",
-        _entries(
-            [("Architecture", winner.architecture.id), ("Base licence", base_licence), *data.provenance]
-        ),
+        _entries([("base model", base.origin), *data.provenance]),
         "Made by Prunecast, after *Pruning Large Language Models via Accuracy Predictor* (arXiv 2309.09507).",
     ]
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(
-    data: ReportData, winner: Contender, licence: str, base_model: str | None, languages: Sequence[str]
-) -> dict[str, Any]:
-    identifier = licence.strip().lower()
-    front: dict[str, Any] = {"language": list(languages)}
+def body(card: str) -> str:
+    """The card without its front matter."""
+    return card.removeprefix("---\n").partition("\n---\n")[2].strip()
+
+
+def _front_matter(data: ReportData, winner: Contender, base: BaseModel) -> dict[str, Any]:
+    identifier = base.licence.strip().lower()
+    front: dict[str, Any] = {"language": [flat(x) for x in base.languages]} if base.languages else {}
     if identifier in HUB_LICENCES:
         front["license"] = identifier
     else:
         front["license"] = "other"
         front["license_name"] = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-") or "unknown"
-    if base_model:
-        front["base_model"] = base_model
+    if base.hub_id:
+        front["base_model"] = flat(base.hub_id)
     front["library_name"] = "transformers"
     front["pipeline_tag"] = "text-generation"
     front["tags"] = ["prunecast", "pruned", "structured-pruning"]
@@ -133,29 +120,9 @@ def _front_matter(
         if metric.startswith("ppl.") and math.isfinite(value)
     ]
     if results:
-        name = f"{' '.join(data.model.split())}-pruned-{winner.architecture.id}"
+        name = f"{flat(base.name)}-pruned-{winner.architecture.id}"
         front["model-index"] = [{"name": name, "results": results}]
     return front
-
-
-def _summary(data: ReportData, winner: Contender, base_model: str | None) -> str:
-    widths = winner.architecture.widths
-    gone = [
-        f"{count} of {len(widths)} layers have no {kind}"
-        for kind, count in (
-            ("attention", sum(not width.has_attention for width in widths)),
-            ("MLP", sum(not width.has_mlp for width in widths)),
-        )
-        if count
-    ]
-    text = (
-        f"A structurally pruned version of {_line(base_model or data.model)}: "
-        f"{percent(winner.overall_ratio)} of the decoder layers' parameters are removed, "
-        f"{millions(winner.parameters)} remain in all ({winner.parameters:,}, embeddings included). "
-        "Whole MLP channels and attention heads are gone, layer by layer in different numbers, "
-        "so the model is smaller and faster as it is, without sparse kernels."
-    )
-    return text + (f" {'; '.join(gone)}." if gone else "")
 
 
 def _table(data: ReportData) -> str:
@@ -178,7 +145,7 @@ def _table(data: ReportData) -> str:
             ]
         )
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in lines)
 
 
 def _value(contender: Contender, metric: str) -> str:
@@ -188,17 +155,8 @@ def _value(contender: Contender, metric: str) -> str:
 
 
 def _entries(entries: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"- {_line(label)}: {_line(value)}" for label, value in entries)
-
-
-def _line(text: str) -> str:
-    return _markdown_text(" ".join(str(text).split()))
-
-
-def _markdown_text(text: str) -> str:
-    """Without HTML, which the hub would render."""
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    return "\n".join(f"- {line(label)}: {line(value)}" for label, value in entries)
 
 
 def _cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")
+    return line(text).replace("|", "\\|")

@@ -16,6 +16,7 @@ from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.prefix import common_prefix
 from stages.files import InputError
 from tests import tiny
+from tests.by_hand import run_by_hand
 from tests.conftest import TinyFolder
 
 MIXED = [[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]]
@@ -104,7 +105,7 @@ def test_the_sliced_state_run_by_hand_gives_the_same_logits(name: str, tiny_fold
     network.sort(tiny.random_order(network.shape))
     tokens = TOKENS[:1, :9]
     for architecture in (network.shape.dense(), fitted(MIXED, network), fitted(HOLLOW, network)):
-        by_hand = tiny.run_by_hand(network.sliced_state(architecture), config, tokens[0].tolist())
+        by_hand = run_by_hand(network.sliced_state(architecture), config, tokens[0].tolist())
         close(tiny.elastic_logits(network, architecture, tokens)[0], by_hand.float())
 
 

@@ -3,118 +3,161 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.architecture import Architecture, ModelShape
-from stages.export import huggingface
-from tests.export.dense import (
-    FAMILY_OPTIONS,
+from tests import tiny
+from tests.tiny import (
     HIDDEN,
     HOLLOW,
     LAYERS,
     MIXED,
     VOCABULARY,
-    assert_same,
     export,
-    load,
-    logits,
-    make_dense,
+    exported,
     masked,
+    random_model,
     sliced,
-    tokens,
 )
 
 
-def contents(folder: Path) -> Mapping[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def logits(model: Any) -> torch.Tensor:
+    return tiny.reference_logits(model, tiny.random_tokens())
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "config.json").read_text()))
+
+
+def variant(name: str, **options: Any) -> Any:
+    return random_model(tiny.EXPORTED[name].family, **{**tiny.EXPORTED[name].options, **options})
 
 
 @pytest.mark.parametrize("architecture", [MIXED, HOLLOW], ids=["mixed", "hollow"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("family", FAMILY_OPTIONS)
+@pytest.mark.parametrize("name", tiny.EXPORTED)
 def test_export_equals_the_masked_dense_model(
-    tmp_path: Path, family: str, tied: bool, architecture: Architecture
+    tmp_path: Path, name: str, tied: bool, architecture: Architecture
 ) -> None:
-    dense = make_dense(family, tied)
-    exported = load(export(tmp_path / "model", dense, architecture))
-    before = logits(dense.model, tokens())
-    expected = logits(masked(dense, architecture), tokens())
+    dense = variant(name, tie_word_embeddings=tied)
+    shape = tiny.shape_of(dense)
+    architecture = tiny.fitted(architecture, shape)
+    model = exported(export(tmp_path / "model", dense, architecture))
+    before = logits(dense)
+    expected = logits(masked(dense, architecture))
     assert not torch.allclose(before, expected, atol=0.1), "the pruning changes nothing: a blind test"
-    assert_same(logits(exported, tokens()), expected)
-    outside = dense.shape.total_parameters - dense.shape.decoder_parameters
-    assert exported.num_parameters() == architecture.kept_parameters(dense.shape) + outside
-    assert exported.config.base_model_type == family
+    tiny.assert_same(logits(model), expected)
+    outside = shape.total_parameters - shape.decoder_parameters
+    assert model.num_parameters() == architecture.kept_parameters(shape) + outside
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert model.config.base_model_type == shape.family
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_configuration_says_what_transformers_expects_of_it(tmp_path: Path, tied: bool) -> None:
+    dense = random_model("llama", tie_word_embeddings=tied, rope_parameters=tiny.LLAMA3_ROPE)
+    dense.config._name_or_path = "/home/someone/models/dense"
+    folder = export(tmp_path / "model", dense, HOLLOW, dtype=torch.bfloat16)
+    config = config_of(folder)
+    assert config["per_layer_config"] == {
+        "0": {"intermediate_size": 40, "skip": ["attention"]},
+        "1": {"num_attention_heads": 4},
+        "2": {"skip": ["attention", "mlp"]},
+        "3": {"intermediate_size": 7, "num_attention_heads": 3, "num_key_value_heads": 1},
+    }
+    dense_widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
+    assert [config[key] for key in dense_widths] == [6, 2, 64, 4]
+    assert (config["dtype"], config["tie_word_embeddings"]) == ("bfloat16", tied)
+    assert config["architectures"] == ["PrunecastLlamaForCausalLM"]
+    assert (config["head_dim"], config["rope_parameters"]) == (tiny.HEAD_DIM, tiny.LLAMA3_ROPE)
+    assert {name.split(".")[0] for name in config["auto_map"].values()} == {"modeling_prunecast"}
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    assert "/home/someone" not in (folder / "config.json").read_text()
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert ("lm_head.weight" in file.keys()) != tied  # noqa: SIM118
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
 
 
 def test_a_first_kind_without_any_attention_is_refused(tmp_path: Path) -> None:
-    dense = make_dense("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    dense = random_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(ValueError, match="at least one layer of the first layer's kind"):
         export(tmp_path / "model", dense, HOLLOW)
 
 
-@pytest.mark.parametrize("family", FAMILY_OPTIONS)
-def test_equal_widths_need_no_code_of_ours(tmp_path: Path, family: str) -> None:
-    dense = make_dense(family)
-    architecture = Architecture.from_json([[2, 2, 20]] * LAYERS)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("width", [(2, 2, 20), (1, 3, 64), (2, 3, 33), (1, 1, 8)], ids=str)
+@pytest.mark.parametrize("name", tiny.EXPORTED)
+def test_equal_widths_need_no_code_of_ours(
+    tmp_path: Path, name: str, width: tuple[int, int, int], tied: bool
+) -> None:
+    dense = variant(name, tie_word_embeddings=tied)
+    architecture = tiny.fitted(Architecture.from_json([width] * LAYERS), tiny.shape_of(dense))
+    groups, heads, channels = architecture.widths[0]
     folder = export(tmp_path / "model", dense, architecture)
-    config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == family
+    config = config_of(folder)
+    assert config["model_type"] == dense.config.model_type
+    widths = ("num_key_value_heads", "num_attention_heads", "intermediate_size")
+    assert tuple(config[key] for key in widths) == (groups, groups * heads, channels)
     assert not {"auto_map", "per_layer_config", "base_model_type"} & config.keys()
     assert not list(folder.glob("*.py"))
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model) is type(dense.model)
-    assert_same(logits(model, tokens()), logits(masked(dense, architecture), tokens()))
+    assert type(model) is type(dense)
+    tiny.assert_same(logits(model), logits(masked(dense, architecture)))
 
 
 def test_equal_widths_that_llama_refuses_use_our_code(tmp_path: Path) -> None:
     """Llama wants its heads to divide the hidden size: 5 of 6 heads do not divide 36."""
-    dense = make_dense("llama", num_key_value_heads=6)  # six groups of one head
+    dense = random_model("llama", num_key_value_heads=6)  # six groups of one head
     architecture = Architecture.from_json([[5, 1, 64]] * LAYERS)
-    model = load(export(tmp_path / "model", dense, architecture))
+    model = exported(export(tmp_path / "model", dense, architecture))
     assert model.config.model_type == "prunecast_llama"
-    assert_same(logits(model, tokens()), logits(masked(dense, architecture), tokens()))
+    tiny.assert_same(logits(model), logits(masked(dense, architecture)))
 
 
-def small_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(VOCABULARY - 3))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    fast.chat_template = "{% for m in messages %}{{ '<s> ' + m['content'] + ' </s>' }}{% endfor %}"
-    return fast
+@pytest.mark.parametrize("architecture", [MIXED, Architecture.from_json([[2, 2, 20]] * LAYERS)])
+def test_weights_divided_into_several_files(tmp_path: Path, architecture: Architecture) -> None:
+    dense = random_model("qwen3")
+    folder = export(tmp_path / "model", dense, architecture, max_shard_size="40KB")
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == files
+    model = exported(folder)
+    tiny.assert_same(logits(model), logits(masked(dense, architecture)))
+    model.save_pretrained(tmp_path / "again", max_shard_size="30KB")
+    assert torch.equal(logits(exported(tmp_path / "again")), logits(model))
 
 
 def test_tokenizer_generation_settings_and_dtype_come_along(tmp_path: Path) -> None:
-    dense = make_dense("llama")
+    dense = random_model("llama")
     dense.config.quantization_config = {"quant_method": "gguf"}
+    original = tiny.byte_tokenizer()
+    original.chat_template = "{% for m in messages %}{{ '<bos>' + m['content'] + '<eos>' }}{% endfor %}"
     folder = export(
         tmp_path / "model", dense, MIXED,
-        tokenizer=small_tokenizer(),
+        tokenizer=original,
         generation_config=transformers.GenerationConfig(max_new_tokens=7, eos_token_id=[2, 5]),
         dtype=torch.bfloat16,
     )  # fmt: skip
-    config = json.loads((folder / "config.json").read_text())
-    assert config["dtype"] == "bfloat16"
-    assert "quantization_config" not in config
-    assert config["architectures"] == ["PrunecastLlamaForCausalLM"]
-    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_prunecast.PrunecastLlamaForCausalLM"
-    model = load(folder)
+    assert "quantization_config" not in config_of(folder)
+    model = exported(folder)
     assert model.dtype == torch.bfloat16
     assert (model.generation_config.max_new_tokens, model.generation_config.eos_token_id) == (7, [2, 5])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer("w0 w5 w93")["input_ids"] == [3, 8, 96]
+    text = "A model keeps ünits."
+    assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
+    assert tokenizer.special_tokens_map == original.special_tokens_map
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "w1"}], tokenize=False)
-    assert chat == "<s> w1 </s>"
+    assert chat == "<bos>w1<eos>"
+    model.save_pretrained(tmp_path / "again")
+    assert exported(tmp_path / "again").generation_config.to_dict() == model.generation_config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -128,49 +171,15 @@ def test_tokenizer_generation_settings_and_dtype_come_along(tmp_path: Path) -> N
     ids=["missing", "dropped", "shape", "tied"],
 )
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    dense = make_dense("llama", tied=True)
+    dense = random_model("llama", tie_word_embeddings=True)
     state = {k: v for k, v in {**sliced(dense, HOLLOW), **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):
         export(tmp_path / "model", dense, HOLLOW, state=state)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["_check_written", "_sync", "_take_place"])
-def test_a_failed_write_leaves_the_previous_export(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    dense = make_dense("llama")
-    folder = export(tmp_path / "model", dense, HOLLOW)
-    before = contents(folder)
-
-    def fail(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(huggingface, step, fail)
-    with pytest.raises(KeyboardInterrupt):
-        export(folder, dense, MIXED)
-    assert contents(folder) == before
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_an_export_replaces_the_whole_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
-) -> None:
-    if not can_exchange:
-        monkeypatch.setattr(huggingface, "_exchange", lambda *_: False)
-    dense = make_dense("llama")
-    folder = export(tmp_path / "model", dense, HOLLOW)
-    (folder / "stale.txt").write_text("of the previous export")
-    (tmp_path / ".model.partial").mkdir()  # what a kill left
-    export(folder, dense, MIXED)
-    assert not (folder / "stale.txt").exists()
-    assert list(tmp_path.iterdir()) == [folder]
-    assert load(folder).num_parameters() == sum(t.numel() for t in sliced(dense, MIXED).values())
-
-
 def test_a_wrong_parameter_count_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelShape, "mlp_parameters", lambda *_: 1)
     with pytest.raises(ValueError, match="parameters; expected"):
-        export(tmp_path / "model", make_dense("llama"), MIXED)
+        export(tmp_path / "model", random_model("llama"), MIXED)
     assert list(tmp_path.iterdir()) == []
