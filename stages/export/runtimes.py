@@ -1,0 +1,89 @@
+"""The two programs that run an export, behind one interface: PyTorch a folder, llama.cpp a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from stages.export import modeling_prunecast
+
+
+class Runtime(Protocol):
+    """A loaded model with a cache of one sequence."""
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Forget what was, and process a prompt as far as the logits of its last token."""
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Continue the sequence token by token, with the logits of each."""
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Logits (L, vocabulary) in float32 after each of the tokens of a new sequence."""
+
+
+class PyTorch:
+    """transformers on the CPU, in the dtype of the folder's weights."""
+
+    def __init__(self, folder: Path) -> None:
+        modeling_prunecast.register()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._cache: Any = None
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self._cache = None
+        self._step(tokens)
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self._step([token])
+
+    def _step(self, tokens: Sequence[int]) -> None:
+        with torch.inference_mode():
+            out = self._model(
+                torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            )
+        self._cache = out.past_key_values
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = self._model(torch.tensor([tokens]), use_cache=False).logits
+        return found[0].float()
+
+
+class LlamaCpp:
+    """llama.cpp on the CPU through llama-cpp-python.
+
+    `context` is the longest sequence; `every_logit` keeps the logits of all tokens, which `logits` needs.
+    """
+
+    def __init__(self, path: Path, context: int, every_logit: bool = False) -> None:
+        from llama_cpp import Llama
+
+        threads = torch.get_num_threads()
+        self.model: Any = Llama(
+            str(path), n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads,
+            n_gpu_layers=0, flash_attn=True, logits_all=every_logit, verbose=False,
+            yarn_attn_factor=-1.0, yarn_beta_fast=-1.0, yarn_beta_slow=-1.0,  # as the file says
+        )  # fmt: skip
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self.model.reset()
+        self.model.eval(list(tokens))
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self.model.eval([token])
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        self.prefill(tokens)
+        return torch.from_numpy(self.model.scores[: len(tokens)].copy())
+
+
+def has_llama_cpp() -> bool:
+    return importlib.util.find_spec("llama_cpp") is not None
