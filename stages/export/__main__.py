@@ -1,4 +1,4 @@
-"""Stage `export`: winner -> Hugging Face folder, final table, report.  Run: python -m stages.export"""
+"""Stage `export`: winner -> Hugging Face folder, GGUF, final table, report.  Run: python -m stages.export"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export import check, evidence
+from stages.export import check, evidence, gguf_folder
 from stages.export.huggingface import write_folder
 from stages.export.model_card import model_card
 from stages.export.report import ReportData, build_report, metrics, write_pictures
@@ -31,6 +31,7 @@ from stages.tracking import Tracker, open_tracker
 
 HERE = DATA / "export"
 MODEL = HERE / "model"
+GGUF = HERE / "gguf"
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
@@ -100,9 +101,9 @@ def _export(bench: Workbench, winner: Architecture, dtype: torch.dtype) -> list[
 def _write_and_check(
     bench: Workbench, network: ElasticNetwork, winner: Architecture, dtype: torch.dtype
 ) -> list[tuple[str, str]]:
-    loaded = bench.checkpoint
+    loaded, state = bench.checkpoint, network.sliced_state(winner)
     write_folder(
-        MODEL, network.sliced_state(winner), loaded.config, winner, network.shape,
+        MODEL, state, loaded.config, winner, network.shape,
         loaded.tokenizer, loaded.generation_config, dtype,
     )  # fmt: skip
     some = next(iter(bench.texts.values())).parts["selection"][0].text
@@ -114,11 +115,16 @@ def _write_and_check(
         flush=True,
     )
     check.check(difference, dtype)
+    params = bench.params
+    files = gguf_folder.write_folder(GGUF, params.model, loaded, state, winner, params.export.gguf)
+    for label, result in files:
+        print(f"export: {label} {result}", flush=True)
     size = sum(file.stat().st_size for file in MODEL.glob("*.safetensors"))
     return [
         ("loads with from_pretrained in a fresh process", "yes"),
         ("largest logit difference", f"{difference:.2e} (allowed {check.TOLERANCE[dtype]:g})"),
         ("weights on disk", f"{size / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}"),
+        *files,
     ]
 
 

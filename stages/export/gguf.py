@@ -38,8 +38,8 @@ _TYPES = {
     "Q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_YARN_KEYS = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
-_YARN_KEYS |= {"attention_factor", "beta_fast", "beta_slow", "truncate"}
+_YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+_YARN_KEYS = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", *_YARN_DEFAULTS}
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,8 @@ def check_supported(model: PrunedModel) -> None:
         )
     if kind not in _ROPE_TYPES:
         raise UnsupportedError(f"the rope type {kind!r} cannot be written; expected one of {_ROPE_TYPES}")
-    surplus = sorted(rope.keys() - _YARN_KEYS) if kind == "yarn" else []
-    if surplus or rope.get("truncate") is False:
-        raise UnsupportedError(
-            f"llama.cpp reads {surplus or ['truncate']} of a yarn rope differently"
-        )
+    if kind == "yarn" and (unusual := _unusual_yarn(rope)):
+        raise UnsupportedError(f"the yarn rope sets {unusual}, which llama.cpp does not read alike")
     if not _kept(model.architecture):
         raise UnsupportedError("every layer is gone, and llama.cpp loads no model without layers")
 
@@ -117,6 +114,14 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
 
 def _rope(config: Any) -> dict[str, Any]:
     return dict(getattr(config, "rope_parameters", None) or {})
+
+
+def _unusual_yarn(rope: Mapping[str, Any]) -> list[str]:
+    """The settings of a yarn rope that are not the usual ones."""
+    given = {key: value for key, value in rope.items() if value is not None}
+    return sorted(given.keys() - _YARN_KEYS) + [
+        key for key, usual in _YARN_DEFAULTS.items() if given.get(key, usual) != usual
+    ]
 
 
 def _kept(architecture: Architecture) -> list[int]:
@@ -174,14 +179,9 @@ def _describe_rope(writer: GGUFWriter, rope: Mapping[str, Any], head_dim: int) -
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
     elif kind == "yarn":
-        factor = float(rope["factor"])
-        usual = 0.1 * math.log(factor) + 1  # llama.cpp multiplies by it unasked
         writer.add_rope_scaling_type(RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(factor)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
-        writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
-        writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
-        writer.add_rope_scaling_attn_factors(float(rope.get("attention_factor") or usual) / usual)
 
 
 def _tensors(model: PrunedModel) -> Iterator[tuple[str, Tensor]]:

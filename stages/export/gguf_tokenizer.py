@@ -30,11 +30,6 @@ Fields = dict[str, Field]
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _GPT2 = "the pattern of GPT-2"
 _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_GPT2,), False): "gpt-2",
@@ -42,10 +37,10 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,), True): "llama-bpe",
     ((_CONTRACTIONS + _WORDS + r"\p{N}{1,3}" + _REST,), False): "dbrx",
     ((_CONTRACTIONS + _WORDS + r"\p{N}" + _REST,), False): "qwen2",
-    ((_TEKKEN,), True): "tekken",
 }
 """llama.cpp's name of a pre-tokenizer, by the patterns that split and whether whole words skip merging
-(llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe`)."""
+(llama.cpp, src/llama-vocab.cpp, `llm_tokenizer_bpe`). Its "tekken" is not here: it splits capitals beyond
+ASCII otherwise than Mistral's own pattern."""
 
 _NOT_PLAIN = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 _SPECIAL = {"bos": Keys.Tokenizer.BOS_ID, "eos": Keys.Tokenizer.EOS_ID}
@@ -93,7 +88,9 @@ def derived(tokenizer: Any, rows: int) -> Fields:
         Keys.Tokenizer.ADD_PREFIX: Field(False, GGUFValueType.BOOL),
     }
     if tokenizer.eos_token_id is None:
-        raise UnsupportedError("the tokenizer has no end-of-sequence token; llama.cpp would take token 11 for it")
+        raise UnsupportedError(
+            "the tokenizer has no end-of-sequence token; llama.cpp would take token 11 for it"
+        )
     for name, key in _SPECIAL.items():
         token = getattr(tokenizer, f"{name}_token_id")
         if token is not None:

@@ -32,7 +32,8 @@ class PyTorch:
 
     def __init__(self, folder: Path) -> None:
         modeling_prunecast.register()
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        self._model = model.eval()
         self._cache: Any = None
 
     def prefill(self, tokens: Sequence[int]) -> None:
@@ -69,7 +70,6 @@ class LlamaCpp:
         self.model: Any = Llama(
             str(path), n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads,
             n_gpu_layers=0, flash_attn=True, logits_all=every_logit, verbose=False,
-            yarn_attn_factor=-1.0, yarn_beta_fast=-1.0, yarn_beta_slow=-1.0,  # as the file says
         )  # fmt: skip
 
     def prefill(self, tokens: Sequence[int]) -> None:

@@ -27,9 +27,10 @@ SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
 }
 TEXT = """Forty-two llamas (42, or 1234567) didn't sleep: "we're tired", they'd say, I'll bet!
-\tThey\u2019d  walked   far -- 3.14 km -- over hills\n\n\nand naïve façades, 日本語 and Ελληνικά; émigrés' x_y = z[0] + 1e-5;
+\tThey\u2019d  walked   far -- 3.14 km -- over hills\n\n\nand naïve façades, 日本語 and Ελληνικά;
+émigrés' x_y = z[0] + 1e-5;
 YOU'RE SHOUTING, it's   true.  \n """
-CHAT = "{% for message in messages %}<user>{{ message['content'] }}<eos>{% endfor %}"
+CHAT = "{% for message in messages %}<user>{{ message['content'] }}!{% endfor %}"
 EVERY_CASE = Architecture.from_json([[0, 0, 45], [2, 2, 0], [0, 0, 0], [1, 3, 96]])
 """A first layer without attention, attention beside a dropped MLP, a layer that lost both."""
 LAST_HOLLOW = Architecture.from_json([[2, 3, 128], [0, 0, 33], [1, 1, 64], [2, 1, 0]])
@@ -43,6 +44,29 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+
+
+_BEFORE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_AFTER = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+NEMO = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?"
+    r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Mistral Nemo's, which llama.cpp knows as "tekken" and rewrites with other meaning beyond ASCII."""
+PRE_TOKENIZERS: dict[str, tuple[pre_tokenizers.PreTokenizer, bool]] = {
+    "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), False),
+    "smollm": (
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        False,
+    ),
+    "llama-bpe": (split(_BEFORE + r"\p{N}{1,3}" + _AFTER), True),
+    "dbrx": (split(_BEFORE + r"\p{N}{1,3}" + _AFTER), False),
+    "qwen2": (split(_BEFORE + r"\p{N}" + _AFTER), False),
+}
+"""llama.cpp's name -> the pre-tokenizer of that name in the models' own tokenizer.json, and ignore_merges."""
 
 
 def trained_tokenizer(
@@ -78,7 +102,10 @@ def pruned_model(
 ) -> PrunedModel:
     """A random model pruned by the elastic network, its units in a random order."""
     source = tmp_path / "dense"
-    tiny.random_model(family, 0, **SIZES | options).save_pretrained(source)
+    dense = tiny.random_model(family, 0, **SIZES | options)
+    with torch.no_grad():
+        dense.lm_head.weight.mul_(0.5)  # else rounding to float16 shows in a perplexity of thousands
+    dense.save_pretrained(source)
     tokenizer = trained_tokenizer()
     tokenizer.save_pretrained(source)
     loaded = tiny.load(source)
