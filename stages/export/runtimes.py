@@ -1,17 +1,17 @@
-"""The two programs that run an export, behind one interface: PyTorch a folder, llama.cpp a GGUF file."""
+"""The two programs that run an export, behind one interface: PyTorch a folder, llama.cpp a GGUF file.
+
+Each is imported where it is used: a process that measures one's memory must not hold the other.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM
-
-from stages.export import modeling_prunecast
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Runtime(Protocol):
@@ -30,10 +30,17 @@ class Runtime(Protocol):
 class PyTorch:
     """transformers on the CPU, in the dtype of the folder's weights."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from stages.export import modeling_prunecast
+
+        torch.set_num_threads(threads)
         modeling_prunecast.register()
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self._model = model.eval()
+        self.model = model.eval()
+        self._torch = torch
         self._cache: Any = None
 
     def prefill(self, tokens: Sequence[int]) -> None:
@@ -45,15 +52,15 @@ class PyTorch:
             self._step([token])
 
     def _step(self, tokens: Sequence[int]) -> None:
-        with torch.inference_mode():
-            out = self._model(
-                torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        with self._torch.inference_mode():
+            out = self.model(
+                self._torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
             )
         self._cache = out.past_key_values
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
-        with torch.inference_mode():
-            found: Tensor = self._model(torch.tensor([tokens]), use_cache=False).logits
+        with self._torch.inference_mode():
+            found: Tensor = self.model(self._torch.tensor([tokens]), use_cache=False).logits
         return found[0].float()
 
 
@@ -63,10 +70,9 @@ class LlamaCpp:
     `context` is the longest sequence; `every_logit` keeps the logits of all tokens, which `logits` needs.
     """
 
-    def __init__(self, path: Path, context: int, every_logit: bool = False) -> None:
+    def __init__(self, path: Path, threads: int, context: int, every_logit: bool = False) -> None:
         from llama_cpp import Llama
 
-        threads = torch.get_num_threads()
         self.model: Any = Llama(
             str(path), n_ctx=context, n_batch=context, n_threads=threads, n_threads_batch=threads,
             n_gpu_layers=0, flash_attn=True, logits_all=every_logit, verbose=False,
@@ -81,8 +87,15 @@ class LlamaCpp:
             self.model.eval([token])
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
+        import torch
+
         self.prefill(tokens)
         return torch.from_numpy(self.model.scores[: len(tokens)].copy())
+
+
+def open_runtime(path: Path, threads: int, context: int, every_logit: bool = False) -> Runtime:
+    """Load a folder with PyTorch, a GGUF file with llama.cpp."""
+    return PyTorch(path, threads) if path.is_dir() else LlamaCpp(path, threads, context, every_logit)
 
 
 def has_llama_cpp() -> bool:

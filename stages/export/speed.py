@@ -7,22 +7,20 @@ model's work over the pruned one's: FLOPs for a prompt, bytes of weights for a g
 from __future__ import annotations
 
 import math
-import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from gguf import GGUFReader
 from safetensors import safe_open
 from torch import Tensor
 
 from stages.architecture import Architecture, ModelShape
-from stages.export.runtimes import LlamaCpp, PyTorch, Runtime
+from stages.export.memory import peak_memory
+from stages.export.runtimes import PyTorch, Runtime, open_runtime
 from stages.families import FAMILIES
 
 
@@ -91,9 +89,6 @@ class Artifact:
     architecture: Architecture
     folder: Path
 
-    def open(self, context: int, every_logit: bool = False) -> Runtime:
-        return PyTorch(self.path) if self.path.is_dir() else LlamaCpp(self.path, context, every_logit)
-
 
 def compare(
     runtime: str, weights: str, dense: Artifact, pruned: Artifact, shape: ModelShape, load: Load
@@ -101,8 +96,11 @@ def compare(
     """Measure two artifacts of one runtime side by side."""
     both = (dense, pruned)
     agreements = [_agreement(artifact, load.windows) for artifact in both]
-    memories = [_memory_elsewhere(artifact, load) for artifact in both]
-    prefill, decode = _times([artifact.open(_context(load)) for artifact in both], load)
+    context, threads = len(load.prompt) + len(load.continuation), torch.get_num_threads()
+    memories = [
+        peak_memory(artifact.path, threads, len(load.prompt), len(load.continuation)) for artifact in both
+    ]
+    prefill, decode = _times([open_runtime(artifact.path, threads, context) for artifact in both], load)
     figures = [
         Figures(
             artifact.architecture.kept_parameters(shape) + shape.total_parameters - shape.decoder_parameters,
@@ -158,10 +156,6 @@ def size_bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in ([path] if path.is_file() else path.glob("*.safetensors")))
 
 
-def _context(load: Load) -> int:
-    return max(len(load.prompt) + len(load.continuation), load.windows.shape[1])
-
-
 def _times(models: Sequence[Runtime], load: Load) -> tuple[list[list[float]], list[list[float]]]:
     """Seconds of prefill and of decoding, each a list of rounds for each model, taken in turn."""
     prefill: list[list[float]] = [[] for _ in models]
@@ -181,8 +175,9 @@ def _times(models: Sequence[Runtime], load: Load) -> tuple[list[list[float]], li
 
 def _agreement(artifact: Artifact, windows: Tensor) -> tuple[float, float, float]:
     """Perplexity, KL divergence a token from the folder of the same weights, largest logit difference."""
-    model = artifact.open(windows.shape[1], every_logit=True)
-    reference = model if artifact.path == artifact.folder else PyTorch(artifact.folder)
+    threads = torch.get_num_threads()
+    model = open_runtime(artifact.path, threads, windows.shape[1], every_logit=True)
+    reference = model if artifact.path == artifact.folder else PyTorch(artifact.folder, threads)
     loss, divergence, difference = 0.0, 0.0, 0.0
     for window in windows:
         logits = model.logits(window.tolist())
@@ -202,32 +197,3 @@ def kl(expected: Tensor, found: Tensor) -> float:
         p, q = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
         total += float((p.exp() * (p - q)).sum())
     return total / len(expected)
-
-
-def _memory_elsewhere(artifact: Artifact, load: Load) -> int:
-    """`_memory` in a fresh process, whose high-water mark knows of nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_memory, artifact, load, torch.get_num_threads()).result()
-
-
-def _memory(artifact: Artifact, load: Load, threads: int) -> int:
-    """Bytes by which this process's peak resident memory exceeds what it held before loading."""
-    torch.set_num_threads(threads)
-    before = psutil.Process().memory_info().rss
-    model = artifact.open(_context(load))
-    model.prefill(load.prompt)
-    model.decode(load.continuation)
-    return max(0, _peak_memory() - before)
-
-
-def _peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux: getrusage there counts the parent before exec too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource
-    import sys
-
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024

@@ -65,8 +65,8 @@ def test_f16_is_the_folder(tmp_path: Path, case: str) -> None:
     family, architecture, options = CASES[case]
     model = pruned_model(tmp_path, architecture, family, **options)
     write_file(tmp_path / "model.gguf", model, "F16")
-    expected = PyTorch(folder_of(tmp_path, model)).logits(TOKENS)
-    found = LlamaCpp(tmp_path / "model.gguf", 128, every_logit=True).logits(TOKENS)
+    expected = PyTorch(folder_of(tmp_path, model), 1).logits(TOKENS)
+    found = LlamaCpp(tmp_path / "model.gguf", 1, 128, every_logit=True).logits(TOKENS)
     assert kl(expected, found) <= KL_BAR
     assert kl(expected, expected.roll(1, 0)) > 0.5, "logits that hardly vary: a blind test"
     assert perplexity(found) == pytest.approx(perplexity(expected), rel=1e-3)
@@ -77,8 +77,8 @@ def test_quantised_files_are_the_folder_roughly(tmp_path: Path, file_type: str, 
     """Random weights have no redundancy: they suffer far more than those of a trained model."""
     model = pruned_model(tmp_path, EVERY_CASE)
     write_file(tmp_path / "model.gguf", model, file_type)
-    expected = PyTorch(folder_of(tmp_path, model)).logits(TOKENS)
-    assert kl(expected, LlamaCpp(tmp_path / "model.gguf", 128, every_logit=True).logits(TOKENS)) <= bar
+    expected = PyTorch(folder_of(tmp_path, model), 1).logits(TOKENS)
+    assert kl(expected, LlamaCpp(tmp_path / "model.gguf", 1, 128, every_logit=True).logits(TOKENS)) <= bar
 
 
 @pytest.mark.parametrize("architecture", [EVERY_CASE, LAST_HOLLOW, SILENT], ids=["every", "last", "silent"])
@@ -86,11 +86,11 @@ def test_generation_follows_the_folder(tmp_path: Path, architecture: Architectur
     """Each greedy token of llama.cpp, with its cache, is the folder's best or within rounding of it."""
     model = pruned_model(tmp_path, architecture)
     write_file(tmp_path / "model.gguf", model, "F16")
-    runtime = LlamaCpp(tmp_path / "model.gguf", 128)
+    runtime = LlamaCpp(tmp_path / "model.gguf", 1, 128)
     prompt = TOKENS[:20]
     generator = runtime.model.generate(prompt, temp=0.0)
     generated = [next(generator) for _ in range(24)]
-    logits = PyTorch(folder_of(tmp_path, model)).logits([*prompt, *generated])
+    logits = PyTorch(folder_of(tmp_path, model), 1).logits([*prompt, *generated])
     for place, token in enumerate(generated, start=len(prompt) - 1):
         assert logits[place, token] >= logits[place].max() - 0.1
     assert len(set(generated)) > 3
@@ -106,7 +106,7 @@ def test_text_is_tokenised_alike(tmp_path: Path, name: str, bos: bool) -> None:
     model = pruned_model(tmp_path, UNIFORM)
     fields = derived(tokenizer, VOCABULARY)
     write_file(tmp_path / "model.gguf", type(model)(**{**vars(model), "tokenizer": fields}), "F16")
-    llama = LlamaCpp(tmp_path / "model.gguf", 32).model
+    llama = LlamaCpp(tmp_path / "model.gguf", 1, 32).model
     for text in (TEXT, TEXT.upper(), "a" + TEXT[::-1], f"<user>{TEXT}<eos><tool>x"):
         expected = tokenizer(text)["input_ids"]
         assert llama.tokenize(text.encode(), add_bos=True, special=True) == expected
@@ -116,7 +116,7 @@ def test_text_is_tokenised_alike(tmp_path: Path, name: str, bos: bool) -> None:
 
 def test_the_chat_template_is_used(tmp_path: Path) -> None:
     write_file(tmp_path / "model.gguf", pruned_model(tmp_path, EVERY_CASE), "Q8_0")
-    model = LlamaCpp(tmp_path / "model.gguf", 64).model
+    model = LlamaCpp(tmp_path / "model.gguf", 1, 64).model
     answer = model.create_chat_completion(
         [{"role": "user", "content": "llamas"}], max_tokens=8, temperature=0, logit_bias={2: -100.0}
     )
