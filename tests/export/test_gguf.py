@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from stages.architecture import Architecture
-from stages.export import gguf
 from stages.export.gguf import PrunedModel, write_file
 from stages.export.gguf_tokenizer import UnsupportedError
 from tests import tiny
@@ -278,7 +277,7 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         return np.zeros((1,), np.uint8)
 
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", fail)
+    monkeypatch.setattr(GGUFWriter, "write_tensor_data", fail)
     with pytest.raises(KeyboardInterrupt):
         write_file(folder / "model.gguf", model, "Q8_0")
     assert (folder / "model.gguf").read_bytes() == before

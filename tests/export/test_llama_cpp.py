@@ -120,8 +120,6 @@ def test_the_chat_template_is_used(tmp_path: Path) -> None:
     answer = model.create_chat_completion(
         [{"role": "user", "content": "llamas"}], max_tokens=8, temperature=0, logit_bias={2: -100.0}
     )
-    prompt = trained_tokenizer().apply_chat_template(
-        [{"role": "user", "content": "llamas"}], add_generation_prompt=True
-    )["input_ids"]
-    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    prompt: Any = trained_tokenizer().apply_chat_template([{"role": "user", "content": "llamas"}])
+    assert answer["usage"]["prompt_tokens"] == len(prompt["input_ids"])
     assert answer["usage"]["completion_tokens"] > 0

@@ -180,7 +180,12 @@ def test_the_cache_continues_the_prompt(tmp_path: Path) -> None:
     runtime.prefill(tokens[:30])
     seen: list[Any] = []
     forward = runtime.model.forward
-    runtime.model.forward = lambda *a, **k: seen.append(forward(*a, **k)) or seen[-1]
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append(forward(*args, **options))
+        return seen[-1]
+
+    runtime.model.forward = watched
     runtime.decode(tokens[30:])
     runtime.model.forward = forward
     stepwise = torch.cat([out.logits[0] for out in seen])
