@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 
 from stages.architecture import Architecture
@@ -19,17 +22,21 @@ from stages.export.gguf import write_file
 from stages.export.runtimes import PyTorch, has_llama_cpp
 from stages.export.speed import Comparison, Load, Spread, bytes_a_token, kl, prefill_flops
 from stages.files import InputError
+from stages.params import PARTS
+from stages.search import outcome
+from stages.search.outcome import Candidate
 from tests import tiny
 from tests.export.deployable import (
     EVERY_CASE,
     SIZES,
+    TEXT,
     UNIFORM,
     VOCABULARY,
     folder_of,
     pruned_model,
     trained_tokenizer,
 )
-from tests.small import SMOLLM2
+from tests.small import REPOSITORY, SMOLLM2
 
 WINDOWS = tiny.random_tokens(2, 40, vocabulary=VOCABULARY)
 
@@ -116,6 +123,41 @@ def test_another_architecture_than_the_exported_one_is_refused(
     load = Load([4], [5], 1, WINDOWS)
     with pytest.raises(InputError, match="Run `dvc repro` to export"):
         proof.prove(tiny.source_of(dense), tiny.load(dense), export, UNIFORM, load, tmp_path)
+
+
+def test_the_command_reads_what_the_pipeline_wrote(
+    exported: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dense, export = exported
+    shutil.copytree(export, tmp_path / "data" / "export")
+    winner = Candidate(outcome.WINNER, EVERY_CASE, 0.5, {}, {}, 1.0)
+    outcome.write(tmp_path / "data" / "search" / "outcome.json", [winner])
+    (tmp_path / "text.txt").write_text(TEXT * 8)
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content["model"]["source"] = str(dense)
+    content["corpora"]["texts"] = {"llamas": dict.fromkeys(PARTS, "text.txt")}
+    content["search"]["objective"] = {"log_ppl.llamas": 1.0}
+    content["export"]["measurement"]["sequence_length"] = 50
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "peak_memory", lambda *_: 1000)
+    arguments = ["--prompt", "20", "--continuation", "3", "--rounds", "1", "--windows", "2"]
+    monkeypatch.setattr(sys, "argv", ["proof", *arguments])
+    proof.main()
+    assert "| PyTorch float32 | pruned |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "data" / "export" / "proof.json").read_text())
+    assert written["protocol"]["windows"] == [2, 50]
+    assert written["protocol"]["text"] == "llamas"
+    assert written["comparisons"][0]["pruned"]["memory_bytes"] == 1000
+    assert not list((tmp_path / "data" / "export").glob(".dense-*"))
+    monkeypatch.setattr(sys, "argv", ["proof", "--windows", "1000"])
+    with pytest.raises(SystemExit) as stopped:
+        proof.main()
+    assert stopped.value.code == 2
+    assert "Lower windows or sequence_length" in capsys.readouterr().err
 
 
 def test_ideals_of_smollm2_by_hand() -> None:
