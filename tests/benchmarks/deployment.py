@@ -39,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ratio", type=float, default=0.4)
-    parser.add_argument("--spread", type=float, default=0.3)
+    parser.add_argument("--spread", type=float, default=0.3, help="at least 0.1: widths are discrete")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there too")
     proof.add_arguments(parser)
