@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install repro test ui report constraints clean-caches clean-venv
+.PHONY: help install repro proof test ui report constraints clean-caches clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test: install ## lint, format check, types, tests
 
 ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT=… for another port)
 	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+
+proof: install ## compare speed, memory and size of the export with the dense model's; llama.cpp where installed
+	@.venv/bin/python -m stages.export.proof
 
 report: ## say where the report of the last run is
 	@test -f data/export/report.html || { echo "There is no report yet: run 'make repro' first." >&2; exit 1; }

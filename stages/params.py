@@ -257,7 +257,14 @@ class Search(Section):
 
 class Export(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
+    gguf: list[Literal["F16", "Q8_0", "Q4_0"]]
     measurement: Measurement
+
+    @model_validator(mode="after")
+    def _each_file_once(self) -> Export:
+        if len(set(self.gguf)) < len(self.gguf):
+            raise ValueError(f"gguf is {self.gguf}; expected each type once")
+        return self
 
 
 class Tracking(Section):

@@ -129,6 +129,7 @@ def test_what_a_kill_must_not_lose_persists() -> None:
         "data/evaluate/importance.safetensors",
         "data/search/journal.jsonl",
         "data/search/studies.log",
+        "data/export/gguf",
         "data/export/journal.jsonl",
         "data/export/metrics.json",
         "data/export/model",

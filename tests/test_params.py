@@ -94,6 +94,7 @@ def test_params_are_frozen():
         ("search/narrowing/sensitive", 1.1, "1.1"),
         ("search/narrowing/other_ratios", [0.1], "[0.1]"),
         ("export/dtype", "int8", "'int8'"),
+        ("export/gguf", "F16", "'F16'"),
         ("tracking/experiment", "", "''"),
     ],
 )
@@ -109,6 +110,13 @@ def test_a_bad_value_is_one_line_with_key_value_and_expectation(
 def test_a_bad_element_is_named_by_its_place(tmp_path: Path):
     message = message_of(tmp_path, {"sample/ratios": [0.1, 1.2]})
     assert "sample.ratios.1 is 1.2; expected " in message
+    message = message_of(tmp_path, {"export/gguf": ["F16", "Q5_1"]})
+    assert "export.gguf.1 is 'Q5_1'; expected 'F16', 'Q8_0' or 'Q4_0'" in message
+
+
+def test_a_file_type_stands_there_once(tmp_path: Path):
+    message = message_of(tmp_path, {"export/gguf": ["F16", "F16"]})
+    assert "export: gguf is ['F16', 'F16']; expected each type once" in message
 
 
 @pytest.mark.parametrize(

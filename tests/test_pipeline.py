@@ -178,6 +178,11 @@ def test_repro_makes_a_model_that_loads_and_a_report(repository: Repository) -> 
     assert 0.22 <= final["uniform"]["overall_ratio"] <= 0.25
     assert "<html" in (repository.path / "data" / "export" / "report.html").read_text()
     assert (folder / "README.md").is_file()
+    # The tiny tokenizer has no merges, so that llama.cpp cannot hold it: said, and the export goes on.
+    gguf = repository.path / "data" / "export" / "gguf"
+    assert [path.name for path in gguf.iterdir()] == ["README.md"]
+    assert "No file was written: the tokenizer has no merges" in (gguf / "README.md").read_text()
+    assert "not written: the tokenizer has no merges" in (folder / "README.md").read_text()
 
 
 def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> None:

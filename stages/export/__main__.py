@@ -1,4 +1,4 @@
-"""Stage `export`: winner -> Hugging Face folder, final table, report.  Run: python -m stages.export"""
+"""Stage `export`: winner -> Hugging Face folder, GGUF, final table, report.  Run: python -m stages.export"""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export import check, evidence, model_card
+from stages.export import check, evidence, gguf_folder, model_card
 from stages.export.base_model import BaseModel, read_base_model
 from stages.export.huggingface import write_folder
 from stages.export.question_groups import question_groups
 from stages.export.report import ReportData, build_report, metrics, write_pictures
 from stages.export.staging import replacing, require_space
 from stages.files import write_json, write_text
-from stages.params import Params
+from stages.params import Export, Params
 from stages.sample.designs import BASELINES
 from stages.sample.source import read_shape
 from stages.search import outcome
@@ -35,13 +35,14 @@ from stages.stage import DATA, main
 from stages.tracking import Tracker, open_tracker
 
 HERE = DATA / "export"
-MODEL, PICTURES, REPORT, METRICS = "model", "pictures", "report.html", "metrics.json"
+MODEL, GGUF, PICTURES, REPORT, METRICS = "model", "gguf", "pictures", "report.html", "metrics.json"
+_GGUF_BYTES = {"F16": 2.0, "Q8_0": 1.1, "Q4_0": 0.6}  # a parameter
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
     candidates = outcome.read(DATA / "search" / "outcome.json")
     winner = evidence.same_architecture(candidates, outcome.WINNER)
-    size = _size_bytes(winner, read_shape(params.model), getattr(torch, params.export.dtype))
+    size = _size_bytes(winner, read_shape(params.model), params.export)
     require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
     with (
         Journal(HERE / "journal.jsonl") as journal,
@@ -53,10 +54,12 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     _print_table(data)
 
 
-def _size_bytes(winner: Architecture, shape: ModelShape, dtype: torch.dtype) -> int:
+def _size_bytes(winner: Architecture, shape: ModelShape, section: Export) -> int:
     """About what the export takes on the disk."""
     parameters = shape.total_parameters - shape.decoder_parameters + winner.kept_parameters(shape)
-    return parameters * dtype.itemsize + 30_000_000  # tokenizer, pictures, report
+    dtype: torch.dtype = getattr(torch, section.dtype)
+    bytes_each = dtype.itemsize + sum(_GGUF_BYTES[kind] for kind in section.gguf)
+    return int(parameters * bytes_each) + 30_000_000  # tokenizers, pictures, report
 
 
 def _make(
@@ -129,9 +132,9 @@ def _export(
 def _write_and_check(
     bench: Workbench, network: ElasticNetwork, winner: Architecture, folder: Path, dtype: torch.dtype
 ) -> list[tuple[str, str]]:
-    loaded = bench.checkpoint
+    loaded, state = bench.checkpoint, network.sliced_state(winner)
     write_folder(
-        folder, network.sliced_state(winner), loaded.config, winner, network.shape,
+        folder, state, loaded.config, winner, network.shape,
         loaded.tokenizer, loaded.generation_config, dtype,
     )  # fmt: skip
     documents = next(iter(bench.texts.values())).parts["selection"]
@@ -144,11 +147,18 @@ def _write_and_check(
         flush=True,
     )
     check.check(difference, dtype)
+    params = bench.params
+    files = gguf_folder.write_folder(
+        folder.parent / GGUF, params.model, loaded, state, winner, params.export.gguf
+    )
+    for label, result in files:
+        print(f"export: {label} {result}", flush=True)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return [
         ("loads with from_pretrained in a fresh process", "yes"),
         ("largest logit difference", f"{difference:.2e} (allowed {check.TOLERANCE[dtype]:g})"),
         ("weights on disk", f"{size / 1e6:.1f} MB in {str(dtype).removeprefix('torch.')}"),
+        *files,
     ]
 
 
@@ -177,8 +187,9 @@ def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> Non
         shutil.copy(file, new / MODEL)
     own_code = (new / MODEL / "modeling_prunecast.py").is_file()
     names = [picture.name for picture in shown]
+    files = [f"../{GGUF}/{path.name}" for path in sorted((new / GGUF).glob("*.gguf"))]
     card = model_card.model_card(
-        data, data.winner, base, own_code=own_code, pictures=names, registered=registered
+        data, data.winner, base, own_code=own_code, pictures=names, registered=registered, gguf=files
     )
     write_text(new / MODEL / "README.md", card)
 

@@ -26,7 +26,6 @@ def test_lm_eval_takes_an_exported_folder(tiny_folder: TinyFolder, tmp_path: Pat
     architecture = tiny.random_architecture(network.shape, torch.Generator().manual_seed(4))
     assert len(set(architecture.widths)) > 1
     exported, tasks = tmp_path / "model", tmp_path / "tasks"
-    exported.mkdir()
     tasks.mkdir()
     write_folder(
         exported, network.sliced_state(architecture), loaded.config, architecture, network.shape,

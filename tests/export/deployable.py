@@ -1,0 +1,126 @@
+"""Small random models that llama.cpp can hold: a trained byte-level BPE, sizes that quantise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from transformers import PreTrainedTokenizerFast
+
+from stages.architecture import Architecture
+from stages.evaluate.elastic import ElasticNetwork
+from stages.export.gguf import PrunedModel
+from stages.export.gguf_tokenizer import derived
+from stages.export.huggingface import write_folder
+from tests import tiny
+
+VOCABULARY, SPARE = 320, 4
+SIZES: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 128,
+    "vocab_size": VOCABULARY,
+}
+TEXT = """Forty-two llamas (42, or 1234567) didn't sleep: "we're tired", they'd say, I'll bet!
+\tThey\u2019d  walked   far -- 3.14 km -- over hills\n\n\nand naïve façades, 日本語 and Ελληνικά;
+émigrés' x_y = z[0] + 1e-5;
+YOU'RE SHOUTING, it's   true.  \n """
+CHAT = "{% for message in messages %}<user>{{ message['content'] }}!{% endfor %}"
+EVERY_CASE = Architecture.from_json([[0, 0, 45], [2, 2, 0], [0, 0, 0], [1, 3, 96]])
+"""A first layer without attention, attention beside a dropped MLP, a layer that lost both."""
+LAST_HOLLOW = Architecture.from_json([[2, 3, 128], [0, 0, 33], [1, 1, 64], [2, 1, 0]])
+UNIFORM = Architecture.from_json([[2, 2, 64]] * 4)
+
+
+def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+_BEFORE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_AFTER = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+NEMO = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?"
+    r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Mistral Nemo's, which llama.cpp knows as "tekken" and rewrites with other meaning beyond ASCII."""
+PRE_TOKENIZERS: dict[str, tuple[pre_tokenizers.PreTokenizer, bool]] = {
+    "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), False),
+    "smollm": (
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        False,
+    ),
+    "llama-bpe": (split(_BEFORE + r"\p{N}{1,3}" + _AFTER), True),
+    "dbrx": (split(_BEFORE + r"\p{N}{1,3}" + _AFTER), False),
+    "qwen2": (split(_BEFORE + r"\p{N}" + _AFTER), False),
+}
+"""llama.cpp's name -> the pre-tokenizer of that name in the models' own tokenizer.json, and ignore_merges."""
+
+
+def trained_tokenizer(
+    pre: pre_tokenizers.PreTokenizer | None = None, ignore_merges: bool = False, bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on TEXT, with control tokens first and one that is user-defined last."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - SPARE - 1,
+        special_tokens=["<pad>", "<bos>", "<eos>", "<user>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+    fast.add_tokens(["<tool>"])
+    fast.chat_template = CHAT
+    if bos:
+        from tokenizers.processors import TemplateProcessing
+
+        fast.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
+        )
+    return fast
+
+
+def pruned_model(
+    tmp_path: Path, architecture: Architecture, family: str = "llama", **options: Any
+) -> PrunedModel:
+    """A random model pruned by the elastic network, its units in a random order."""
+    source = tmp_path / "dense"
+    dense = tiny.random_model(family, 0, **SIZES | options)
+    with torch.no_grad():
+        dense.lm_head.weight.mul_(0.5)  # else rounding to float16 shows in a perplexity of thousands
+    dense.save_pretrained(source)
+    tokenizer = trained_tokenizer()
+    tokenizer.save_pretrained(source)
+    loaded = tiny.load(source)
+    network = ElasticNetwork(loaded, tiny.CPU)
+    network.sort(tiny.random_order(loaded.shape))
+    return PrunedModel(
+        "tiny", network.sliced_state(architecture), loaded.config, architecture, loaded.shape,
+        derived(tokenizer, VOCABULARY),
+    )  # fmt: skip
+
+
+def folder_of(tmp_path: Path, model: PrunedModel) -> Path:
+    """The same pruned model as a Hugging Face folder."""
+    folder = tmp_path / "model"
+    write_folder(
+        folder, model.state, model.config, model.architecture, model.shape, None, None, torch.float32
+    )
+    return folder

@@ -1,0 +1,239 @@
+"""The proof compares what was exported, and its ideals and agreements are right."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+from stages.architecture import Architecture
+from stages.export import gguf_folder, huggingface, proof, speed
+from stages.export.gguf import write_file
+from stages.export.runtimes import PyTorch, has_llama_cpp
+from stages.export.speed import Comparison, Load, Spread, bytes_a_token, kl, prefill_flops
+from stages.files import InputError
+from stages.params import PARTS
+from stages.search import outcome
+from stages.search.outcome import Candidate
+from tests import tiny
+from tests.export.deployable import (
+    EVERY_CASE,
+    SIZES,
+    TEXT,
+    UNIFORM,
+    VOCABULARY,
+    folder_of,
+    pruned_model,
+    trained_tokenizer,
+)
+from tests.small import REPOSITORY, SMOLLM2
+
+WINDOWS = tiny.random_tokens(2, 40, vocabulary=VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A dense model, and its export pruned to EVERY_CASE."""
+    root = tmp_path_factory.mktemp("proof")
+    tiny.random_model("llama", 0, **SIZES).save_pretrained(root / "dense")
+    trained_tokenizer().save_pretrained(root / "dense")
+    loaded = tiny.load(root / "dense")
+    state = tiny.network_of(root / "dense").sliced_state(EVERY_CASE)
+    huggingface.write_folder(
+        root / "export" / "model", state, loaded.config, EVERY_CASE, loaded.shape, None, None, torch.float32
+    )
+    gguf_folder.write_folder(
+        root / "export" / "gguf", tiny.source_of(root / "dense"), loaded, state, EVERY_CASE, ["Q8_0"]
+    )
+    return root / "dense", root / "export"
+
+
+@pytest.fixture(scope="module")
+def found(exported: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Comparison]:
+    dense, export = exported
+    load = Load(list(range(4, 34)), [5, 6, 7], 2, WINDOWS)
+    scratch = tmp_path_factory.mktemp("scratch")
+    return proof.prove(tiny.source_of(dense), tiny.load(dense), export, EVERY_CASE, load, scratch)
+
+
+def perplexity(folder: Path) -> float:
+    model = tiny.reference(folder) if folder.name == "dense" else PyTorch(folder, 1).model
+    with torch.inference_mode():
+        logits = model(WINDOWS).logits
+    return math.exp(float(F.cross_entropy(logits[:, :-1].flatten(0, 1), WINDOWS[:, 1:].flatten())))
+
+
+def test_each_artifact_is_described(exported: tuple[Path, Path], found: list[Comparison]) -> None:
+    dense, export = exported
+    shape = tiny.load(dense).shape
+    first = found[0]
+    assert (first.runtime, first.weights) == ("PyTorch", "float32")
+    assert first.dense.parameters == shape.total_parameters
+    written = speed.tensor_bytes(export / "model")
+    assert first.pruned.parameters == sum(written.values()) / 4
+    assert first.pruned.size_bytes == (export / "model" / "model.safetensors").stat().st_size
+    assert first.dense.perplexity == pytest.approx(perplexity(dense), rel=1e-4)
+    assert first.pruned.perplexity == pytest.approx(perplexity(export / "model"), rel=1e-4)
+    assert first.dense.memory_bytes > 0
+    assert (first.pruned.kl, first.pruned.logit_difference) == (0, 0)
+    assert first.prefill_speedup.minimum <= first.prefill_speedup.median <= first.prefill_speedup.maximum
+    kept = EVERY_CASE.kept_parameters(shape) + shape.hidden + shape.hidden * shape.vocabulary
+    head = shape.hidden * shape.vocabulary
+    assert first.ideal_decode == pytest.approx((shape.total_parameters - head) / kept)
+    assert 1 < first.ideal_decode < first.ideal_prefill
+
+
+def test_llama_cpp_is_measured_where_it_is_installed(found: list[Comparison]) -> None:
+    if not has_llama_cpp():
+        assert len(found) == 1
+        return
+    assert [(c.runtime, c.weights) for c in found[1:]] == [("llama.cpp", "Q8_0")]
+    assert 0 < found[1].pruned.kl < 0.1
+    assert 0 < found[1].pruned.logit_difference < 2
+    assert found[1].pruned.perplexity == pytest.approx(found[0].pruned.perplexity, rel=0.1)
+
+
+def test_table_and_file(found: list[Comparison], tmp_path: Path) -> None:
+    text = proof.table(found)
+    assert f"| PyTorch float32 | pruned | {found[0].pruned.parameters / 1e6:.1f} M |" in text
+    share = found[0].decode_speedup.median / found[0].ideal_decode
+    assert f"{found[0].ideal_decode:.3f} | {share:.2f} |" in text
+    proof.write(tmp_path / "proof.json", found, Load([1, 2], [3], 2, WINDOWS), "news")
+    document = json.loads((tmp_path / "proof.json").read_text())
+    assert document["schema"] == "prunecast.proof"
+    assert document["protocol"]["windows"] == [2, 40]
+    row = document["comparisons"][0]
+    assert row["pruned"]["prefill"]["median"] == found[0].pruned.prefill.median
+
+
+def test_another_architecture_than_the_exported_one_is_refused(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dense, export = exported
+    load = Load([4], [5], 1, WINDOWS)
+    with pytest.raises(InputError, match="Run `dvc repro` to export"):
+        proof.prove(tiny.source_of(dense), tiny.load(dense), export, UNIFORM, load, tmp_path)
+
+
+def test_the_command_reads_what_the_pipeline_wrote(
+    exported: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dense, export = exported
+    shutil.copytree(export, tmp_path / "data" / "export")
+    winner = Candidate(outcome.WINNER, EVERY_CASE, 0.5, {}, {}, 1.0)
+    outcome.write(tmp_path / "data" / "search" / "outcome.json", [winner])
+    (tmp_path / "text.txt").write_text(TEXT * 8)
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content["model"]["source"] = str(dense)
+    content["corpora"]["texts"] = {"llamas": dict.fromkeys(PARTS, "text.txt")}
+    content["search"]["objective"] = {"log_ppl.llamas": 1.0}
+    content["export"]["measurement"]["sequence_length"] = 50
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "peak_memory", lambda *_: 1000)
+    arguments = ["--prompt", "20", "--continuation", "3", "--rounds", "1", "--windows", "2"]
+    monkeypatch.setattr(sys, "argv", ["proof", *arguments])
+    proof.main()
+    assert "| PyTorch float32 | pruned |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "data" / "export" / "proof.json").read_text())
+    assert written["protocol"]["windows"] == [2, 50]
+    assert written["protocol"]["text"] == "llamas"
+    assert written["comparisons"][0]["pruned"]["memory_bytes"] == 1000
+    assert not list((tmp_path / "data" / "export").glob(".dense-*"))
+    monkeypatch.setattr(sys, "argv", ["proof", "--windows", "1000"])
+    with pytest.raises(SystemExit) as stopped:
+        proof.main()
+    assert stopped.value.code == 2
+    assert "Lower windows or sequence_length" in capsys.readouterr().err
+
+
+def test_ideals_of_smollm2_by_hand() -> None:
+    """Half of the MLPs gone; everything counted by hand from the model's sizes."""
+    pruned = Architecture.from_json([[3, 3, 768]] * 30)
+    attention, mlp, head = 576 * (2 * 576 + 2 * 192) + 576, 3 * 576 * 1536 + 576, 49152 * 576
+    mixing = 30 * 9 * 64 * 2 * 512**2
+    dense = 512 * 2 * 30 * (attention + mlp) + mixing + 2 * head
+    assert prefill_flops(SMOLLM2, SMOLLM2.dense(), 512) == dense
+    assert prefill_flops(SMOLLM2, pruned, 512) == dense - 512 * 2 * 30 * 3 * 576 * 768
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_an_embedding_that_is_no_head_is_not_read(tmp_path: Path, tied: bool) -> None:
+    model = pruned_model(tmp_path, UNIFORM, tie_word_embeddings=tied)
+    write_file(tmp_path / "model.gguf", model, "Q8_0")
+    folder = folder_of(tmp_path, model)
+    everything = sum(t.numel() for t in model.state.values())
+    embedding = 0 if tied else 96 * VOCABULARY
+    assert bytes_a_token(folder, model.shape) == 4 * (everything - embedding)
+    vectors = sum(t.numel() for t in model.state.values() if t.dim() == 1)
+    quantised = (everything - vectors - embedding) // 32 * 34  # 32 bytes and a scale of 2
+    assert bytes_a_token(tmp_path / "model.gguf", model.shape) == quantised + 4 * vectors
+
+
+def test_kl_of_two_distributions() -> None:
+    p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
+    expected = 0.5 * math.log(2) - 0.25 * math.log(2)
+    assert kl(p.log() + 3, q.log() - 1) == pytest.approx(expected)
+    assert kl(p.log().repeat(130, 1), q.log().repeat(130, 1)) == pytest.approx(expected)
+
+
+class Recorder:
+    """A runtime that writes down what it is asked."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        self.log.append(f"{self.name} prefill {len(tokens)}")
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        self.log.append(f"{self.name} decode {len(tokens)}")
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        raise AssertionError("not while timing")
+
+
+def test_models_take_turns_and_the_first_round_does_not_count() -> None:
+    log: list[str] = []
+    models = [Recorder("dense", log), Recorder("pruned", log)]
+    prefill, decode = speed._times(models, Load([1, 2, 3], [4, 5], 3, WINDOWS))
+    turn = ["dense prefill 3", "dense decode 2", "pruned prefill 3", "pruned decode 2"]
+    assert log == turn * 4
+    assert [len(times) for times in (*prefill, *decode)] == [3] * 4
+
+
+def test_the_cache_continues_the_prompt(tmp_path: Path) -> None:
+    """Decoding after a prefill reads what the whole sequence at once would."""
+    runtime = PyTorch(folder_of(tmp_path, pruned_model(tmp_path, EVERY_CASE)), 1)
+    tokens = WINDOWS[0].tolist()
+    runtime.prefill(tokens[:30])
+    seen: list[Any] = []
+    forward = runtime.model.forward
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append(forward(*args, **options))
+        return seen[-1]
+
+    runtime.model.forward = watched
+    runtime.decode(tokens[30:])
+    runtime.model.forward = forward
+    stepwise = torch.cat([out.logits[0] for out in seen])
+    torch.testing.assert_close(stepwise, runtime.logits(tokens)[30:], rtol=1e-4, atol=1e-4)
+
+
+def test_spread() -> None:
+    assert Spread.of([3, 1, 2]) == Spread(1, 2, 3)
+    assert str(Spread.of([1234.56, 1, 2])) == "2 (1 to 1235)"
