@@ -197,6 +197,25 @@ def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> Non
     assert all(0.25 <= c["overall_ratio"] <= 0.28 for c in finalists)
 
 
+def test_each_round_is_a_run_with_its_errors_on_what_it_had_not_seen(repository: Repository) -> None:
+    runs = {r.info.run_name: r for r in repository.mlflow_runs() if r.info.run_name.startswith("round ")}
+    assert sorted(runs) == ["round 1", "round 2"]
+    rows = repository.json("search/metrics.json")["rounds"]
+    for number, row in enumerate(rows, start=1):
+        logged = runs[f"round {number}"].data.metrics
+        assert logged["rmse.log_ppl.prose"] == pytest.approx(row["rmse.log_ppl.prose"])
+        assert row["measured"] == 3
+    designs = Counter(row["design"] for row in repository.journal("search"))
+    assert (designs["round-1"], designs["round-2"]) == (3, 3)
+
+
+def test_one_predictor_serves_another_budget_too(repository: Repository) -> None:
+    candidates = repository.json("search/outcome.json")["candidates"]
+    (front,) = [c for c in candidates if c["name"] == "front"]
+    assert 0.2 <= front["overall_ratio"] <= 0.23
+    assert front["metrics"]["ppl.prose"] > 0
+
+
 def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     runs = repository.mlflow_runs()
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]

@@ -73,14 +73,18 @@ def out_of_fold(contestant: Contestant, pairs: pd.DataFrame, target: str, folds:
     return forecast
 
 
-def judge(measured: Array, forecast: Array, overall_ratios: Array, budget: Budget) -> dict[str, float]:
+def judge(
+    measured: Array, forecast: Array, sign: int, overall_ratios: Array, budget: Budget
+) -> dict[str, float]:
     """R², MAE, RMSE, Spearman; Spearman within `NEAR` of the budget; recall of the `TOP` best.
 
-    NaN where too few pairs lie near the budget to rank.
+    The best are the lowest where the law's `sign` is +1, as of log PPL, and else the highest. NaN
+    where too few pairs lie near the budget to rank.
     """
     near = np.abs(overall_ratios - budget.overall_ratio) <= NEAR
     top = min(TOP, len(measured) // 2)
-    best = set(np.argsort(measured, kind="stable")[:top]) & set(np.argsort(forecast, kind="stable")[:top])
+    first, forecast_first = (np.argsort(sign * v, kind="stable")[:top] for v in (measured, forecast))
+    best = set(first.tolist()) & set(forecast_first.tolist())
     few = near.sum() < 8 or np.ptp(forecast[near]) == 0 or np.ptp(measured[near]) == 0
     return {
         **errors(measured, forecast),
@@ -103,7 +107,7 @@ def compare(
     work = [(target, c) for target in targets for c in contestants(features, section)]
     for target, contestant in tqdm(work, desc="comparing predictors", unit="predictor", leave=False):
         forecast = out_of_fold(contestant, pairs, target, section.folds, section.seed)
-        figures = judge(pairs[target].to_numpy(), forecast, overall, budget)
+        figures = judge(pairs[target].to_numpy(), forecast, law(target), overall, budget)
         rows.append({"target": target, "scale": scale(target), "predictor": contestant.name, **figures})
     return pd.DataFrame(rows)
 
