@@ -239,7 +239,7 @@ def draw_importance(figure: FigureBase, data: ReportData, kind: str) -> None:
 
 
 def draw_search(figure: FigureBase, data: ReportData) -> None:
-    """The best objective so far, trial by trial; trials before the first finite one are left out."""
+    """The best objective of a round so far, by trial; those before the first finite one are left out."""
     axes = figure.subplots()
     trials = [index for index, value in enumerate(data.history) if math.isfinite(value)]
     values = [data.history[index] for index in trials]
@@ -248,7 +248,7 @@ def draw_search(figure: FigureBase, data: ReportData) -> None:
         f"{values[-1]:.3f}", (trials[-1] + 1, values[-1]), (0, 6), textcoords="offset points", ha="right"
     )
     axes.set_xlabel("trial")
-    axes.set_ylabel("best forecast objective so far")
+    axes.set_ylabel("best forecast of the round so far")
     axes.margins(x=0.01)
 
 

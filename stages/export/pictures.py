@@ -174,7 +174,8 @@ def _search(data: ReportData) -> Picture:
     )
     return Picture(
         "search",
-        "The best forecast objective found so far, lower is better: a curve that is still falling at its "
+        "The best forecast objective found so far, lower is better. It starts anew with each round, whose "
+        "predictor has learnt what the rounds before measured; a round whose curve is still falling at its "
         "end asks for more trials.",
         (panel,) if finite else (),
     )

@@ -71,9 +71,10 @@ class ReportData:
     `predictor` maps a target ("log_ppl.wikipedia") to its errors on held-out pairs: "r2", "mae",
     "rmse", "spearman", "held_out_pairs". `importance` maps a site ("12.attention") to its share of
     the predictor's gain. `narrowed` maps a site to (low ratio, high ratio, class), the class being
-    "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective so far,
-    trial by trial. `question_groups` and `protocol_entries` (`Selection.protocol`) are of the final
-    table. `change_errors`, where known, maps a baseline to the standard error of the
+    "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective of
+    a round so far, trial by trial, round after round. `question_groups` and `protocol_entries`
+    (`Selection.protocol`) are of the final table. `change_errors`, where known, maps a baseline to the
+    standard error of the
     winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
     """
