@@ -16,7 +16,7 @@ from tests.conftest import TinyFolder
 from tests.evaluate.test_measure import MEASUREMENT
 from tests.evaluate.test_mmlu import make_questions, pool_of
 
-pytest.importorskip("lm_eval.models.huggingface", reason="the extra lm-eval is not installed")
+pytest.importorskip("lm_eval.evaluator", reason="the extra lm-eval is not installed")
 
 
 @pytest.mark.parametrize("style", ["likelihood", "letter"])

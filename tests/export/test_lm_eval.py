@@ -17,7 +17,7 @@ from tests import lm_eval_reference, tiny
 from tests.conftest import TinyFolder
 from tests.evaluate.test_mmlu import make_questions
 
-pytest.importorskip("lm_eval.models.huggingface", reason="the extra lm-eval is not installed")
+pytest.importorskip("lm_eval.evaluator", reason="the extra lm-eval is not installed")
 
 
 def test_lm_eval_takes_an_exported_folder(tiny_folder: TinyFolder, tmp_path: Path) -> None:
