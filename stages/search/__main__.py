@@ -34,7 +34,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     scores = DATA / "evaluate" / "importance.safetensors"
     features = Features.of_model(shape, params.sample.bundle, scores)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
-    space = narrowed(params, first, features, pairs)
+    _, space = narrowed(params, first, features, pairs)
     narrowing.check_reachable(space, params.budget.overall_ratio, "budget.overall_ratio")
     for ratio in params.search.front:
         narrowing.check_reachable(space, ratio, "search.front")
@@ -63,19 +63,20 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
         guided = GuidedSearch(
             features, targets, section, params.train_predictor, params.budget,
-            lambda found, seen: narrowed(params, found, features, seen), measure, HERE / "studies.log",
+            lambda found, seen: narrowed(params, found, features, seen)[1], measure, HERE / "studies.log",
         )  # fmt: skip
         known = _known(designed, pairs, targets)
         rounds, known = guided.run(known, first, lambda r: results.log_round(tracker, params, r))
         last = guided.learn(known)
+        sites, space = narrowed(params, last, features, guided.table(known))
+        narrowing.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         chosen = guided.best(known, params.budget.overall_ratio)
         work += [Work(a, outcome.FINALIST) for a in chosen]
-        work += _front(guided, last, known, params, features)
+        work += _front(guided, last, space, known)
         rows = finally_.measure_all(work, journal, log_by(finally_), "finalists")
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
-        _write_space(params, last, features, guided.table(known))
         results.write(HERE, params, rounds, candidates, finally_.protocol)
         results.tag(tracker, HERE, candidates, rows)
     for candidate in candidates:
@@ -83,27 +84,16 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         print(f"{candidate.name:9} {candidate.architecture.id} {100 * candidate.overall_ratio:.2f} % {ppl}")
 
 
-def narrowed(params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame) -> Space:
-    """The space that a predictor narrows, as params say."""
-    return narrowing.space_of(
-        features.shape, params.sample.mlp_granularity, _sites(params, predictor, features, pairs)
-    )
-
-
-def _sites(
+def narrowed(
     params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame
-) -> list[narrowing.NarrowedSite]:
+) -> tuple[list[narrowing.NarrowedSite], Space]:
+    """What a predictor decides for every site, and the space that it narrows, as params say."""
     section = params.search
     importance = narrowing.importances(section.narrowing.by, predictor, features, pairs, section.objective)
     sample = params.sample
     prunable = prunable_sites(features.shape, sample.first_layers_kept, sample.last_layers_kept)
-    return narrowing.narrow(features.shape, prunable, importance, section.narrowing)
-
-
-def _write_space(params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame) -> None:
-    sites = _sites(params, predictor, features, pairs)
-    space = narrowing.space_of(features.shape, params.sample.mlp_granularity, sites)
-    narrowing.write(HERE / "narrowed_space.json", sites, space, params.search.narrowing.by)
+    sites = narrowing.narrow(features.shape, prunable, importance, section.narrowing)
+    return sites, narrowing.space_of(features.shape, sample.mlp_granularity, sites)
 
 
 def _known(
@@ -125,17 +115,12 @@ def _check_context(evaluator: Evaluator) -> None:
 
 
 def _front(
-    guided: GuidedSearch,
-    predictor: Predictor,
-    known: Mapping[Architecture, Metrics],
-    params: Params,
-    features: Features,
+    guided: GuidedSearch, predictor: Predictor, space: Space, known: Mapping[Architecture, Metrics]
 ) -> list[Work]:
     """The best forecast architecture at each further overall ratio: no new pairs are needed."""
-    space = narrowed(params, predictor, features, guided.table(known))
     work = []
-    for ratio in params.search.front:
-        trials = guided.ask(predictor, space, params.search.rounds + 1, known, ratio)
+    for ratio in guided.search.front:
+        trials = guided.ask(predictor, space, guided.search.rounds + 1, known, ratio)
         work.append(Work(min(trials, key=lambda t: (t.objective, t.number)).architecture, FRONT))
     return work
 

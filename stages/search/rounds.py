@@ -35,7 +35,6 @@ class Round:
 
     number: int
     predictor: Predictor
-    space: Space
     trials: Sequence[Trial]
     chosen: Sequence[Trial]
     measured: Mapping[Architecture, Metrics]
@@ -103,7 +102,7 @@ class GuidedSearch:
             trials = self.ask(predictor, space, number, known)
             chosen = tpe.finalists(trials, self.search.per_round, self.search.min_distance, list(known))
             measured = self.measure([t.architecture for t in chosen], number)
-            rounds.append(Round(number, predictor, space, trials, chosen, measured))
+            rounds.append(Round(number, predictor, trials, chosen, measured))
             after(rounds[-1])
             known |= measured
         return rounds, known

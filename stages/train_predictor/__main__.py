@@ -59,14 +59,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
                 f"RMSE {errors[target]['rmse']:.4f}, Spearman {errors[target]['spearman']:.3f} "
                 f"({scale(target)}; {errors[target]['pairs']} held-out pairs)"
             )
-            _log(
-                tracker,
-                target,
-                predictor,
-                pairs[names],
-                errors[target] | {"coverage": covered[target]},
-                params,
-            )
+            _log(tracker, target, predictor, pairs[names], errors[target], params)
         _print(compared)
 
 

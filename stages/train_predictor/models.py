@@ -6,7 +6,8 @@
 | ``additive`` | the non-negative linear model of `additive` |
 | ``additive+xgboost`` | the additive model, and trees on what it leaves over: the interactions |
 
-`REFERENCES` are compared with these and never searched with: they cannot be saved without a pickle.
+scikit-learn's histogram trees and Gaussian process are references, which these are compared with: they
+are never searched with, since they cannot be saved without a pickle.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stages.architecture import Architecture, Kind, Site
 from stages.build_dataset.features import Array, Features
 from stages.files import InputError
+from stages.params import TrainPredictor
 from stages.train_predictor import predictor as predictor_module
 from stages.train_predictor import served
 from stages.train_predictor.predictor import Predictor, errors, evaluate, law, scale
@@ -22,6 +23,12 @@ from tests.small import COMMITTED, SMALL, architectures_of, features_of, random_
 
 TARGETS = ["log_ppl.wiki", "quiz.log_likelihood", "quiz.accuracy"]
 SECTION = COMMITTED.train_predictor.model_copy(update={"trees": 150, "seed": 0, "model": "xgboost"})
+
+
+def section_of(kind: str) -> TrainPredictor:
+    return SECTION.model_copy(update={"model": kind})
+
+
 KINDS = ["xgboost", "additive", "additive+xgboost"]
 RNG = np.random.default_rng(1)
 WEIGHTS = {site: float(weight) for site, weight in zip(SMALL.sites(), RNG.uniform(0.1, 2, 12), strict=True)}
@@ -52,7 +59,7 @@ def learnt_by(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learnt]:
     """Predictors of every kind, taught the same noisy pairs."""
     features = features_of(tmp_path_factory.mktemp("features"))
     pairs = pairs_of(features, random_architectures(SMALL, 250), noise=0.3)
-    sections = {kind: SECTION.model_copy(update={"model": kind}) for kind in KINDS}
+    sections = {kind: section_of(kind) for kind in KINDS}
     return {
         kind: Learnt(features, pairs, Predictor.fit(pairs, features.names, TARGETS, section))
         for kind, section in sections.items()
@@ -198,9 +205,9 @@ def test_the_digest_names_what_was_fitted(learnt_by: dict[str, Learnt]):
     digests = {kind: found.predictor.digest for kind, found in learnt_by.items()}
     assert len(set(digests.values())) == 3
     pairs, names = learnt_by["additive"].pairs, learnt_by["additive"].features.names
-    again = Predictor.fit(pairs, names, TARGETS, SECTION.model_copy(update={"model": "additive"}))
+    again = Predictor.fit(pairs, names, TARGETS, section_of("additive"))
     assert again.digest == digests["additive"]
-    fewer = Predictor.fit(pairs.head(200), names, TARGETS, SECTION.model_copy(update={"model": "additive"}))
+    fewer = Predictor.fit(pairs.head(200), names, TARGETS, section_of("additive"))
     assert fewer.digest != digests["additive"]
 
 
@@ -235,7 +242,7 @@ def test_gains_find_the_one_site_that_matters(learnt: Learnt, site: Site):
         pairs,
         learnt.features.names,
         ["log_ppl.wiki"],
-        SECTION.model_copy(update={"model": learnt.predictor.kind}),
+        section_of(learnt.predictor.kind),
     )
     gains = predictor.gains("log_ppl.wiki", learnt.features, pairs[learnt.features.names].to_numpy())
     assert max(gains, key=lambda name: gains[name]) == str(site)
@@ -248,7 +255,7 @@ def test_gains_of_a_forecast_that_nothing_matters_to(learnt: Learnt):
         pairs,
         learnt.features.names,
         ["log_ppl.wiki"],
-        SECTION.model_copy(update={"model": learnt.predictor.kind}),
+        section_of(learnt.predictor.kind),
     )
     gains = predictor.gains("log_ppl.wiki", learnt.features, pairs[learnt.features.names].to_numpy())
     assert set(gains.values()) == {1 / 12}
