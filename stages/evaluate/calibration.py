@@ -20,6 +20,9 @@ from stages.evaluate.statistics import SiteStatistics, Statistics
 from stages.evaluate.taylor import taylor
 from stages.params import Params
 
+HELD_BYTES = {"cpu": 2**28, "cuda": 2**32}
+"""Of repaired projections and factors in memory: a look-up on disk takes as long as a layer on a GPU."""
+
 
 class Calibrator:
     """Scores, statistics and repair from one set of calibration batches, each computed on demand.
@@ -34,14 +37,14 @@ class Calibrator:
         self._section = params.evaluate
         self._loaded = loaded
         self._network = network
-        self._batches = batches
+        self.batches = batches
         self._cache = TensorCache(cache_folder() / "calibration", self._section.cache_mb * 2**20)
         tokens = hashlib.sha256(b"".join(batch.tokens.numpy().tobytes() for batch in batches)).hexdigest()
         self.key = digest(loaded.digest, tokens, str(network.dtype), network.device.type, code_digest())
 
     @property
     def tokens(self) -> int:
-        return sum(batch.tokens.numel() for batch in self._batches)
+        return sum(batch.tokens.numel() for batch in self.batches)
 
     def scores(self, path: Path) -> UnitScores:
         """The units' scores: those at `path` if they were computed from the same things, else new ones."""
@@ -55,7 +58,7 @@ class Calibrator:
 
     def _score(self, method: str) -> UnitScores:
         if method in ("taylor", "taylor-second"):
-            return taylor(self._network, self._batches, order=1 if method == "taylor" else 2)
+            return taylor(self._network, self.batches, order=1 if method == "taylor" else 2)
         if method == "magnitude":
             return importance.magnitude(self._network)
         if method == "random":
@@ -77,7 +80,7 @@ class Calibrator:
         return found
 
     def _gather(self) -> Statistics:
-        gathered = statistics.gather(ElasticNetwork(self._loaded, self._network.device), self._batches)
+        gathered = statistics.gather(ElasticNetwork(self._loaded, self._network.device), self.batches)
         for site, of_site in gathered.items():
             tensors = {"gram": of_site.gram, "total": of_site.total, "tokens": torch.tensor(of_site.tokens)}
             self._cache.put(f"{self.key}-{site}", tensors)
@@ -90,7 +93,13 @@ class Calibrator:
             return None
         key = digest(self.key, scores.digest, section.identity())
         return Reconstruction(
-            network, _LazyStatistics(self), scores.order(), section.damping, self._cache, key
+            network,
+            _LazyStatistics(self),
+            scores.order(),
+            section.damping,
+            self._cache,
+            key,
+            HELD_BYTES[network.device.type],
         )
 
     def repair_again(self, network: ElasticNetwork, scores: UnitScores, architecture: Architecture) -> Repair:
@@ -99,7 +108,7 @@ class Calibrator:
         key = f"{digest(self.key, scores.digest, section.identity(), 'again')}-{architecture.id}"
         tensors = self._cache.get(key)
         if tensors is None:
-            found = sequential.repair_again(network, architecture, self._batches, section.damping)
+            found = sequential.repair_again(network, architecture, self.batches, section.damping)
             tensors = {str(site): projection for site, projection in found.items()}
             self._cache.put(key, tensors)
         ready = {name: tensor.to(network.device, network.dtype) for name, tensor in tensors.items()}

@@ -17,7 +17,7 @@ from stages.files import InputError, read_json, write_json
 from stages.params import Params
 from stages.sample import designs
 from stages.sample.designs import Designed
-from stages.sample.space import Space, prunable_sites
+from stages.sample.space import Space
 from stages.search import narrowing, outcome, results
 from stages.search.outcome import FRONT
 from stages.search.rounds import GuidedSearch, Metrics
@@ -34,7 +34,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     scores = DATA / "evaluate" / "importance.safetensors"
     features = Features.of_model(shape, params.sample.bundle, scores)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
-    _, space = narrowed(params, first, features, pairs)
+    _, space = narrowing.narrowed(params, first, features, pairs)
     narrowing.check_reachable(space, params.budget.overall_ratio, "budget.overall_ratio")
     for ratio in params.search.front:
         narrowing.check_reachable(space, ratio, "search.front")
@@ -63,12 +63,13 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
         guided = GuidedSearch(
             features, targets, section, params.train_predictor, params.budget,
-            lambda found, seen: narrowed(params, found, features, seen)[1], measure, HERE / "studies.log",
+            lambda found, seen: narrowing.narrowed(params, found, features, seen)[1],
+            measure, HERE / "studies.log",
         )  # fmt: skip
         known = _known(designed, pairs, targets)
         rounds, known = guided.run(known, first, lambda r: results.log_round(tracker, params, r))
         last = guided.learn(known)
-        sites, space = narrowed(params, last, features, guided.table(known))
+        sites, space = narrowing.narrowed(params, last, features, guided.table(known))
         narrowing.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         chosen = guided.best(known, params.budget.overall_ratio)
@@ -82,18 +83,6 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     for candidate in candidates:
         ppl = ", ".join(f"{k} {v:.2f}" for k, v in candidate.metrics.items() if k.startswith("ppl."))
         print(f"{candidate.name:9} {candidate.architecture.id} {100 * candidate.overall_ratio:.2f} % {ppl}")
-
-
-def narrowed(
-    params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame
-) -> tuple[list[narrowing.NarrowedSite], Space]:
-    """What a predictor decides for every site, and the space that it narrows, as params say."""
-    section = params.search
-    importance = narrowing.importances(section.narrowing.by, predictor, features, pairs, section.objective)
-    sample = params.sample
-    prunable = prunable_sites(features.shape, sample.first_layers_kept, sample.last_layers_kept)
-    sites = narrowing.narrow(features.shape, prunable, importance, section.narrowing)
-    return sites, narrowing.space_of(features.shape, sample.mlp_granularity, sites)
 
 
 def _known(

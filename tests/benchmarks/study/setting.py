@@ -1,0 +1,116 @@
+"""What the study measures: regimes, corpora, and the workbench of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.evaluate.measure import Evaluator
+from stages.evaluate.workbench import Workbench, open_workbench
+from stages.params import Params
+
+SELECTED = 0.3
+"""The last part of a validation split that selection sees; what is before it calibrates."""
+TEXTS = ("wikitext2", "ptb")
+LENGTHS = {"wikitext2": 2048, "ptb": 1024}
+"""Tokens a window in the final table; in the search 1,024 for both."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One part of the study. `evaluate` overrides the section of params.yaml."""
+
+    name: str
+    ratios: tuple[float, ...]
+    evaluate: Mapping[str, Any]
+    only: tuple[str, ...] = ()
+    """The methods that run in it; all if empty."""
+
+
+_TAYLOR = {
+    "importance": "taylor",
+    "reconstruction": {"method": "none", "damping": 0.001},
+    "calibration": {"samples": 10, "sequence_length": 128},
+}
+REGIMES = {
+    r.name: r
+    for r in (
+        Regime("repaired", (0.2, 0.3, 0.4), {"calibration": {"samples": 120, "sequence_length": 1024}}),
+        Regime("taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "ours")),
+    )
+}
+
+
+def prepare(corpora: Path, work: Path) -> None:
+    """Divide the validation splits into a calibration and a selection file, at an end of a line."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name, source in (
+        ("wikitext2", corpora / "wikitext2/wiki.valid.tokens"),
+        ("ptb", corpora / "ptb/ptb.valid.txt"),
+    ):
+        text = source.read_text(encoding="utf-8")
+        cut = text.index("\n", round((1 - SELECTED) * len(text))) + 1
+        (work / f"{name}.calibration.txt").write_text(text[:cut], encoding="utf-8")
+        (work / f"{name}.selection.txt").write_text(text[cut:], encoding="utf-8")
+
+
+def params_of(
+    regime: Regime, overall_ratio: float, seed: int, model: str, corpora: Path, work: Path, windows: int
+) -> Params:
+    """The default params.yaml, with the study's model, corpora, importance and amount of text."""
+    made = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    made["model"]["source"] = model
+    reports = {"wikitext2": f"{corpora}/wikitext2/wiki.test.raw", "ptb": f"lines:{corpora}/ptb/ptb.test.txt"}
+    prefix = {"wikitext2": "", "ptb": "lines:"}
+    made["corpora"]["texts"] = {
+        name: {
+            "calibration": f"{prefix[name]}{work}/{name}.calibration.txt",
+            "selection": f"{prefix[name]}{work}/{name}.selection.txt",
+            "report": reports[name],
+        }
+        for name in TEXTS
+    }
+    mmlu = corpora / "mmlu"
+    made["corpora"]["questions"] = {
+        "mmlu": {
+            "calibration": f"{mmlu}/dev",
+            "selection": f"{mmlu}/dev",
+            "report": f"{mmlu}/test",
+        }
+    }
+    made["evaluate"] |= {**regime.evaluate, "cache_mb": 40_000}
+    made["evaluate"]["measurement"] |= {"sequence_length": 1024, "windows": windows, "questions": 4}
+    made["search"]["objective"] = {f"log_ppl.{name}": 1.0 for name in TEXTS}
+    made["budget"]["overall_ratio"] = overall_ratio
+    for section in ("sample", "train_predictor", "search"):
+        made[section]["seed"] = seed
+    return Params.model_validate(made)
+
+
+class Setting:
+    """An opened regime: one network, an evaluator for the search, and those of the final table."""
+
+    def __init__(self, params: Params, scores: Path) -> None:
+        self.params = params
+        self.scores = scores
+        self.bench = open_workbench(params, scores)
+        self.selection = replace(self.bench, questions={}).evaluator("selection", params.evaluate.measurement)
+
+    def final(self, questions: int | None) -> list[Evaluator]:
+        """On the test splits: each text at its own length, and MMLU in both formats."""
+        asked = self.params.evaluate.measurement.model_copy(
+            update={"windows": None, "questions": questions, "question_tokens": None}
+        )
+        made = []
+        for name in TEXTS:
+            bench: Workbench = replace(self.bench, texts={name: self.bench.texts[name]}, questions={})
+            made.append(
+                bench.evaluator("report", asked.model_copy(update={"sequence_length": LENGTHS[name]}))
+            )
+        both = asked.model_copy(update={"question_formats": ["likelihood", "letter"]})
+        made.append(replace(self.bench, texts={}).evaluator("report", both))
+        return made
