@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from stages.build_dataset import table
+from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.evaluate import journal
 from stages.files import read_json
@@ -19,8 +20,13 @@ def run(params: Params, _: argparse.Namespace) -> None:
     context = read_json(evaluated / "context.json", "prunecast.context", 1)["digest"]
     rows = journal.read(evaluated / "journal.jsonl").values()
     metrics = {row.architecture.id: row.metrics for row in rows if row.context == context}
-    features = Features.of_model(shape, params.sample.bundle, evaluated / "importance.safetensors")
-    targets = table.targets_of(list(params.corpora.texts), list(params.corpora.questions))
+    texts = list(params.corpora.texts)
+    measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}
+    curves = DamageCurves.of_pairs(shape, measured, texts)
+    (curves or DamageCurves({})).write(DATA / "build_dataset" / "damage.json")
+    scores = evaluated / "importance.safetensors"
+    features = Features.of_model(shape, params.sample.bundle, scores, curves)
+    targets = table.targets_of(texts, list(params.corpora.questions))
     section = params.build_dataset
     pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
     table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)

@@ -7,6 +7,9 @@
 | ``ratio.KIND`` | the mean ratio of all sites of one kind |
 | ``mass.KIND`` | the share of all importance scores of that kind in removed units |
 | ``overall_ratio`` | the fraction of all decoder-layer parameters removed |
+| ``damage``, ``damage.KIND`` | the sum of the sites' own measured damages (`DamageCurves`), nats a token |
+
+The damages are there where sites were cut alone (the single-site design).
 
 Every feature grows when any site is cut further, so a monotone law of the sites is a monotone
 law of the features.
@@ -25,9 +28,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.build_dataset.damage import DamageCurves
 from stages.files import InputError
 
 Array = NDArray[np.float64]
+DAMAGE = "damage"
+ALONE = 0.3
+"""The ratio at which damage curves are compared."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +42,20 @@ class Features:
     """Computes features of architectures of one model.
 
     `attention_mass[layer, g, h]` and `mlp_mass[layer, c]` are the importance scores kept by the
-    first g KV groups with their first h heads, and by the first c channels.
+    first g KV groups with their first h heads, and by the first c channels. `curves` are the sites'
+    own damages, if they were measured.
     """
 
     shape: ModelShape
     band: int
     attention_mass: Array
     mlp_mass: Array
+    curves: DamageCurves | None = None
 
     @classmethod
-    def of_model(cls, shape: ModelShape, band: int, scores_path: Path) -> Features:
+    def of_model(
+        cls, shape: ModelShape, band: int, scores_path: Path, curves: DamageCurves | None = None
+    ) -> Features:
         """Features of a model whose importance scores `evaluate` wrote.
 
         Raises:
@@ -66,7 +77,7 @@ class Features:
         attention[:, 1:, 1:] = np.cumsum(kept, axis=1)
         channels = np.zeros((shape.layers, shape.channels + 1))
         channels[:, 1:] = np.cumsum(-np.sort(-scores["channels"], axis=-1), axis=-1)
-        return cls(shape, band, attention, channels)
+        return cls(shape, band, attention, channels, curves)
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -87,10 +98,22 @@ class Features:
     def names(self) -> list[str]:
         sites = [f"ratio.{site.layer:02d}.{site.kind}" for site in self.sites]
         kinds = [f"{what}.{kind}" for what in ("ratio", "mass") for kind in Kind]
-        return [*sites, *(name for name, _ in self._bands), *kinds, "overall_ratio"]
+        damages = [DAMAGE, *(f"{DAMAGE}.{kind}" for kind in Kind)] if self.curves else []
+        return [*sites, *(name for name, _ in self._bands), *kinds, "overall_ratio", *damages]
+
+    def shares(self, feature: str) -> dict[Site, float]:
+        """The sites that a feature speaks of, and their shares of its importance, summing to 1.
+
+        Equal shares; of a damage by what each site's curve says at the ratio `ALONE`.
+        """
+        sites = self.sites_of(feature)
+        if self.curves is None or not is_damage(feature):
+            return dict.fromkeys(sites, 1 / len(sites))
+        damages = [self.curves.damage(site, ALONE) for site in sites]
+        return {site: damage / sum(damages) for site, damage in zip(sites, damages, strict=True)}
 
     def sites_of(self, feature: str) -> list[Site]:
-        """The sites that a feature speaks of, so that its importance can be shared among them."""
+        """The sites that a feature speaks of."""
         if feature in self.names[: len(self.sites)]:
             return [self.sites[self.names.index(feature)]]
         for name, places in self._bands:
@@ -121,8 +144,31 @@ class Features:
             1 - self.attention_mass[layers, groups, heads].sum() / self.attention_mass[:, -1, -1].sum(),
             1 - self.mlp_mass[layers, channels].sum() / self.mlp_mass[:, -1].sum(),
         ]
-        return np.array([*ratios, *bands, *kinds, *masses, architecture.overall_ratio(self.shape)])
+        overall = architecture.overall_ratio(self.shape)
+        return np.array([*ratios, *bands, *kinds, *masses, overall, *self._damages(widths)])
+
+    def _damages(self, widths: Sequence[LayerWidth]) -> list[float]:
+        if self.curves is None:
+            return []
+        each = np.array([self._damage(site, widths[site.layer]) for site in self.sites])
+        return [float(each.sum()), float(each[0::2].sum()), float(each[1::2].sum())]
+
+    @cached_property
+    def _site_damages(self) -> dict[tuple[Site, tuple[int, ...]], float]:
+        return {}
+
+    def _damage(self, site: Site, width: LayerWidth) -> float:
+        key = (site, width.of(site.kind))
+        if key not in self._site_damages:
+            assert self.curves is not None
+            self._site_damages[key] = self.curves.damage(site, self._ratio(site.kind, width))
+        return self._site_damages[key]
 
     def matrix(self, architectures: Sequence[Architecture]) -> Array:
         """Features (n, len(names)) of several architectures."""
         return np.stack([self.row(a) for a in architectures])
+
+
+def is_damage(feature: str) -> bool:
+    """Whether a feature is a sum of measured damages, which a model trusts more than its own weights."""
+    return feature.split(".")[0] == DAMAGE

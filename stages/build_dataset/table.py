@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.build_dataset.features import Features
+from stages.build_dataset.features import Features, is_damage
 from stages.files import InputError
-from stages.sample.designs import Designed
+from stages.sample.designs import SINGLE_SITE, Designed
 
 SCHEMA, VERSION = "prunecast.pairs", 1
 ID_COLUMNS = ("architecture", "design", "split")
@@ -38,7 +38,8 @@ def build(
     """Join architectures with what was measured of them (`metrics`, by architecture id).
 
     The split is drawn over the pairs in the order of their ids, so it depends on the seed and
-    on which architectures there are, not on the order in which they were measured.
+    on which architectures there are, not on the order in which they were measured. Pairs of the
+    single-site design are always trained on: features are made of what they measured.
 
     Raises:
         InputError: an architecture was not measured, or a value is out of range; it is named.
@@ -52,15 +53,16 @@ def build(
             f"the journal lacks {len(missing)} of {len(ordered)} architectures in this context, "
             f"the first is {missing[0]}; run `dvc repro evaluate`"
         )
-    order = np.random.default_rng(seed).permutation(len(ordered))
-    count = round(held_out * len(ordered))
-    if count < 2 or len(ordered) - count < 2:
+    drawn = [i for i, d in enumerate(ordered) if d.design != SINGLE_SITE]
+    order = np.random.default_rng(seed).permutation(len(drawn))
+    count = round(held_out * len(drawn))
+    if count < 2 or len(drawn) - count < 2:
         raise InputError(
-            f"{len(ordered)} pairs with build_dataset.held_out {held_out:g} leave {count} held out and "
-            f"{len(ordered) - count} to train on; expected at least 2 each. Sample more architectures"
+            f"{len(drawn)} pairs with build_dataset.held_out {held_out:g} leave {count} held out and "
+            f"{len(drawn) - count} to train on; expected at least 2 each. Sample more architectures"
         )
     split = np.full(len(ordered), TRAIN, dtype=object)
-    split[order[:count]] = HELD_OUT
+    split[[drawn[i] for i in order[:count]]] = HELD_OUT
     table = pd.DataFrame(
         {
             "architecture": [d.architecture.id for d in ordered],
@@ -103,6 +105,8 @@ def _range(column: str) -> tuple[float, float]:
         return 0.0, 50.0
     if column.endswith(".log_likelihood"):
         return -1e4, 0.0
+    if is_damage(column):
+        return 0.0, 1e4
     return 0.0, 1.0
 
 

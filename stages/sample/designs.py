@@ -16,6 +16,7 @@ from stages.sample.space import Space, bundles, prunable_sites
 SCHEMA, VERSION = "prunecast.architectures", 1
 DENSE, UNIFORM, SIMPLE = "dense", "uniform", "simple"
 BASELINES = (DENSE, UNIFORM, SIMPLE)
+SINGLE_SITE = "single-site"
 _STRAYS = (0.3, 0.6, 0.9)  # how far, from end to end, the sites of a spread architecture lie apart
 
 
@@ -56,13 +57,15 @@ def paper(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ())
 def single_site(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()) -> list[Designed]:
     """Every site cut alone, at each of `single_site_ratios`: its own damage curve.
 
-    Two ratios that become one width are one architecture.
+    No layer is exempt: what a cut there costs is just what is asked. Two ratios that become one
+    width are one architecture.
     """
-    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
     space = Space(shape, sample.mlp_granularity, {})
-    alone = (space.from_ratios({site: ratio}) for site in sites for ratio in sample.single_site_ratios)
+    alone = (
+        space.from_ratios({site: ratio}) for site in shape.sites() for ratio in sample.single_site_ratios
+    )
     new = dict.fromkeys(a for a in alone if a not in set(taken) | {shape.dense()})
-    return [Designed(architecture, "single-site") for architecture in new]
+    return [Designed(architecture, SINGLE_SITE) for architecture in new]
 
 
 def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()) -> list[Designed]:

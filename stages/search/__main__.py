@@ -9,6 +9,7 @@ import pandas as pd
 
 from stages.architecture import Architecture
 from stages.build_dataset import table
+from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Evaluator, Work
@@ -32,7 +33,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     shape, designed = designs.read(DATA / "sample" / "architectures.json")
     first = Predictor.load(DATA / "train_predictor" / "predictor")
     scores = DATA / "evaluate" / "importance.safetensors"
-    features = Features.of_model(shape, params.sample.bundle, scores)
+    curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
+    features = Features.of_model(shape, params.sample.bundle, scores, curves)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     _, space = narrowing.narrowed(params, first, features, pairs)
     narrowing.check_reachable(space, params.budget.overall_ratio, "budget.overall_ratio")

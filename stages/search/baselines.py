@@ -11,18 +11,18 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.evaluate.elastic import Batch, ElasticNetwork
 from stages.params import Budget, Narrowing, Sample, TrainPredictor
 from stages.sample import designs
 from stages.sample.space import Option, Space
-from stages.search import narrowing
+from stages.search import allocation, narrowing
 from stages.search.tpe import objective_of
 from stages.train_predictor.models import Model
 
@@ -143,47 +143,19 @@ def _mutated(problem: Problem, parent: Architecture, rng: random.Random) -> Arch
 def greedy(problem: Problem, count: Counter, ratios: Sequence[float] = (0.15, 0.3, 0.5, 0.7)) -> Architecture:
     """Single-site greedy: each site's damage measured alone, then the cheapest cuts until the budget.
 
-    Damages are taken to add up. A site's curve over its parameters is the lower convex hull of the
-    measured points, so that the cheapest next cut is always the next of some site.
+    Damages are taken to add up.
     """
-    shape, space = problem.shape, problem.space
-    alone = {site: [space.nearest(site.kind, r) for r in ratios] for site in space.limits}
-    cuts = {(s, o.ratio): space.architecture({s: o}) for s, found in alone.items() for o in found}
-    dense = shape.dense()
-    objective = dict(zip((dense, *cuts.values()), count([dense, *cuts.values()]), strict=True))
-    damage = {key: objective[a] - objective[dense] for key, a in cuts.items()}
-    steps: list[tuple[float, Site, float]] = []  # damage a parameter, site, the ratio that it leads to
-    for site, found in alone.items():
-        points = [(0.0, 0.0), *sorted({(o.ratio, damage[site, o.ratio]) for o in found})]
-        for (a, left), (b, right) in _hull(points):
-            steps.append(((right - left) / (b - a) / space.weight(site.kind), site, b))
-    wishes = dict.fromkeys(space.limits, 0.0)
-    goal = problem.budget.overall_ratio * shape.decoder_parameters
-    removed = 0.0
-    for _, site, ratio in sorted(steps):
-        if removed >= goal:
-            break
-        step = (ratio - wishes[site]) * space.weight(site.kind)
-        share = min(1.0, (goal - removed) / step)  # the last step is taken as far as it is needed
-        wishes[site] += share * (ratio - wishes[site])
-        removed += share * step
-    found_best = problem.meet(wishes)
-    count([found_best])
-    return found_best
-
-
-def _hull(
-    points: Sequence[tuple[float, float]],
-) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The segments of the lower convex hull of points sorted by x (Andrew 1979)."""
-    hull: list[tuple[float, float]] = []
-    for x, y in points:
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
-            hull[-1][0] - hull[-2][0]
-        ):
-            hull.pop()
-        hull.append((x, y))
-    return list(pairwise(hull))
+    alone = designs.single_site(
+        problem.shape, problem.sample.model_copy(update={"single_site_ratios": list(ratios)})
+    )
+    count([problem.shape.dense(), *(d.architecture for d in alone)])
+    texts = [target.removeprefix("log_ppl.") for target in problem.weights]
+    curves = DamageCurves.of_pairs(problem.shape, count.known, texts)
+    assert curves is not None
+    budget = problem.budget
+    found = allocation.cheapest(problem.space, curves.damage, budget.overall_ratio, budget.tolerance)
+    count([found])
+    return found
 
 
 def block_influence(network: ElasticNetwork, batches: Sequence[Batch]) -> list[float]:

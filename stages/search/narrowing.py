@@ -16,17 +16,15 @@ from typing import Literal
 import pandas as pd
 
 from stages.architecture import Kind, ModelShape, Site
-from stages.build_dataset.features import Features
+from stages.build_dataset.features import ALONE, Features
 from stages.files import InputError, write_json
 from stages.params import Narrowing, Params
-from stages.sample.space import Interval, Space, prunable_sites
+from stages.sample.space import Interval, Space
 from stages.search.tpe import objective_of
 from stages.train_predictor.predictor import Predictor
 
 SCHEMA, VERSION = "prunecast.narrowed-space", 2
 Class = Literal["sensitive", "insensitive", "other", "exempt"]
-ALONE = 0.3
-"""The ratio at which damage curves are compared."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def narrow(
 ) -> list[NarrowedSite]:
     """Classify every site by its importance (keys like ``12.attention``); all sites, by layer.
 
-    Sites that the designs exempt stay dense. Ties go to the earlier layer.
+    Sites that are not `prunable` are exempt. Ties go to the earlier layer.
     """
     ranked = sorted(prunable, key=lambda site: (-importance[str(site)], site))
     sensitive = set(ranked[: round(section.sensitive * len(ranked))])
@@ -104,13 +102,15 @@ def space_of(shape: ModelShape, granularity: int, narrowed: Sequence[NarrowedSit
 def narrowed(
     params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame
 ) -> tuple[list[NarrowedSite], Space]:
-    """What a predictor decides for every site, and the space that it narrows, as params say."""
+    """What a predictor decides for every site, and the space that it narrows, as params say.
+
+    A site that no pair cuts stays dense: nothing is known of it.
+    """
     section = params.search
     importance = importances(section.narrowing.by, predictor, features, pairs, section.objective)
-    sample = params.sample
-    prunable = prunable_sites(features.shape, sample.first_layers_kept, sample.last_layers_kept)
-    sites = narrow(features.shape, prunable, importance, section.narrowing)
-    return sites, space_of(features.shape, sample.mlp_granularity, sites)
+    cut = [s for s in features.shape.sites() if pairs[f"ratio.{s.layer:02d}.{s.kind}"].max() > 0]
+    sites = narrow(features.shape, cut, importance, section.narrowing)
+    return sites, space_of(features.shape, params.sample.mlp_granularity, sites)
 
 
 def check_reachable(space: Space, overall_ratio: float, key: str) -> None:

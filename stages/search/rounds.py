@@ -20,7 +20,7 @@ from stages.architecture import Architecture
 from stages.build_dataset.features import Features
 from stages.params import Budget, Search, TrainPredictor
 from stages.sample.space import Space
-from stages.search import tpe
+from stages.search import allocation, tpe
 from stages.search.tpe import Question, Trial, objective_of
 from stages.train_predictor.predictor import Predictor
 
@@ -133,7 +133,11 @@ class GuidedSearch:
         question = Question(space, ratio, self.budget.tolerance, forecast, self.search.seed + number, name)
         if self.storage is not None and number == 1:
             tpe.forget_others(self.storage, name)
-        return tpe.search(question, self.search, self.best(known, ratio), self.storage)
+        starts = self.best(known, ratio)
+        if self.features.curves is not None:
+            cheapest = allocation.cheapest(space, self.features.curves.damage, ratio, self.budget.tolerance)
+            starts = [cheapest, *starts]
+        return tpe.search(question, self.search, starts, self.storage)
 
     def best(self, known: Mapping[Architecture, Metrics], overall_ratio: float) -> list[Architecture]:
         """The best measured architectures of an overall ratio, as many as there are finalists."""

@@ -88,7 +88,8 @@ def search(
 ) -> list[Trial]:
     """Half of `section.trials` over bundles, from an even cut; half over sites, from the best so far.
 
-    `starts` are architectures known to be good; the second half begins with them too. Reproducible:
+    `starts` are architectures known or thought to be good; the second half begins with them too, and
+    moves around the best forecast among them and the first half's. Reproducible:
     one seed, one thread. With a `storage` file the studies can be watched with optuna-dashboard, and
     an interrupted one goes on (its later trials then differ from an uninterrupted one's).
     """
@@ -99,10 +100,10 @@ def search(
     if section.trials < 2:
         return trials
     best = min(trials, key=lambda t: (t.objective, t.number)).architecture
-    single = _Phase(question, section, kept, "sites", _single(question.space, best))
-    return trials + single.run(
-        section.trials // 2, [_wishes(single, a) for a in (best, *starts)], len(trials)
-    )
+    promising = [best, *starts]
+    around = min(promising, key=lambda a: objective_of(question.forecast(a), section.objective))
+    single = _Phase(question, section, kept, "sites", _single(question.space, around))
+    return trials + single.run(section.trials // 2, [_wishes(single, a) for a in promising], len(trials))
 
 
 def _open(storage: Path) -> BaseStorage:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stages.build_dataset import table
+from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.files import write_json
 from stages.params import Params
@@ -27,7 +28,9 @@ HERE = DATA / "train_predictor"
 def run(params: Params, arguments: argparse.Namespace) -> None:
     pairs, names, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     shape, _ = designs.read(DATA / "sample" / "architectures.json")
-    features = Features.of_model(shape, params.sample.bundle, DATA / "evaluate" / "importance.safetensors")
+    curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
+    scores = DATA / "evaluate" / "importance.safetensors"
+    features = Features.of_model(shape, params.sample.bundle, scores, curves)
     section = params.train_predictor
     HERE.mkdir(parents=True, exist_ok=True)
     with open_tracker("train-predictor", params, enabled=not arguments.no_tracking) as tracker:

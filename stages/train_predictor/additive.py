@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 Array = NDArray[np.float64]
-PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Of the squared weights, in the target's variance a pair: the best in cross-validation is taken."""
 _FOLDS = 5
+_TRUST = 1e-4  # of the penalty remains for trusted features
 
 
 @dataclass(frozen=True)
@@ -30,26 +31,33 @@ class Additive:
     weights: Array
 
     @classmethod
-    def fit(cls, features: Array, target: Array, sign: int, seed: int) -> Additive:
+    def fit(
+        cls, features: Array, target: Array, sign: int, seed: int, trusted: NDArray[np.bool_] | None = None
+    ) -> Additive:
         """Fit on features (n, F), all at least 0, and a target (n,).
 
         `sign` is that of every weight: +1 or -1, or 0 where no law holds and any weight may be.
+        The `trusted` features (F,) carry next to no penalty: they explain what they can before others.
         """
         terms = _terms(features)
         scale = terms.max(axis=0)
         varied = np.ptp(terms, axis=0) > 0
+        free = np.zeros(features.shape[1], dtype=bool) if trusted is None else trusted
+        relief = np.where(np.concatenate([free, free]), _TRUST, 1.0)[varied]
         scaled = terms[:, varied] / scale[varied]
         folds = np.random.default_rng(seed).permutation(len(target)) % min(_FOLDS, len(target))
 
         def error(penalty: float) -> float:
             total = 0.0
             for fold in range(folds.max() + 1):
-                intercept, weights = _solve(scaled[folds != fold], target[folds != fold], sign, penalty)
+                intercept, weights = _solve(
+                    scaled[folds != fold], target[folds != fold], sign, penalty * relief
+                )
                 missed = scaled[folds == fold] @ weights + intercept - target[folds == fold]
                 total += float(missed @ missed)
             return total
 
-        intercept, found = _solve(scaled, target, sign, min(PENALTIES, key=error))
+        intercept, found = _solve(scaled, target, sign, min(PENALTIES, key=error) * relief)
         weights = np.zeros(terms.shape[1])
         weights[varied] = found / scale[varied]
         return cls(intercept, weights)
@@ -70,10 +78,10 @@ def _terms(features: Array) -> Array:
     return np.hstack([features, features * features])
 
 
-def _solve(terms: Array, target: Array, sign: int, penalty: float) -> tuple[float, Array]:
-    """Intercept and weights (T,) that minimise the squared error plus `penalty` times their squares."""
+def _solve(terms: Array, target: Array, sign: int, penalties: Array) -> tuple[float, Array]:
+    """Intercept and weights (T,) that minimise the squared error plus `penalties` (T,) · their squares."""
     center, mean = terms.mean(axis=0), float(target.mean())
-    left = np.vstack([terms - center, np.sqrt(penalty) * np.eye(terms.shape[1])])
+    left = np.vstack([terms - center, np.diag(np.sqrt(penalties))])
     right = np.concatenate([target - mean, np.zeros(terms.shape[1])])
     if sign == 0:
         weights = np.linalg.lstsq(left, right, rcond=None)[0]

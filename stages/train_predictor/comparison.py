@@ -10,7 +10,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from stages.build_dataset.features import is_damage
 from stages.params import Budget, TrainPredictor
+from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
 from stages.train_predictor.models import Forecast, Model
@@ -36,9 +38,10 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
     """What is compared: the paper's, ours, each of our parts, and two references from scikit-learn."""
     ratios = [name for name in features if name.startswith("ratio.") and name.count(".") == 2]
 
-    def ours(kind: str) -> Fit:
-        chosen = section.model_copy(update={"model": kind})
-        return lambda x, y, sign: Model.fit(x, y, sign, chosen).forecast
+    def ours(name: str, kind: str, chosen: Sequence[str]) -> Contestant:
+        own = section.model_copy(update={"model": kind})
+        trusted = np.array([is_damage(feature) for feature in chosen])
+        return Contestant(name, chosen, lambda x, y, sign: Model.fit(x, y, sign, own, trusted).forecast)
 
     def histogram(x: Array, y: Array, sign: int) -> Forecast:
         model = models.histogram_trees(sign, x.shape[1], section.seed)
@@ -51,22 +54,31 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
         model.fit(x / scaled, y)
         return lambda rows: model.predict(rows / scaled)
 
+    undamaged = [name for name in features if not is_damage(name)]
+    ablation = [ours("additive+xgboost without damages", "additive+xgboost", undamaged)]
     return [
-        Contestant("xgboost on ratios (the paper's)", ratios, ours("xgboost")),
-        Contestant("xgboost", features, ours("xgboost")),
-        Contestant("additive", features, ours("additive")),
-        Contestant("additive+xgboost on ratios", ratios, ours("additive+xgboost")),
-        Contestant("additive+xgboost", features, ours("additive+xgboost")),
+        ours("xgboost on ratios (the paper's)", "xgboost", ratios),
+        ours("xgboost", "xgboost", features),
+        ours("additive", "additive", features),
+        ours("additive+xgboost on ratios", "additive+xgboost", ratios),
+        *(ablation if len(undamaged) < len(features) else []),
+        ours("additive+xgboost", "additive+xgboost", features),
         Contestant("scikit-learn histogram trees", features, histogram),
         Contestant("scikit-learn Gaussian process", features, process),
     ]
 
 
 def out_of_fold(contestant: Contestant, pairs: pd.DataFrame, target: str, folds: int, seed: int) -> Array:
-    """Forecasts (n,) of each pair by a model that did not see it."""
+    """Forecasts (n,) of each pair by a model that did not see it.
+
+    Single-site pairs, of which features are made, are in no fold: every model sees them, and their
+    forecasts are NaN.
+    """
     x, y = pairs[list(contestant.features)].to_numpy(), pairs[target].to_numpy()
-    fold = np.random.default_rng(seed).permutation(len(y)) % min(folds, len(y))
-    forecast = np.empty(len(y))
+    drawn = np.flatnonzero(pairs["design"] != SINGLE_SITE)
+    fold = np.full(len(y), -1)
+    fold[drawn] = np.random.default_rng(seed).permutation(len(drawn)) % min(folds, len(drawn))
+    forecast = np.full(len(y), np.nan)
     for held in range(fold.max() + 1):
         fitted = contestant.fit(x[fold != held], y[fold != held], law(target))
         forecast[fold == held] = fitted(x[fold == held])
@@ -102,12 +114,14 @@ def compare(
     budget: Budget,
 ) -> pd.DataFrame:
     """One row a contestant and target: errors of out-of-fold forecasts, all on the same folds."""
-    overall = pairs["overall_ratio"].to_numpy()
+    scored = pairs["design"] != SINGLE_SITE
+    overall = pairs.loc[scored, "overall_ratio"].to_numpy()
     rows = []
     work = [(target, c) for target in targets for c in contestants(features, section)]
     for target, contestant in tqdm(work, desc="comparing predictors", unit="predictor", leave=False):
         forecast = out_of_fold(contestant, pairs, target, section.folds, section.seed)
-        figures = judge(pairs[target].to_numpy(), forecast, law(target), overall, budget)
+        measured = pairs.loc[scored, target].to_numpy()
+        figures = judge(measured, forecast[scored], law(target), overall, budget)
         rows.append({"target": target, "scale": scale(target), "predictor": contestant.name, **figures})
     return pd.DataFrame(rows)
 
@@ -118,11 +132,15 @@ def intervals(pairs: pd.DataFrame, predictor: Predictor, section: TrainPredictor
     Conformal prediction (Vovk et al. 2005; Lei et al. 2018, "Distribution-free predictive inference
     for regression"): the ⌈COVERAGE (n + 1)⌉-th smallest error of n pairs.
     """
-    chosen = Contestant("", predictor.features, lambda x, y, sign: Model.fit(x, y, sign, section).forecast)
+    trusted = np.array([is_damage(name) for name in predictor.features])
+    chosen = Contestant(
+        "", predictor.features, lambda x, y, sign: Model.fit(x, y, sign, section, trusted).forecast
+    )
     widths = {}
     for target in predictor.models:
         forecast = out_of_fold(chosen, pairs, target, section.folds, section.seed)
-        missed = np.sort(np.abs(pairs[target].to_numpy() - forecast))
+        missed = np.abs(pairs[target].to_numpy() - forecast)
+        missed = np.sort(missed[~np.isnan(missed)])
         place = int(np.ceil(COVERAGE * (len(missed) + 1))) - 1
         widths[target] = float(missed[min(place, len(missed) - 1)])
     return widths

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from xgboost import XGBRegressor
@@ -40,15 +41,24 @@ class Model:
     trees: XGBRegressor | None
 
     @classmethod
-    def fit(cls, features: Array, target: Array, sign: int, section: TrainPredictor) -> Model:
+    def fit(
+        cls,
+        features: Array,
+        target: Array,
+        sign: int,
+        section: TrainPredictor,
+        trusted: NDArray[np.bool_] | None = None,
+    ) -> Model:
         """Fit the kind that the section names. `sign` is the law's: +1, -1, or 0 for none.
+
+        `trusted` (F,) are the features that the additive model explains by first.
 
         Trees alone obey the law. On top of the additive model they may also take damage back, since
         the additive model overstates it where cuts overlap: held to the law they forecast worse.
         """
         additive = None
         if section.model != "xgboost":
-            additive = Additive.fit(features, target, sign, section.seed)
+            additive = Additive.fit(features, target, sign, section.seed, trusted)
             target = target - additive.forecast(features)
             sign = 0
         if section.model == "additive":

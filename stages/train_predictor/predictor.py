@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from stages.build_dataset.features import Array, Features
+from stages.build_dataset.features import Array, Features, is_damage
 from stages.files import InputError, read_json, write_json
 from stages.params import TrainPredictor
 from stages.train_predictor.models import Model
@@ -60,7 +60,8 @@ class Predictor:
     ) -> Predictor:
         """Fit one model a target on the rows of `pairs`. Reproducible."""
         values = pairs[list(features)].to_numpy()
-        models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section) for t in targets}
+        trusted = np.array([is_damage(name) for name in features])
+        models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section, trusted) for t in targets}
         return cls(section.model, tuple(features), models)
 
     @property
@@ -78,13 +79,12 @@ class Predictor:
     def gains(self, target: str, features: Features, rows: Array) -> dict[str, float]:
         """Each site's share in deciding the target over `rows` (n, F), summing to 1.
 
-        Keys are like ``12.attention``. A feature of several sites shares its gain equally among them.
+        Keys are like ``12.attention``. A feature of several sites shares its gain (`Features.shares`).
         """
         shares = {str(site): 0.0 for site in features.shape.sites()}
         for name, gain in zip(self.features, self.models[target].gains(rows), strict=True):
-            sites = features.sites_of(name)
-            for site in sites:
-                shares[str(site)] += float(gain) / len(sites)
+            for site, share in features.shares(name).items():
+                shares[str(site)] += float(gain) * share
         total = sum(shares.values())
         return {site: share / total if total else 1 / len(shares) for site, share in shares.items()}
 

@@ -94,7 +94,7 @@ def result(
     best = methods.ALL[method](setting, params, problem, count)
     spent = [count.evaluations]
     if method.startswith("evolution"):
-        spent = [methods.evaluations_of_ours(params), count.evaluations]
+        spent = [methods.evaluations_of_ours(network.shape, params), count.evaluations]
     low, high = ratio - 1e-9, ratio + params.budget.tolerance + 1e-9
     fits = [a for a in count.known if low <= a.overall_ratio(network.shape) <= high]
     rows = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stages.architecture import Architecture
+from stages.architecture import Architecture, ModelShape
+from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.params import Narrowing, Params
 from stages.sample import designs
@@ -28,9 +29,11 @@ PAPER_DESIGN = {"bundled": 400, "free": 125, "spread": 0, "single_site_ratios": 
 def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
     """The pipeline's own default: its pairs, its predictor, its rounds."""
     shape = setting.bench.network.shape
-    features = Features.of_model(shape, params.sample.bundle, setting.scores)
     designed = [d.architecture for d in designs.all_designs(shape, params.sample, params.budget)]
     count(designed)
+    known = {a: count.known[a] for a in designed}
+    curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts))
+    features = Features.of_model(shape, params.sample.bundle, setting.scores, curves)
 
     def measure(architectures: Sequence[Architecture], number: int) -> Mapping[Architecture, Metrics]:
         count(architectures)
@@ -45,17 +48,15 @@ def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
         lambda predictor, table: narrowing.narrowed(params, predictor, features, table)[1],
         measure,
     )
-    known = {a: count.known[a] for a in designed}
     first: Predictor = guided.learn(known)
     _, known = guided.run(known, first)
     return guided.best(known, params.budget.overall_ratio)[0]
 
 
-def evaluations_of_ours(params: Params) -> int:
+def evaluations_of_ours(shape: ModelShape, params: Params) -> int:
     """What our default spends: baselines, pairs, and the architectures of its rounds."""
-    sample, search = params.sample, params.search
-    pairs = len(designs.BASELINES) + sample.bundled + sample.free + sample.spread
-    return pairs + search.rounds * search.per_round
+    designed = {d.architecture for d in designs.all_designs(shape, params.sample, params.budget)}
+    return len(designed) + params.search.rounds * params.search.per_round
 
 
 def halved(params: Params) -> Params:
@@ -64,7 +65,13 @@ def halved(params: Params) -> Params:
     return params.model_copy(
         update={
             "sample": sample.model_copy(
-                update={"bundled": sample.bundled // 2, "spread": sample.spread // 2}
+                update={
+                    "bundled": sample.bundled // 2,
+                    "spread": sample.spread // 2,
+                    "single_site_ratios": sample.single_site_ratios[
+                        : (len(sample.single_site_ratios) + 1) // 2
+                    ],
+                }
             ),
             "search": search.model_copy(update={"per_round": search.per_round // 2}),
         }
@@ -97,7 +104,7 @@ def _start(place: int) -> Run:
 
 def _evolution(offspring: int) -> Run:
     return lambda setting, params, problem, count: baselines.evolution(
-        problem, count, 2 * evaluations_of_ours(params), offspring
+        problem, count, 2 * evaluations_of_ours(problem.shape, params), offspring
     )
 
 
@@ -108,7 +115,7 @@ ALL: Mapping[str, Run] = {
     "2ssp": lambda setting, params, problem, count: baselines.drop_attention(problem, count),
     "greedy": lambda setting, params, problem, count: baselines.greedy(problem, count),
     "random": lambda setting, params, problem, count: baselines.best_of_random(
-        problem, count, evaluations_of_ours(params)
+        problem, count, evaluations_of_ours(problem.shape, params)
     ),
     "evolution": _evolution(8),
     "evolution-1": _evolution(1),

@@ -1,0 +1,132 @@
+"""Damage curves: what cutting one site alone costs, measured, and read off at any ratio.
+
+Damages of sites nearly add up in log PPL, so the sum of an architecture's damages ranks it well
+before anything is learned; what trees and weights learn on top are the interactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.files import InputError, read_json, write_json
+
+SCHEMA, VERSION = "prunecast.damage-curves", 1
+Points = Sequence[tuple[float, float]]
+"""(ratio, damage) of one site, by rising ratio."""
+
+FLOOR = 1e-4
+"""Nats a token: a smaller damage, or a gain, is not told from nothing by the text of a measurement."""
+SLOPES = (1.0, 4.0)
+"""Of a curve beyond its measured points, in logarithms: from proportional to the ratio's fourth power."""
+_ALONE = 2.0  # the slope of a curve of one point
+
+
+@dataclass(frozen=True)
+class DamageCurves:
+    """Rise of the mean log PPL of all texts, nats a token, when a site alone is cut to a ratio.
+
+    Between measured points a power of the ratio, as below the first and beyond the last one; never
+    falling. A site that was not cut alone has the median curve of its kind.
+    """
+
+    points: Mapping[Site, Points]
+
+    @classmethod
+    def of_pairs(
+        cls,
+        shape: ModelShape,
+        metrics: Mapping[Architecture, Mapping[str, float]],
+        texts: Sequence[str],
+    ) -> DamageCurves | None:
+        """Curves from the measured architectures that cut one site; None if there are none.
+
+        Raises:
+            InputError: the dense model is not among the measured ones.
+        """
+        alone = {a: site for a in metrics if (site := only_cut(shape, a)) is not None}
+        if not alone:
+            return None
+        if shape.dense() not in metrics:
+            raise InputError("sites were cut alone, but the dense model was not measured; run `dvc repro`")
+
+        def level(architecture: Architecture) -> float:
+            return float(np.mean([metrics[architecture][f"log_ppl.{text}"] for text in texts]))
+
+        base = level(shape.dense())
+        found: dict[Site, list[tuple[float, float]]] = {}
+        for architecture, site in alone.items():
+            ratio = architecture.site_ratio(shape, site)
+            found.setdefault(site, []).append((ratio, level(architecture) - base))
+        return cls({site: sorted(points) for site, points in sorted(found.items())})
+
+    def damage(self, site: Site, ratio: float) -> float:
+        """Nats a token, at least 0."""
+        if ratio <= 0:
+            return 0.0
+        known = self._logarithms.get(site)
+        if known is not None:
+            return _read(*known, ratio)
+        return float(np.median([_read(*self._logarithms[s], ratio) for s in self._of_kind(site.kind)]))
+
+    def _of_kind(self, kind: Kind) -> list[Site]:
+        return [s for s in self.points if s.kind is kind] or list(self.points)
+
+    @cached_property
+    def _logarithms(self) -> dict[Site, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        found = {}
+        for site, points in self.points.items():
+            ratios, damages = np.array(points, dtype=np.float64).T
+            found[site] = np.log(ratios), np.log(np.maximum.accumulate(np.maximum(damages, FLOOR)))
+        return found
+
+    def write(self, path: Path) -> None:
+        rows = {str(site): [list(point) for point in points] for site, points in self.points.items()}
+        write_json(path, SCHEMA, VERSION, {"unit": "nats a token, mean of the texts", "points": rows})
+
+    @classmethod
+    def read(cls, path: Path) -> DamageCurves | None:
+        """Read what `write` wrote; None where it holds no points.
+
+        Raises:
+            InputError: the file is missing, of another schema, or damaged.
+        """
+        document = read_json(path, SCHEMA, VERSION)
+        try:
+            points = {}
+            for name, rows in document["points"].items():
+                layer, _, kind = name.partition(".")
+                points[Site(int(layer), Kind(kind))] = [(float(ratio), float(d)) for ratio, d in rows]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error}); run `dvc repro build-dataset`") from error
+        return cls(points) if points else None
+
+
+def only_cut(shape: ModelShape, architecture: Architecture) -> Site | None:
+    """The site that an architecture cuts, if it cuts just one."""
+    dense = shape.dense_width
+    cut = [
+        Site(layer, kind)
+        for layer, width in enumerate(architecture.widths)
+        if width != dense
+        for kind in Kind
+        if width.of(kind) != dense.of(kind)
+    ]
+    return cut[0] if len(cut) == 1 else None
+
+
+def _read(ratios: np.ndarray[Any, Any], damages: np.ndarray[Any, Any], ratio: float) -> float:
+    """A curve's value; `ratios` and `damages` are logarithms."""
+    at = float(np.log(ratio))
+    slopes = np.diff(damages) / np.diff(ratios) if len(ratios) > 1 else np.array([_ALONE])
+    if at <= ratios[0]:
+        return float(np.exp(damages[0] + np.clip(slopes[0], *SLOPES) * (at - ratios[0])))
+    if at >= ratios[-1]:
+        return float(np.exp(damages[-1] + np.clip(slopes[-1], *SLOPES) * (at - ratios[-1])))
+    return float(np.exp(np.interp(at, ratios, damages)))
