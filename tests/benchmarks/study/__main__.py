@@ -7,7 +7,7 @@
 `--corpora` holds wikitext2/, ptb/ and mmlu/ (`setting.py` names the files). `search` runs the methods
 on validation text and appends a row each to RESULTS/rows-*.jsonl; `final` measures their
 architectures on the test splits, once each, and appends to RESULTS/finals-*.jsonl. Processes that share a
-RESULTS folder must differ in regime, seed or (for `final`) shard; a go that is killed is started again.
+RESULTS folder must differ in regime, seed, ratios or (for `final`) shard; a go that is killed is started again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.benchmarks.study.setting import REGIMES, Regime, Setting, params_of, 
 def search(arguments: argparse.Namespace) -> None:
     """Run every method that has no row yet, for one regime and seed."""
     regime = REGIMES[arguments.regime]
-    name = f"{regime.name}-{arguments.seed}"
+    name = "-".join([regime.name, str(arguments.seed), *map(str, arguments.ratios or [])])
     rows = arguments.results / f"rows-{name}.jsonl"
     done = {(row["method"], row["overall_ratio"]) for row in read(rows)}
     todo = [t for t in tasks(regime, arguments) if t not in done]
@@ -61,7 +61,7 @@ def tasks(regime: Regime, arguments: argparse.Namespace) -> Iterator[tuple[str, 
         if arguments.ratios and ratio not in arguments.ratios:
             continue
         for method in methods.ALL:
-            if regime.only and method not in regime.only and method != "evolution-1":
+            if regime.only and method not in regime.only:
                 continue
             if arguments.methods and method not in arguments.methods:
                 continue
@@ -93,18 +93,19 @@ def result(
     count = Counter(measure, params.search.objective)
     best = methods.ALL[method](setting, params, problem, count)
     spent = [count.evaluations]
-    if method.startswith("evolution"):
-        spent = [methods.evaluations_of_ours(network.shape, params), count.evaluations]
+    if method == "evolution":
+        spent = methods.checkpoints(network.shape, params)
     low, high = ratio - 1e-9, ratio + params.budget.tolerance + 1e-9
     fits = [a for a in count.known if low <= a.overall_ratio(network.shape) <= high]
     rows = []
     for evaluations in spent:
-        architecture = best if evaluations == count.evaluations else count.best(fits, evaluations)
+        architecture = best if evaluations >= count.evaluations else count.best(fits, evaluations)
         known = list(count.known)[:evaluations]
+        trace = [objective_of(count.known[a], params.search.objective) if a in fits else None for a in known]
         rows.append(
             {
                 "regime": regime.name,
-                "method": method if evaluations == spent[0] else f"{method}-twice",
+                "method": method,
                 "overall_ratio": ratio,
                 "seed": arguments.seed,
                 "architecture": architecture.id,
@@ -113,10 +114,9 @@ def result(
                 "evaluations": evaluations,
                 "gpu_seconds": round(sum(seconds[a] for a in known), 2),
                 "objective": objective_of(count.known[architecture], params.search.objective),
-                "trace": [
-                    round(objective_of(count.known[a], params.search.objective), 4) if a in fits else None
-                    for a in known
-                ],
+                "trace": [None if v is None else round(v, 4) for v in trace]
+                if evaluations == spent[-1]
+                else None,
                 **origin(setting, arguments),
             }
         )
@@ -124,12 +124,14 @@ def result(
 
 
 def final(arguments: argparse.Namespace) -> None:
-    """Measure what the rows hold on the test splits: architectures that no finals file has yet."""
+    """Measure what the rows hold on the test splits, `what` at a time, unless a finals file has it."""
     regime = REGIMES[arguments.regime]
-    name = f"{regime.name}-{arguments.shard}"
+    name = f"{regime.name}-{arguments.what}-{arguments.shard}"
     path = arguments.results / f"finals-{name}.jsonl"
     done = {
-        r["architecture"] for p in arguments.results.glob(f"finals-{regime.name}-*.jsonl") for r in read(p)
+        row["architecture"]
+        for p in arguments.results.glob(f"finals-{regime.name}-{arguments.what}-*.jsonl")
+        for row in read(p)
     }
     wanted = {
         row["architecture"]: Architecture.from_json(row["widths"])
@@ -141,11 +143,14 @@ def final(arguments: argparse.Namespace) -> None:
     wanted = {dense.id: dense, **wanted}
     todo = sorted(a for a in wanted if a not in done)
     todo = [a for i, a in enumerate(todo) if i % arguments.shards == arguments.shard]
-    evaluators = setting.final(arguments.questions)
+    evaluators = (
+        setting.on_texts() if arguments.what == "texts" else setting.on_questions(arguments.questions)
+    )
     for key in todo:
         started = time.perf_counter()
         row: dict[str, Any] = {
             "regime": regime.name,
+            "what": arguments.what,
             "architecture": key,
             "metrics": {},
             "standard_errors": {},
@@ -235,6 +240,7 @@ def main() -> None:
             command.add_argument("--ratios", type=float, nargs="+")
             command.add_argument("--methods", nargs="+", choices=methods.ALL)
         else:
+            command.add_argument("--what", choices=("texts", "questions"), required=True)
             command.add_argument("--questions", type=int, help="of MMLU; all if not given")
             command.add_argument("--shard", type=int, default=0)
             command.add_argument("--shards", type=int, default=1)

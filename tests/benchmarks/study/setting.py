@@ -40,7 +40,9 @@ REGIMES = {
     r.name: r
     for r in (
         Regime("repaired", (0.2, 0.3, 0.4), {"calibration": {"samples": 120, "sequence_length": 1024}}),
-        Regime("taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "ours")),
+        Regime(
+            "taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "ours", "ours-finer")
+        ),
     )
 }
 
@@ -100,17 +102,19 @@ class Setting:
         self.bench = open_workbench(params, scores)
         self.selection = replace(self.bench, questions={}).evaluator("selection", params.evaluate.measurement)
 
-    def final(self, questions: int | None) -> list[Evaluator]:
-        """On the test splits: each text at its own length, and MMLU in both formats."""
-        asked = self.params.evaluate.measurement.model_copy(
-            update={"windows": None, "questions": questions, "question_tokens": None}
-        )
+    def on_texts(self) -> list[Evaluator]:
+        """On the test splits of the texts, each at its own length."""
         made = []
         for name in TEXTS:
             bench: Workbench = replace(self.bench, texts={name: self.bench.texts[name]}, questions={})
-            made.append(
-                bench.evaluator("report", asked.model_copy(update={"sequence_length": LENGTHS[name]}))
-            )
-        both = asked.model_copy(update={"question_formats": ["likelihood", "letter"]})
-        made.append(replace(self.bench, texts={}).evaluator("report", both))
+            asked = {"windows": None, "sequence_length": LENGTHS[name]}
+            measurement = self.params.evaluate.measurement.model_copy(update=asked)
+            made.append(bench.evaluator("report", measurement))
         return made
+
+    def on_questions(self, questions: int | None) -> list[Evaluator]:
+        """On MMLU's test questions in both formats; `questions` of them, or all."""
+        asked = {"questions": questions, "question_tokens": None}
+        both = asked | {"question_formats": ["likelihood", "letter"]}
+        measurement = self.params.evaluate.measurement.model_copy(update=both)
+        return [replace(self.bench, texts={}).evaluator("report", measurement)]
