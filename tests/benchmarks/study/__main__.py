@@ -7,7 +7,8 @@
 `--corpora` holds wikitext2/, ptb/ and mmlu/ (`setting.py` names the files). `search` runs the methods
 on validation text and appends a row each to RESULTS/rows-*.jsonl; `final` measures their
 architectures on the test splits, once each, and appends to RESULTS/finals-*.jsonl. Processes that share a
-RESULTS folder must differ in regime, seed, ratios or (for `final`) shard; a go that is killed is started again.
+RESULTS folder must differ in regime, seed, ratios or (for `final`) shard. A go that is killed is started
+again.
 """
 
 from __future__ import annotations
