@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.small import PARAMS
+
 ROOT = Path(__file__).parent.parent
 WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
 WORDS += ["help", "while", "readers", "look"]
@@ -30,8 +32,9 @@ class Repository:
     def __init__(self, path: Path, model: Path) -> None:
         self.path = path
         shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+        for name in ("dvc.yaml", ".dvcignore"):
             shutil.copy(ROOT / name, path / name)
+        shutil.copy(PARAMS, path / "params.yaml")
         self._write_corpora()
         self.change(
             model={"source": str(model)},
@@ -245,7 +248,7 @@ def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     )
     assert roles["winner"] == 1
     assert roles["finalist"] == 2
-    assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 4
+    assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 6
 
 
 def test_every_metrics_file_and_the_report_carry_their_protocol(repository: Repository) -> None:

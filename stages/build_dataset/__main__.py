@@ -16,11 +16,12 @@ from stages.stage import DATA, main
 def run(params: Params, _: argparse.Namespace) -> None:
     evaluated = DATA / "evaluate"
     shape, designed = designs.read(DATA / "sample" / "architectures.json")
-    context = read_json(evaluated / "context.json", "prunecast.context", 1)["digest"]
+    context = read_json(evaluated / "context.json", "prunecast.context", 1)
     rows = journal.read(evaluated / "journal.jsonl").values()
-    metrics = {row.architecture.id: row.metrics for row in rows if row.context == context}
+    metrics = {row.architecture.id: row.metrics for row in rows if row.context == context["digest"]}
     features = Features.of_model(shape, params.sample.bundle, evaluated / "importance.safetensors")
-    targets = table.targets_of(list(params.corpora.texts), list(params.corpora.questions))
+    formats = context["measurement"]["question_formats"]
+    targets = table.targets_of(list(params.corpora.texts), list(params.corpora.questions), formats)
     section = params.build_dataset
     pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
     table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)
