@@ -116,7 +116,7 @@ QuestionFormat = Literal["likelihood", "letter"]
 
 
 def metric_suffix(style: QuestionFormat) -> str:
-    """What the format adds to a question corpus's name in metrics: "mmlu.accuracy", "mmlu.letter.accuracy"."""
+    """What the format adds to a question corpus's name: "mmlu.accuracy", "mmlu.letter.accuracy"."""
     return "" if style == "likelihood" else f".{style}"
 
 

@@ -57,7 +57,7 @@ def switch(name: str, folder: Path = Path()) -> bool:
     if name not in found:
         raise InputError(
             f"there is no profile {name!r}; there are: {', '.join(found) or 'none'}. "
-            "If `dvc exp apply` or git took its file away, `git checkout HEAD -- 'params*.yaml'` brings it back"
+            "If `dvc exp apply` took its file away, `git checkout HEAD -- 'params*.yaml'` brings it back"
         )
     active = folder / ACTIVE
     params.load(found[name])

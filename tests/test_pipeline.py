@@ -219,6 +219,30 @@ def test_one_predictor_serves_another_budget_too(repository: Repository) -> None
     assert front["metrics"]["ppl.prose"] > 0
 
 
+def test_the_plan_counts_what_was_run(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations, windows and questions of the plan are those in the journals."""
+    import torch
+
+    from stages import params
+    from stages.plan.reading import readings
+    from stages.plan.workload import steps
+    from stages.sample.source import read_shape
+
+    monkeypatch.chdir(repository.path)
+    loaded = params.load()
+    measured = readings(loaded, "cpu", 1024, count=True)
+    planned: Counter[str] = Counter()
+    for step in steps(loaded, read_shape(loaded.model), measured, torch.float32):
+        planned[step.stage] += step.evaluations
+    journals = {stage: repository.journal(stage) for stage in ("evaluate", "search", "export")}
+    assert planned == {stage: len(rows) for stage, rows in journals.items()}
+    for stage, name in (("evaluate", "pair"), ("search", "finalist"), ("export", "final table")):
+        samples = journals[stage][0]["samples"]
+        windows = sum(len(v) for k, v in samples.items() if k.startswith("log_ppl."))
+        questions = sum(len(v) for k, v in samples.items() if k.endswith(".accuracy"))
+        assert (measured[name].windows, measured[name].questions) == (windows, questions)
+
+
 def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     runs = repository.mlflow_runs()
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
