@@ -138,7 +138,7 @@ def main() -> None:
         loaded = params.load(arguments.params)
         shape = shape_of(loaded.model, arguments.config)
         check_budget(shape, loaded.sample, loaded.budget)
-        machine = machines.named(arguments.gpu)
+        machine = machines.named(arguments.gpu, shape.hidden)
         count = at_hand(loaded) if arguments.count is None else arguments.count
         measured = readings(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
         print(report(loaded, shape, measured, machine))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from stages.files import InputError
 
-GPU_FRACTION = 0.30
-"""Of a data sheet's dense bfloat16 rate: measured on one H100 with SmolLM2-135M, 32 x 2,048 tokens.
-
-Wider models keep a GPU busier, so that this errs on the side of too many hours; GPUs with little
-memory bandwidth for their rate (L4) may reach less."""
+GPU_FRACTIONS = ((576, 0.30), (4096, 0.56))
+"""Hidden size, and what is reached of a data sheet's dense bfloat16 rate. Measured on one H100:
+SmolLM2-135M on 32 x 2,048 tokens, and LLaMA-2-7B's shape with random weights, 512 x 128 tokens (0.59)
+and 32 rows of 2,048 under a mask (0.56). GPUs with little memory bandwidth for their rate (L4) reach less."""
 GPU_FRACTION_64 = 0.5
 GPU_LAYER_S = 0.0011
 """Of each decoder layer and batch, however small: an architecture of 3,000 tokens in 3 batches took the
@@ -55,7 +55,8 @@ class Machine:
 
 def _gpu(name: str, tflops: float, tflops64: float, gigabytes: float) -> Machine:
     rates = (tflops * 1e12, tflops64 * 1e12)
-    return Machine(name, "cuda", *rates, gigabytes * 1e9, GPU_FRACTION, GPU_FRACTION_64, GPU_LAYER_S)
+    widest = GPU_FRACTIONS[-1][1]
+    return Machine(name, "cuda", *rates, gigabytes * 1e9, widest, GPU_FRACTION_64, GPU_LAYER_S)
 
 
 GPUS = {
@@ -74,8 +75,8 @@ GPUS = {
 }
 
 
-def named(name: str) -> Machine:
-    """A machine by name, in any case; "cpu" is this one.
+def named(name: str, hidden: int) -> Machine:
+    """A machine by name, in any case, for models of that hidden size; "cpu" is this one.
 
     Raises:
         InputError: no such machine is known; the message lists those that are.
@@ -84,8 +85,15 @@ def named(name: str) -> Machine:
         return this_cpu()
     for known, gpu in GPUS.items():
         if known.lower() == name.lower():
-            return gpu
+            return replace(gpu, fraction=gpu_fraction(hidden))
     raise InputError(f"no GPU {name!r} is known; there are: {', '.join(GPUS)}, and cpu for this machine's")
+
+
+def gpu_fraction(hidden: int) -> float:
+    """What models of a hidden size reach: between the two that were measured, by its logarithm."""
+    (narrow, low), (wide, high) = GPU_FRACTIONS
+    place = math.log(hidden / narrow) / math.log(wide / narrow)
+    return low + (high - low) * min(1.0, max(0.0, place))
 
 
 def this_cpu() -> Machine:
