@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install repro proof test ui report constraints clean-caches clean-venv
+.PHONY: help install repro profile plan proof test ui report constraints clean-caches clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ install: .venv/.installed ## make .venv and install everything into it, at the v
 
 repro: install ## run the pipeline: every stage whose inputs have changed
 	@$(IN_VENV) dvc repro
+
+profile: install ## list the profiles of params; PROFILE=paper makes that one params.yaml
+	@.venv/bin/python -m stages.profiles $(PROFILE)
+
+plan: install ## what a run would take: evaluations, tokens, FLOPs, memory, hours (PARAMS=file GPU="A100 80GB")
+	@.venv/bin/python -m stages.plan $(if $(PARAMS),--params "$(PARAMS)") $(if $(GPU),--gpu "$(GPU)")
 
 test: install ## lint, format check, types, tests
 	$(IN_VENV) ruff check

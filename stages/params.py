@@ -21,6 +21,7 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Interval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
 CorpusName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+ProfileName = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 
 
 class Section(BaseModel):
@@ -114,6 +115,11 @@ Bos = Literal["none", "tokenizer", "window"]
 QuestionFormat = Literal["likelihood", "letter"]
 
 
+def metric_suffix(style: QuestionFormat) -> str:
+    """What the format adds to a question corpus's name: "mmlu.accuracy", "mmlu.letter.accuracy"."""
+    return "" if style == "likelihood" else f".{style}"
+
+
 @dataclass(frozen=True)
 class TextProtocol:
     """How a text becomes windows of tokens.
@@ -193,15 +199,6 @@ class Evaluate(Section):
     prefix_cache_mb: Natural
     cache_mb: Count
 
-    @model_validator(mode="after")
-    def _targets_are_measured(self) -> Evaluate:
-        if "likelihood" not in self.measurement.question_formats:
-            raise ValueError(
-                "measurement.question_formats lacks 'likelihood', whose accuracy and log-likelihood are "
-                "forecast; add it"
-            )
-        return self
-
 
 class BuildDataset(Section):
     seed: Natural
@@ -274,6 +271,7 @@ class Tracking(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
+    profile: ProfileName
     model: Model
     corpora: Corpora
     budget: Budget
@@ -287,14 +285,27 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _objective_is_measured(self) -> Params:
-        targets = [f"log_ppl.{name}" for name in self.corpora.texts]
-        targets += [f"{name}.log_likelihood" for name in self.corpora.questions]
+        names = [f"log_ppl.{name}" for name in self.corpora.texts]
+        forecast = names + self._question_targets(self.evaluate.measurement)
+        finally_ = names + self._question_targets(self.search.measurement)
         for name in self.search.objective:
-            if name not in targets:
+            if name not in forecast:
                 raise ValueError(
-                    f"search.objective names {name!r}, which is not forecast; expected some of {targets}"
+                    f"search.objective names {name!r}, which is not forecast; expected some of {forecast}"
+                )
+            if name not in finally_:
+                raise ValueError(
+                    f"search.objective names {name!r}, which search.measurement.question_formats "
+                    f"{self.search.measurement.question_formats} do not measure; add its format"
                 )
         return self
+
+    def _question_targets(self, measurement: Measurement) -> list[str]:
+        return [
+            f"{name}{metric_suffix(style)}.log_likelihood"
+            for name in self.corpora.questions
+            for style in measurement.question_formats
+        ]
 
 
 def load(path: Path = Path("params.yaml")) -> Params:

@@ -8,15 +8,18 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from stages import params
+from stages import params, profiles
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.build_dataset.features import Features
 
 REPOSITORY = Path(__file__).parents[1]
 SMOLLM2 = ModelShape("llama", 30, 576, 3, 3, 64, 1536, 49152, tied_embeddings=True)
+LLAMA2_7B = ModelShape("llama", 32, 4096, 32, 1, 128, 11008, 32000, tied_embeddings=False)
 SMALL = ModelShape("llama", 6, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
 
-COMMITTED = params.load(REPOSITORY / "params.yaml")
+PARAMS = profiles.find(REPOSITORY)["default"]
+"""The file of the default profile, whichever is active."""
+COMMITTED = params.load(PARAMS)
 """The committed params; tests take a section and replace what they are about."""
 
 

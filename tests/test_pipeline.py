@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.small import PARAMS
+
 ROOT = Path(__file__).parent.parent
 WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
 WORDS += ["help", "while", "readers", "look"]
@@ -30,8 +32,9 @@ class Repository:
     def __init__(self, path: Path, model: Path) -> None:
         self.path = path
         shutil.copytree(ROOT / "stages", path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("dvc.yaml", ".dvcignore", "params.yaml"):
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, path / name)
+        shutil.copy(PARAMS, path / "params.yaml")
         self._write_corpora()
         self.change(
             model={"source": str(model)},
@@ -70,6 +73,14 @@ class Repository:
         params = self.params()
         params["evaluate"]["calibration"] = {"samples": 4, "sequence_length": 32}
         self.write_params(params)
+
+    @classmethod
+    def clone(cls, origin: Repository, path: Path) -> Repository:
+        """A git clone, with nothing that git does not carry."""
+        made = cls.__new__(cls)
+        made.path = path
+        origin.run("git", "clone", "-q", str(origin.path), str(path))
+        return made
 
     def _write_corpora(self) -> None:
         folder = self.path / "corpora"
@@ -216,6 +227,30 @@ def test_one_predictor_serves_another_budget_too(repository: Repository) -> None
     assert front["metrics"]["ppl.prose"] > 0
 
 
+def test_the_plan_counts_what_was_run(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations, windows and questions of the plan are those in the journals."""
+    import torch
+
+    from stages import params
+    from stages.plan.reading import readings
+    from stages.plan.workload import steps
+    from stages.sample.source import read_shape
+
+    monkeypatch.chdir(repository.path)
+    loaded = params.load()
+    measured = readings(loaded, "cpu", 1024, count=True)
+    planned: Counter[str] = Counter()
+    for step in steps(loaded, read_shape(loaded.model), measured, torch.float32):
+        planned[step.stage] += step.evaluations
+    journals = {stage: repository.journal(stage) for stage in ("evaluate", "search", "export")}
+    assert planned == {stage: len(rows) for stage, rows in journals.items()}
+    for stage, name in (("evaluate", "pair"), ("search", "finalist"), ("export", "final table")):
+        samples = journals[stage][0]["samples"]
+        windows = sum(len(v) for k, v in samples.items() if k.startswith("log_ppl."))
+        questions = sum(len(v) for k, v in samples.items() if k.endswith(".accuracy"))
+        assert (measured[name].windows, measured[name].questions) == (windows, questions)
+
+
 def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     runs = repository.mlflow_runs()
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
@@ -245,7 +280,7 @@ def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     )
     assert roles["winner"] == 1
     assert roles["finalist"] == 2
-    assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 4
+    assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 6
 
 
 def test_every_metrics_file_and_the_report_carry_their_protocol(repository: Repository) -> None:
@@ -261,6 +296,15 @@ def test_every_metrics_file_and_the_report_carry_their_protocol(repository: Repo
     shown = repository.run("dvc", "metrics", "show", "--json").stdout
     assert "winner" in shown
     assert "question_groups" not in shown
+
+
+def test_every_plot_finds_its_data(repository: Repository) -> None:
+    """Whatever the corpora are called."""
+    shown = json.loads(repository.run("dvc", "plots", "show", "--json").stdout)
+    assert shown.get("errors", []) == []
+    assert len(shown["data"]) == 4
+    for name, (plot,) in shown["data"].items():
+        assert plot["content"]["data"]["values"], name
 
 
 def test_the_winner_is_the_champion_of_the_registry(repository: Repository) -> None:
@@ -296,12 +340,58 @@ def test_nothing_changed_nothing_runs(repository: Repository) -> None:
     assert (repository.path / "dvc.lock").read_text() == before
 
 
+def commit(repository: Repository) -> None:
+    repository.run("git", "add", "--all")
+    author = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org")
+    repository.run("git", *author, "commit", "-q", "--allow-empty", "-m", "A run")
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The stages that a `dvc repro` ran."""
+    lines = done.stdout.splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+def test_a_clone_pulls_what_was_pushed_and_measures_nothing_again(
+    repository: Repository, tmp_path: Path
+) -> None:
+    repository.run("dvc", "remote", "add", "--force", "--default", "store", str(tmp_path / "store"))
+    commit(repository)
+    repository.run("dvc", "push")
+    clone = Repository.clone(repository, tmp_path / "clone")
+    assert not (clone.path / "data" / "evaluate" / "journal.jsonl").exists()
+    clone.run("dvc", "pull")
+    assert ran(clone.run("dvc", "repro")) == []
+    assert clone.journal("search") == repository.journal("search")
+    clone.change(sample={"bundled": 6})
+    done = clone.run("dvc", "repro", "evaluate")
+    assert ran(done) == ["sample", "evaluate"]
+    assert "evaluate: 17 of 17 architectures are in the journal already" in done.stdout
+    assert clone.journal() == repository.journal()
+
+
+def test_a_queued_experiment_has_the_journal_and_logs_to_the_repository(repository: Repository) -> None:
+    """It runs in a copy of the repository, which is deleted: what it finds is in git, DVC and MLflow."""
+    commit(repository)
+    params, before = repository.params(), (repository.path / "dvc.lock").read_text()
+    repository.run("dvc", "exp", "run", "--queue", "--name", "halved", "-S", "export.dtype=float16")
+    done = repository.run("dvc", "exp", "run", "--run-all")
+    assert ran(done) == ["export"]
+    assert "final table: 4 of 4 architectures are in the journal already" in done.stdout
+    assert repository.params() == params
+    assert (repository.path / "dvc.lock").read_text() == before
+    (run,) = [r for r in repository.mlflow_runs() if r.info.run_name.startswith("exp halved")]
+    assert (run.info.status, run.data.params["export.dtype"]) == ("FINISHED", "float16")
+    changed = json.loads(repository.run("dvc", "params", "diff", "HEAD", "halved", "--json").stdout)
+    assert changed == {"params.yaml": {"export.dtype": {"old": "float32", "new": "float16"}}}
+    repository.run("dvc", "exp", "remove", "halved")
+
+
 def test_a_changed_search_reruns_search_and_export_alone(repository: Repository) -> None:
     repository.change(search={"seed": 7})
     journal = repository.journal()
     done = repository.run("dvc", "repro")
-    ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
-    assert ran == ["search", "export"]
+    assert ran(done) == ["search", "export"]
     assert repository.journal() == journal
 
 

@@ -17,16 +17,17 @@ from stages.stage import DATA, main
 def run(params: Params, _: argparse.Namespace) -> None:
     evaluated = DATA / "evaluate"
     shape, designed = designs.read(DATA / "sample" / "architectures.json")
-    context = read_json(evaluated / "context.json", "prunecast.context", 1)["digest"]
+    context = read_json(evaluated / "context.json", "prunecast.context", 1)
     rows = journal.read(evaluated / "journal.jsonl").values()
-    metrics = {row.architecture.id: row.metrics for row in rows if row.context == context}
+    metrics = {row.architecture.id: row.metrics for row in rows if row.context == context["digest"]}
     texts = list(params.corpora.texts)
     measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}
     curves = DamageCurves.of_pairs(shape, measured, texts)
     (curves or DamageCurves({})).write(DATA / "build_dataset" / "damage.json")
     scores = evaluated / "importance.safetensors"
     features = Features.of_model(shape, params.sample.bundle, scores, curves)
-    targets = table.targets_of(texts, list(params.corpora.questions))
+    formats = context["measurement"]["question_formats"]
+    targets = table.targets_of(texts, list(params.corpora.questions), formats)
     section = params.build_dataset
     pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
     table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from stages.build_dataset.features import Features, is_damage
 from stages.files import InputError
+from stages.params import QuestionFormat, metric_suffix
 from stages.sample.designs import SINGLE_SITE, Designed
 
 SCHEMA, VERSION = "prunecast.pairs", 1
@@ -19,11 +20,18 @@ ID_COLUMNS = ("architecture", "design", "split")
 TRAIN, HELD_OUT = "train", "held-out"
 
 
-def targets_of(texts: Sequence[str], questions: Sequence[str]) -> list[str]:
-    """The forecast targets: log PPL (nats a token), MMLU log-likelihood (nats a question), accuracy."""
+def targets_of(
+    texts: Sequence[str], questions: Sequence[str], formats: Sequence[QuestionFormat]
+) -> list[str]:
+    """The forecast targets: log PPL (nats a token), MMLU log-likelihood (nats a question), accuracy.
+
+    `formats` are those in which the pairs' questions were asked.
+    """
     names = [f"log_ppl.{name}" for name in texts]
     for name in questions:
-        names += [f"{name}.log_likelihood", f"{name}.accuracy"]
+        for style in formats:
+            metric = f"{name}{metric_suffix(style)}"
+            names += [f"{metric}.log_likelihood", f"{metric}.accuracy"]
     return names
 
 

@@ -27,6 +27,7 @@ from stages.evaluate.elastic import Batch, ElasticNetwork
 from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.taylor import taylor
 from stages.params import Model
+from stages.plan.workload import token_flops
 from stages.sample.space import Space
 
 RATIOS = (0.2, 0.4)
@@ -72,13 +73,6 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, hidden: int, channels
 
     size, rows = (8192, 65536) if device.type == "cuda" else (2048, 1024)
     return rate(size, size, size), rate(rows, hidden, channels)
-
-
-def token_flops(shape: ModelShape, architecture: Architecture, length: int, head: bool = True) -> float:
-    """FLOPs a token: two for every weight used, and the scores and mixtures of causal attention."""
-    weights = architecture.kept_parameters(shape) + (shape.vocabulary * shape.hidden if head else 0)
-    heads = sum(w.kv_groups * w.heads_per_group for w in architecture.widths)
-    return 2 * weights + 2 * length * heads * shape.head_dim
 
 
 def main() -> None:
@@ -145,7 +139,9 @@ def _forward(
         },
         repeats,
     )
-    flops = [token_flops(shape, a, length) for a in (dense, dense, *architectures.values())]
+    head = 2 * shape.vocabulary * shape.hidden
+    both = (dense, dense, *architectures.values())
+    flops = [token_flops(shape, a.widths, length / 2) + head for a in both]
     print(
         "\n| forward with loss | tokens/s, median (min to max) | of the limit (large products) |\n"
         "| --- | --- | --- |"

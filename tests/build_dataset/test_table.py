@@ -41,12 +41,12 @@ def build(
 
 
 def test_targets():
-    assert table.targets_of(["a", "b"], ["q"]) == [
-        "log_ppl.a",
-        "log_ppl.b",
-        "q.log_likelihood",
-        "q.accuracy",
-    ]
+    texts = ["log_ppl.a", "log_ppl.b"]
+    plain = ["q.log_likelihood", "q.accuracy"]
+    letter = ["q.letter.log_likelihood", "q.letter.accuracy"]
+    assert table.targets_of(["a", "b"], ["q"], ["likelihood"]) == texts + plain
+    assert table.targets_of(["a", "b"], ["q"], ["letter"]) == texts + letter
+    assert table.targets_of(["a", "b"], ["q"], ["letter", "likelihood"]) == texts + letter + plain
 
 
 def test_every_architecture_meets_its_own_measurement(features: Features):

@@ -36,7 +36,7 @@ from tests.export.deployable import (
     pruned_model,
     trained_tokenizer,
 )
-from tests.small import REPOSITORY, SMOLLM2
+from tests.small import PARAMS, SMOLLM2
 
 WINDOWS = tiny.random_tokens(2, 40, vocabulary=VOCABULARY)
 
@@ -136,7 +136,7 @@ def test_the_command_reads_what_the_pipeline_wrote(
     winner = Candidate(outcome.WINNER, EVERY_CASE, 0.5, {}, {}, 1.0)
     outcome.write(tmp_path / "data" / "search" / "outcome.json", [winner])
     (tmp_path / "text.txt").write_text(TEXT * 8)
-    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content = yaml.safe_load(PARAMS.read_text())
     content["model"]["source"] = str(dense)
     content["corpora"]["texts"] = {"llamas": dict.fromkeys(PARTS, "text.txt")}
     content["search"]["objective"] = {"log_ppl.llamas": 1.0}

@@ -1,0 +1,86 @@
+"""What a run holds at most: on the device, and on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stages.architecture import Kind, ModelShape
+from stages.evaluate.elastic import LOGITS_AT_ONCE
+from stages.evaluate.measure import TOKENS_PER_BATCH
+from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
+from stages.params import Params
+from stages.plan.machines import Machine
+from stages.plan.reading import Reading
+from stages.plan.workload import elements, needs_statistics, widths_to_solve
+from stages.sample import designs
+
+
+def on_device(
+    params: Params, shape: ModelShape, readings: Mapping[str, Reading], machine: Machine
+) -> dict[str, float]:
+    """Bytes by what holds them. Calibration and evaluation come one after the other: see `peak`."""
+    each, statistics = machine.bytes_each, needs_statistics(params)
+    weights = shape.total_parameters * each
+    copies = 2 if statistics or machine.device == "cpu" else 1  # unsorted, and sorted by importance
+    largest = max(readings.values(), key=lambda reading: reading.tokens)
+    batch = min(largest.tokens, TOKENS_PER_BATCH[machine.device])
+    limit = params.evaluate.prefix_cache_mb * 2**20
+    states = [reading.tokens * shape.hidden * each for reading in readings.values()]
+    found: dict[str, float] = {
+        "weights" + (", twice" if copies == 2 else ""): copies * weights,
+        "hidden states in common": max(min(limit // s, shape.layers) * s for s in states),
+        "activations of a batch": batch * (3 * shape.channels + 6 * shape.hidden) * each,
+        "logits": min(largest.predicted, LOGITS_AT_ONCE[machine.device]) * shape.vocabulary * (each + 8),
+    }
+    if params.evaluate.importance.startswith("taylor"):
+        found["Taylor pass: gradients"] = _gradients(params, shape) * each
+        tokens = min(_calibration_tokens(params), CALIBRATION_BATCH_TOKENS)
+        saved = shape.layers * (8 * shape.hidden + 4 * shape.channels) * each + shape.vocabulary * (each + 8)
+        found["Taylor pass: activations"] = tokens * saved
+    if statistics:
+        grams = [elements(shape, kind) ** 2 for kind in Kind]
+        found["statistics"] = 4 * shape.layers * sum(grams)
+        if params.evaluate.reconstruction.method != "none":
+            found["repair of one site"] = 8 * 4 * max(grams)
+    return found
+
+
+def peak(parts: Mapping[str, float]) -> float:
+    """Bytes of all that is held at one time: scoring is over when evaluation begins."""
+    taylor = sum(size for name, size in parts.items() if name.startswith("Taylor"))
+    evaluation = ("hidden states in common", "activations of a batch", "logits")
+    running = sum(parts[name] for name in evaluation)
+    return sum(parts.values()) - min(taylor, running)
+
+
+def _calibration_tokens(params: Params) -> int:
+    return params.evaluate.calibration.samples * params.evaluate.calibration.sequence_length
+
+
+def _gradients(params: Params, shape: ModelShape) -> int:
+    """Gradients held at a time: about a layer's, or all decoder weights' (`stages.evaluate.taylor`)."""
+    section = params.evaluate.calibration
+    rows = max(1, CALIBRATION_BATCH_TOKENS // section.sequence_length)
+    if params.evaluate.importance == "taylor" and section.samples > rows:
+        return shape.decoder_parameters
+    return shape.decoder_parameters // shape.layers
+
+
+def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
+    """Bytes by what takes them."""
+    export = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}[params.export.dtype]
+    kept = shape.total_parameters - params.budget.overall_ratio * shape.decoder_parameters
+    found = {"export, and MLflow's copy": 2 * kept * export}
+    wanted = 0.0
+    if needs_statistics(params):
+        wanted += 4.0 * shape.layers * sum(elements(shape, kind) ** 2 for kind in Kind)
+    if params.evaluate.reconstruction.method != "none":
+        made = designs.all_designs(shape, params.sample, params.budget)
+        for site, widths in widths_to_solve(shape, [d.architecture for d in made]).items():
+            sizes = [w[0] if site.kind is Kind.MLP else w[0] * w[1] * shape.head_dim for w in widths]
+            wanted += 4.0 * shape.hidden * sum(sizes)
+    if wanted:
+        limit = params.evaluate.cache_mb * 2.0**20
+        short = f", of {wanted / 1e9:.1f} GB (raise evaluate.cache_mb)" if wanted > limit else ""
+        found[f"statistics and repaired projections{short}"] = min(wanted, limit)
+    return found

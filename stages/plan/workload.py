@@ -1,0 +1,259 @@
+"""The work of each stage: evaluations, tokens and FLOPs, from params and the model's shape alone.
+
+Which architectures `evaluate` measures is known beforehand, and so is what they share; those of the
+search are not, and count as the uniform baseline of the budget, sharing nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.params import Params
+from stages.plan.reading import Reading
+from stages.sample import designs
+from stages.sample.space import options
+
+GRADIENT = 3
+"""A forward and a backward pass cost three forward passes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a stage.
+
+    tokens are those that evaluations read; flops are in the model's dtype, flops64 in float64;
+    layers counts calls of a decoder layer, and cpu_s seconds that no accelerator shortens.
+    """
+
+    stage: str
+    what: str
+    evaluations: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    flops64: float = 0.0
+    layers: int = 0
+    cpu_s: float = 0.0
+
+
+def token_flops(shape: ModelShape, widths: Sequence[LayerWidth], attended: float) -> float:
+    """FLOPs a token in decoder layers of these widths: two a weight, and four a query-key pair and element.
+
+    `attended` is how many keys a token meets.
+    """
+    weights = sum(shape.site_parameters(kind, width) for width in widths for kind in Kind)
+    heads = sum(width.kv_groups * width.heads_per_group for width in widths)
+    return 2 * weights + 4 * attended * heads * shape.head_dim
+
+
+def _head_flops(shape: ModelShape, reading: Reading) -> float:
+    return 2.0 * reading.predicted * shape.vocabulary * shape.hidden
+
+
+def evaluation_flops(
+    shape: ModelShape, architecture: Architecture, reading: Reading, start: int = 0
+) -> float:
+    """FLOPs of measuring an architecture, its first `start` layers being known."""
+    attended = reading.attended / reading.tokens
+    layers = reading.tokens * token_flops(shape, architecture.widths[start:], attended)
+    return layers + _head_flops(shape, reading)
+
+
+class _Meter:
+    """In the place of the elastic network, where SharedPrefix asks it for work: adds that work up."""
+
+    def __init__(self, shape: ModelShape, reading: Reading, dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.embedding = torch.empty(0, dtype=dtype)
+        self.flops, self.layers = 0.0, 0
+        self._reading = reading
+
+    def hidden_states(
+        self, architecture: Architecture, batch: Any, start: int, hidden: Any, keep: Iterable[int]
+    ) -> tuple[None, dict[int, str]]:
+        self.flops += evaluation_flops(self.shape, architecture, self._reading, start)
+        self.layers += (self.shape.layers - start) * self._reading.batches
+        return None, {depth: "a state" for depth in keep if start <= depth < self.shape.layers}
+
+    def read(self, hidden: Any, batch: Any) -> None:
+        """The head's work is in `evaluation_flops`."""
+
+
+def measured_together(
+    shape: ModelShape,
+    architectures: Sequence[Architecture],
+    reading: Reading,
+    dtype: torch.dtype,
+    cache_bytes: int,
+) -> tuple[float, int]:
+    """FLOPs of measuring architectures that share their first layers, and calls of layers."""
+    meter = _Meter(shape, reading, dtype)
+    text = SimpleNamespace(tokens=torch.empty(reading.tokens, device="meta"))
+    prefix = SharedPrefix(cast(ElasticNetwork, meter), [cast(Any, text)], cache_bytes)
+    ordered = tree_order(architectures)
+    for architecture, branches in zip(ordered, branch_depths(ordered), strict=True):
+        prefix.log_likelihoods(architecture, branches)
+    return meter.flops, meter.layers
+
+
+def calibration(params: Params, shape: ModelShape) -> Step:
+    """Scores and statistics: passes over the calibration text, and Gram matrices."""
+    section = params.evaluate
+    tokens = section.calibration.samples * section.calibration.sequence_length
+    forward = tokens * token_flops(shape, shape.dense().widths, section.calibration.sequence_length / 2)
+    flops, layers = 0.0, 0
+    if section.importance.startswith("taylor"):
+        flops += GRADIENT * (forward + 2.0 * tokens * shape.vocabulary * shape.hidden)
+        layers += GRADIENT * shape.layers
+    if needs_statistics(params):
+        grams = sum(2.0 * elements(shape, kind) ** 2 for kind in Kind) * shape.layers
+        flops += forward + tokens * grams
+        layers += shape.layers
+    return Step("evaluate", f"score units by {section.importance}", tokens=tokens, flops=flops, layers=layers)
+
+
+def needs_statistics(params: Params) -> bool:
+    """Whether the second moments of every site's activations are gathered."""
+    by_moments = params.evaluate.importance in ("activation", "wanda", "fluctuation")
+    return by_moments or params.evaluate.reconstruction.method != "none"
+
+
+def elements(shape: ModelShape, kind: Kind) -> int:
+    """Inputs of a dense site's output projection: the side of its Gram matrix."""
+    return shape.channels if kind is Kind.MLP else shape.kv_groups * shape.heads_per_group * shape.head_dim
+
+
+Solved = Mapping[Site, set[tuple[int, ...]]]
+
+
+def widths_to_solve(shape: ModelShape, architectures: Iterable[Architecture]) -> Solved:
+    """The pruned widths of every site, each of which is repaired once."""
+    found: dict[Site, set[tuple[int, ...]]] = {site: set() for site in shape.sites()}
+    for architecture in architectures:
+        for site in found:
+            width = architecture.widths[site.layer]
+            if width.keeps(site.kind) and width.of(site.kind) != shape.dense_width.of(site.kind):
+                found[site].add(width.of(site.kind))
+    return found
+
+
+def factor_flops(shape: ModelShape, kind: Kind) -> float:
+    """Float64 FLOPs that a site costs once, however many of its widths are repaired."""
+    n = shape.channels
+    return n**3 / 3 + 3.0 * n**2 * shape.hidden if kind is Kind.MLP else 0.0
+
+
+def width_flops(shape: ModelShape, site: Site, width: tuple[int, ...]) -> float:
+    """Float64 FLOPs of repairing one width of a site: triangular solves, and for attention a factor."""
+    d = shape.hidden
+    if site.kind is Kind.MLP:
+        return float(width[0]) ** 2 * d
+    kept, n = width[0] * width[1] * shape.head_dim, elements(shape, site.kind)
+    return kept**3 / 3 + 2.0 * kept * n * d + 2.0 * kept**2 * d
+
+
+def repair_flops(shape: ModelShape, solved: Solved) -> float:
+    """Float64 FLOPs of repairing these widths."""
+    return sum(
+        factor_flops(shape, site.kind) + sum(width_flops(shape, site, width) for width in widths)
+        for site, widths in solved.items()
+        if widths
+    )
+
+
+def further_repair_flops(
+    shape: ModelShape, granularity: int, solved: Solved, architectures: int, calls: int
+) -> float:
+    """Of repairing so many more architectures in `calls` groups, their widths falling at random."""
+    total = 0.0
+    for site, widths in solved.items():
+        if not widths:
+            continue
+        possible = len(options(shape, site.kind, granularity)) - 2  # neither dense nor dropped
+        new = max(0, possible - len(widths)) * (1 - (1 - 1 / possible) ** architectures)
+        mean = sum(width_flops(shape, site, width) for width in widths) / len(widths)
+        total += new * mean + calls * factor_flops(shape, site.kind)
+    return total
+
+
+def steps(
+    params: Params, shape: ModelShape, readings: Mapping[str, Reading], dtype: torch.dtype
+) -> list[Step]:
+    """The pipeline's work, in the order in which it is done."""
+    made = designs.all_designs(shape, params.sample, params.budget)
+    architectures = list({d.architecture: None for d in made})
+    cache = params.evaluate.prefix_cache_mb * 2**20
+    flops, layers = measured_together(shape, architectures, readings["pair"], dtype, cache)
+    count = len(architectures)
+    found = [calibration(params, shape)]
+    solved = widths_to_solve(shape, architectures)
+    repairs = params.evaluate.reconstruction.method != "none"
+    if repairs:
+        found.append(Step("evaluate", "repair widths", flops64=repair_flops(shape, solved)))
+    pairs = Step("evaluate", "measure pairs", count, count * readings["pair"].tokens, flops, 0, layers)
+    return [*found, pairs, *_search(params, shape, readings, solved), *_export(params, shape, readings)]
+
+
+def _search(params: Params, shape: ModelShape, readings: Mapping[str, Reading], solved: Solved) -> list[Step]:
+    section = params.search
+    chosen = section.rounds * section.per_round
+    last = section.finalists + len(designs.BASELINES) + len(section.front)
+    if section.measurement == params.evaluate.measurement and not section.repair_again:
+        last -= min(section.finalists, chosen)  # measured in the rounds, and in this stage's journal
+    studies = section.rounds + len(section.front)
+    found = [Step("search", f"{studies * section.trials:,} forecasts", cpu_s=studies * forecast_s(params))]
+    if params.evaluate.reconstruction.method != "none":
+        work = further_repair_flops(shape, params.sample.mlp_granularity, solved, chosen, section.rounds + 1)
+        found.append(Step("search", "repair widths", flops64=work))
+    what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
+    uniform = designs.uniform(shape, params.sample, params.budget)
+    found.append(_alone("search", what, shape, uniform, readings["pair"], chosen))
+    if section.repair_again:
+        found.append(_repair_again(params, shape, uniform, last - 1))
+    reading = readings["finalist"]
+    return [*found, _alone("search", "measure finalists and baselines", shape, uniform, reading, last)]
+
+
+def _export(params: Params, shape: ModelShape, readings: Mapping[str, Reading]) -> list[Step]:
+    uniform = designs.uniform(shape, params.sample, params.budget)
+    contenders = len(designs.BASELINES) + 1
+    return [_alone("export", "measure the final table", shape, uniform, readings["final table"], contenders)]
+
+
+def _alone(
+    stage: str, what: str, shape: ModelShape, like: Architecture, reading: Reading, count: int
+) -> Step:
+    """Evaluations that share no layers."""
+    flops, layers = count * evaluation_flops(shape, like, reading), count * shape.layers * reading.batches
+    return Step(stage, what, count, count * reading.tokens, flops, 0, layers)
+
+
+def _repair_again(params: Params, shape: ModelShape, like: Architecture, count: int) -> Step:
+    """`search.repair_again`: the dense and the pruned network on the calibration text, and a solve a site."""
+    section = params.evaluate.calibration
+    tokens = section.samples * section.sequence_length
+    forward = tokens * token_flops(shape, [*shape.dense().widths, *like.widths], section.sequence_length / 2)
+    grams = solves = 0.0
+    for site in shape.sites():
+        groups, heads, channels = like.widths[site.layer]
+        n = channels if site.kind is Kind.MLP else groups * heads * shape.head_dim
+        grams += 2.0 * tokens * n * (n + shape.hidden)
+        solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
+    layers = 2 * shape.layers * count
+    return Step("search", "repair finalists again", 0, 0, count * (forward + grams), count * solves, layers)
+
+
+def forecast_s(params: Params) -> float:
+    """CPU seconds of one study on forecasts: TPE's own time grows with the square of its trials.
+
+    Measured: 76 s for 1,000 trials of 54 dimensions with TPE, 144 s for 10,000 with NSGA-II.
+    """
+    trials = params.search.trials
+    return trials * 0.015 + (2 * (trials / 2) ** 2 * 76e-6 if params.search.sampler == "tpe" else 0.0)

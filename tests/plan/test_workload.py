@@ -1,0 +1,132 @@
+"""The plan's FLOPs against those that PyTorch counts while the elastic network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from stages.architecture import Architecture, Kind, Site
+from stages.evaluate import perplexity, statistics
+from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.plan import memory, workload
+from stages.plan.machines import GPUS
+from stages.plan.reading import Reading, estimated
+from stages.sample.designs import all_designs
+from tests import tiny
+from tests.small import COMMITTED, SMOLLM2
+
+ROWS, LENGTH = 4, 16
+READING = Reading(ROWS, 0, 1, ROWS * LENGTH, ROWS * (LENGTH - 1), ROWS * LENGTH * LENGTH, exact=True)
+"""Of four windows, every query meeting every key: what PyTorch counts, whatever the mask."""
+
+
+def counted(run: Callable[[], Any]) -> float:
+    uncounted = {  # by PyTorch itself
+        torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+            q, k, v
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=uncounted) as counter, torch.inference_mode():
+        run()
+    return float(counter.get_total_flops())
+
+
+@pytest.fixture
+def network(tiny_folder: Callable[..., Path]) -> Any:
+    return tiny.network_of(tiny_folder("llama"))
+
+
+def batch() -> Any:
+    (made,) = perplexity.batches(tiny.random_tokens(ROWS, LENGTH), ROWS * LENGTH)
+    return made
+
+
+@pytest.mark.parametrize("widths", [[[2, 3, 64]] * 4, tiny.MIXED.to_json(), tiny.HOLLOW.to_json()])
+def test_flops_of_an_evaluation(network: Any, widths: list[list[int]]) -> None:
+    architecture = Architecture.from_json(widths)
+    found = counted(lambda: network.log_likelihoods(architecture, batch()))
+    planned = workload.evaluation_flops(network.shape, architecture, READING)
+    assert planned == pytest.approx(found, rel=0.02)  # the plan counts norms as weights
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 3 * ROWS * LENGTH * tiny.HIDDEN * 4, 2**20])
+def test_flops_of_architectures_with_layers_in_common(network: Any, cache_bytes: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    dense = network.shape.dense().widths
+    drawn = [tiny.random_architecture(network.shape, generator) for _ in range(12)]
+    made = [Architecture((*dense[: i % 4], *a.widths[i % 4 :])) for i, a in enumerate(drawn)]
+
+    def run() -> None:
+        shared = SharedPrefix(network, [batch()], cache_bytes)
+        ordered = tree_order(made)
+        for architecture, branches in zip(ordered, branch_depths(ordered), strict=True):
+            shared.log_likelihoods(architecture, branches)
+
+    planned, _ = workload.measured_together(network.shape, made, READING, torch.float32, cache_bytes)
+    assert planned == pytest.approx(counted(run), rel=0.02)
+    apart = sum(workload.evaluation_flops(network.shape, a, READING) for a in made)
+    assert (planned < 0.9 * apart) == bool(cache_bytes)
+
+
+def test_statistics_take_what_the_plan_says(network: Any) -> None:
+    gathered = statistics.gather(network, [batch()])
+    assert sum(s.gram.nbytes for s in gathered.values()) == sum(
+        4 * workload.elements(network.shape, site.kind) ** 2 for site in network.shape.sites()
+    )
+
+
+def test_widths_are_repaired_once() -> None:
+    solved = workload.widths_to_solve(tiny_shape := SMOLLM2, [tiny_shape.dense()])
+    assert not any(solved.values())
+    made = [d.architecture for d in all_designs(SMOLLM2, COMMITTED.sample, COMMITTED.budget)]
+    solved = workload.widths_to_solve(SMOLLM2, made)
+    assert len(solved[Site(29, Kind.ATTENTION)]) == 0  # exempt, and the simple baseline prunes MLPs alone
+    assert len(solved[Site(29, Kind.MLP)]) == 1
+    everything = {w.channels for a in made for w in [a.widths[10]] if 0 < w.channels < 1536}
+    assert {width[0] for width in solved[Site(10, Kind.MLP)]} == everything
+
+
+def plan_of(**changes: Any) -> list[workload.Step]:
+    search = COMMITTED.search.model_copy(update=changes)
+    loaded = COMMITTED.model_copy(update={"search": search})
+    names = {"pair": loaded.evaluate, "finalist": loaded.search, "final table": loaded.export}
+    measured = {n: estimated(loaded.corpora, "selection", s.measurement, 1024) for n, s in names.items()}  # type: ignore[attr-defined]
+    return workload.steps(loaded, SMOLLM2, measured, torch.float32)
+
+
+def evaluations(steps: list[workload.Step]) -> list[int]:
+    return [step.evaluations for step in steps if step.evaluations]
+
+
+def test_evaluations_of_the_default() -> None:
+    """The README: 75 pairs, 24 measurements in three rounds; then six finalists and three baselines."""
+    assert evaluations(plan_of()) == [75, 24, 9, 4]
+
+
+def test_what_the_search_asks_for_is_in_the_plan() -> None:
+    assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [75, 8, 11, 4]
+    same = COMMITTED.evaluate.measurement  # finalists measured as in the rounds are in the journal
+    assert evaluations(plan_of(measurement=same)) == [75, 24, 3, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=True)) == [75, 24, 9, 4]
+    again = [step for step in plan_of(repair_again=True) if step.what == "repair finalists again"]
+    assert again[0].flops > 0
+
+
+@pytest.mark.parametrize(
+    ("importance", "samples", "layers"), [("taylor", 4, 1), ("taylor", 32, 30), ("taylor-second", 32, 1)]
+)
+def test_memory_of_the_taylor_pass(importance: str, samples: int, layers: int) -> None:
+    """First order over several batches holds every gradient; else a layer's (`stages.evaluate.taylor`)."""
+    calibration = COMMITTED.evaluate.calibration.model_copy(update={"samples": samples})
+    evaluate = COMMITTED.evaluate.model_copy(update={"importance": importance, "calibration": calibration})
+    loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
+    reading = estimated(loaded.corpora, "selection", evaluate.measurement, 1024)
+    parts = memory.on_device(loaded, SMOLLM2, {"pair": reading}, GPUS["H100"])
+    assert parts["Taylor pass: gradients"] == SMOLLM2.decoder_parameters // 30 * layers * 2
+    assert memory.peak(parts) < sum(parts.values())
