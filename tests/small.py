@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 from stages import params
 from stages.architecture import Architecture, LayerWidth, ModelShape
+from stages.budget import Budget
 from stages.build_dataset.features import Features
 
 REPOSITORY = Path(__file__).parents[1]
@@ -18,6 +20,11 @@ SMALL = ModelShape("llama", 6, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
 
 COMMITTED = params.load(REPOSITORY / "params.yaml")
 """The committed params; tests take a section and replace what they are about."""
+
+
+def budget_of(**changes: Any) -> Budget:
+    """The committed budget with some keys changed."""
+    return Budget(**COMMITTED.budget.model_dump() | changes)
 
 
 @st.composite

@@ -11,15 +11,14 @@ import pytest
 
 from stages.architecture import Architecture
 from stages.build_dataset.features import Features
-from stages.params import Budget
 from stages.sample.space import Space, prunable_sites
 from stages.search.rounds import GuidedSearch, Metrics, Round
 from stages.search.tpe import objective_of
 from stages.train_predictor.predictor import Predictor
-from tests.small import COMMITTED, SMALL, features_of, random_architectures
+from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 
 WEIGHTS = {"log_ppl.a": 1.0}
-BUDGET = Budget(overall_ratio=0.25, tolerance=0.02)
+BUDGET = budget_of(overall_ratio=0.25, tolerance=0.02)
 SEARCH = COMMITTED.search.model_copy(
     update={
         "objective": WEIGHTS,
