@@ -137,8 +137,8 @@ class Limited:
             if not _fits([least], [limit.most]):
                 raise InputError(
                     f"params.yaml: budget.{limit.name} is {limit.most:g}; the smallest architecture of "
-                    f"{what} takes {_up(least)}, the dense model {_up(limit.of(dense))}. Raise the limit, or allow "
-                    "stronger cuts"
+                    f"{what} takes {_up(least)}, the dense model {_up(limit.of(dense))}. Raise the limit, "
+                    "or allow stronger cuts"
                 )
         if all(limit.allows(dense) for limit in self.limits):
             takes = ", ".join(f"{limit.name} {_up(limit.of(dense))}" for limit in self.limits)

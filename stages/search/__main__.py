@@ -88,9 +88,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     for candidate in candidates:
         ppl = ", ".join(f"{k} {v:.2f}" for k, v in candidate.metrics.items() if k.startswith("ppl."))
         takes = "".join(f", {limit.name} {limit.of(candidate.architecture):.4g}" for limit in limits)
-        print(
-            f"{candidate.name:9} {candidate.architecture.id} {100 * candidate.overall_ratio:.2f} % {ppl}{takes}"
-        )
+        told = f"{100 * candidate.overall_ratio:.2f} % {ppl}{takes}"
+        print(f"{candidate.name:9} {candidate.architecture.id} {told}")
 
 
 def narrowed(

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from stages.budget import Budget
 from stages.params import TrainPredictor
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
