@@ -79,7 +79,7 @@ def _skeleton(shape: ModelShape, layers: Sequence[LayerWidth], dtype: str) -> An
     config: Any = AutoConfig.for_model(
         shape.family,
         hidden_size=shape.hidden,
-        num_hidden_layers=1,
+        num_hidden_layers=len(layers),
         num_attention_heads=shape.kv_groups * shape.heads_per_group,
         num_key_value_heads=shape.kv_groups,
         head_dim=shape.head_dim,
@@ -109,7 +109,6 @@ def _skeleton(shape: ModelShape, layers: Sequence[LayerWidth], dtype: str) -> An
             if not width.has_mlp:
                 layer.mlp, layer.post_attention_layernorm = _nothing(with_weights=False), nn.Identity()
             model.model.layers.append(layer)
-    config.num_hidden_layers = len(layers)
     return model.eval()
 
 
