@@ -17,6 +17,12 @@ class InputError(Exception):
     """
 
 
+def cache_folder() -> Path:
+    """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNECAST_CACHE") or Path(base) / "prunecast")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers see the old content or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,27 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from stages.budget import Budget
 from stages.files import InputError
+from stages.section import Count, Fraction, Interval, Natural, Positive, Ratio, Section
 
 Part = Literal["calibration", "selection", "report"]
 PARTS: tuple[Part, ...] = ("calibration", "selection", "report")
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Interval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
 CorpusName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 ProfileName = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-
-
-class Section(BaseModel):
-    """A section of params.yaml: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Model(Section):
@@ -63,11 +53,6 @@ class Corpora(Section):
     division: Division
     texts: Annotated[dict[CorpusName, str | PartSources], Field(min_length=1)]
     questions: dict[CorpusName, str | PartSources]
-
-
-class Budget(Section):
-    overall_ratio: Fraction
-    tolerance: Annotated[float, Field(gt=0, le=0.1)]
 
 
 class Sample(Section):
@@ -298,6 +283,15 @@ class Params(Section):
                     f"search.objective names {name!r}, which search.measurement.question_formats "
                     f"{self.search.measurement.question_formats} do not measure; add its format"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_are_of_what_is_exported(self) -> Params:
+        if self.budget.limited and self.budget.dtype != self.export.dtype:
+            raise ValueError(
+                f"budget.dtype is {self.budget.dtype!r} and export.dtype {self.export.dtype!r}; expected the "
+                "same, since the budget limits what is exported"
+            )
         return self
 
     def _question_targets(self, measurement: Measurement) -> list[str]:

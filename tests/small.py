@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 
 from stages import params, profiles
 from stages.architecture import Architecture, LayerWidth, ModelShape
+from stages.budget import Budget
 from stages.build_dataset.features import Features
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,6 +23,11 @@ PARAMS = profiles.find(REPOSITORY)["default"]
 """The file of the default profile, whichever is active."""
 COMMITTED = params.load(PARAMS)
 """The committed params; tests take a section and replace what they are about."""
+
+
+def budget_of(**changes: Any) -> Budget:
+    """The committed budget with some keys changed."""
+    return Budget(**COMMITTED.budget.model_dump() | changes)
 
 
 @st.composite

@@ -64,6 +64,8 @@ def test_params_are_frozen():
         ("budget/overall_ratio", "0.2", "'0.2'"),
         ("budget/overall_ratio", float("nan"), "nan"),
         ("budget/tolerance", 0.0, "0.0"),
+        ("budget/prefill_ms", 0.0, "0.0"),
+        ("budget/size_bytes", 1.5, "1.5"),
         ("budget/tolerance", 0.5, "0.5"),
         ("model/source", "", "''"),
         ("model/source", None, "None"),
@@ -161,6 +163,16 @@ def test_the_division_must_add_up(tmp_path: Path):
     division = {"calibration": 0.3, "selection": 0.3, "report": 0.3}
     message = message_of(tmp_path, {"corpora/division": division})
     assert "corpora.division: the three fractions add up to 0.9; expected 1" in message
+
+
+def test_a_budget_limits_something_of_what_is_exported(tmp_path: Path):
+    message = message_of(tmp_path, {"budget/overall_ratio": None})
+    assert "budget: overall_ratio, size_bytes, prefill_ms and decode_ms are all null" in message
+    message = message_of(tmp_path, {"budget/decode_ms": 12.5, "export/dtype": "bfloat16"})
+    assert "budget.dtype is 'float32' and export.dtype 'bfloat16'" in message
+    loaded = load(written(tmp_path, {"budget/overall_ratio": None, "budget/prefill_ms": 900}))
+    assert (loaded.budget.limited, loaded.budget.timed) == (True, True)
+    assert not load(written(tmp_path, {"export/dtype": "bfloat16"})).budget.limited
 
 
 def test_the_objective_must_be_forecast(tmp_path: Path):

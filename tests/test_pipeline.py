@@ -566,3 +566,41 @@ def test_a_text_too_short_for_the_final_table_is_refused_before_anything_is_meas
     assert "part report" in done.stderr
     assert "windows of 64" in done.stderr
     assert repository.journal() == journal
+
+
+def test_a_budget_of_bytes_and_milliseconds(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No overall ratio: the bytes decide, and milliseconds are measured, generous on any machine."""
+    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path))
+    dense = repository.json("export/metrics.json")["contenders"]["dense"]["parameters"]
+    size = int(4 * 0.92 * dense)
+    latency = {"device": "cpu", "threads": 1, "prompt": 16, "continuation": 4, "rounds": 3}
+    limits = {"overall_ratio": None, "size_bytes": size, "prefill_ms": 5e3, "decode_ms": 5e3}
+    params = repository.params()
+    repository.change(sample={"bundled": 8, "free": 4}, budget=limits | {"latency": latency})
+    try:
+        done = repository.run("dvc", "repro")
+        repository.change(budget={"size_bytes": 1000})
+        refused = repository.stage("sample", check=False)
+    finally:
+        repository.write_params(params)
+    assert done.stdout.count("latency table measured") == 1
+    candidates = {c["name"]: c for c in reversed(repository.json("search/outcome.json")["candidates"])}
+    final = repository.json("export/metrics.json")
+    selected = repository.json("search/metrics.json")["selection"]
+    assert selected["winner"]["size_bytes"] <= size < selected["dense"]["size_bytes"]
+    assert all(candidates[name]["overall_ratio"] > 0.1 for name in ("winner", "finalist"))
+    for name in ("uniform", "simple"):
+        assert final["limits"]["size_bytes"]["forecast"][name] > size
+    assert final["limits"]["size_bytes"]["measured"] == {
+        "winner": 4 * final["contenders"]["winner"]["parameters"]
+    }
+    for phase in ("prefill_ms", "decode_ms"):
+        found = final["limits"][phase]
+        assert set(found["measured"]) == {"dense", "winner"}
+        assert 0 < found["forecast"]["winner"] < 5e3
+    report = (repository.path / "data" / "export" / "report.html").read_text()
+    assert "What the budget limits" in report
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+    assert "budget.size_bytes is 1000; the smallest architecture of sample.ratios" in refused.stderr

@@ -21,12 +21,14 @@ from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export import check, evidence, gguf_folder, model_card
 from stages.export.base_model import BaseModel, read_base_model
+from stages.export.deployed import taken
 from stages.export.huggingface import write_folder
 from stages.export.question_groups import question_groups
 from stages.export.report import ReportData, build_report, metrics, write_pictures
 from stages.export.staging import replacing, require_space
 from stages.files import write_json, write_text
 from stages.params import Export, Params
+from stages.sample import designs
 from stages.sample.designs import BASELINES
 from stages.sample.source import read_shape
 from stages.search import outcome
@@ -75,6 +77,8 @@ def _make(
     names = [*BASELINES, outcome.WINNER]
     work = [Work(evidence.same_architecture(candidates, name), name) for name in names]
     shape = bench.network.shape
+    table = designs.read_latency(DATA / "sample" / "architectures.json")
+    takes = taken(shape, params.budget, table, {w.design: w.architecture for w in work}, new / MODEL)
 
     def log(row: Row) -> None:
         tracker.log_evaluation(evaluation_of(row, shape, "export", evaluator.selection.words()))
@@ -106,6 +110,7 @@ def _make(
         change_errors=evidence.paired_errors(rows),
         question_groups=question_groups(rows, evaluator.selection.items),
         protocol_entries=evaluator.protocol,
+        taken=takes,
     )
     _write(new, data, read_base_model(params.model), f"prunecast-{MODEL}" if tracker.run else "")
     return data, rows[outcome.WINNER]
@@ -198,7 +203,8 @@ def _log(data: ReportData, winner_row: Row, tracker: Tracker) -> None:
     """Log the final table and register the model."""
     tracker.tag_evaluations({winner_row.key: {"prunecast.role": outcome.WINNER}})
     tracker.log_stage(
-        evidence.flat_metrics(data.contenders, metrics(data)["winner_change_percent"]),
+        evidence.flat_metrics(data.contenders, metrics(data)["winner_change_percent"])
+        | {f"winner.{t.name}": t.measured[outcome.WINNER] for t in data.taken},
         {},
         [HERE / REPORT, HERE / METRICS, HERE / PICTURES],
     )
@@ -218,6 +224,11 @@ def _print_table(data: ReportData) -> None:
     for c in data.contenders:
         values = "  ".join(f"{key} {value:.3f}" for key, value in c.metrics.items())
         print(f"{c.name:8} {100 * c.overall_ratio:6.2f} %  {values}")
+    for t in data.taken:
+        print(
+            f"{t.name}: limit {t.most:g}, the winner's forecast {t.forecast[outcome.WINNER]:.5g}, "
+            f"measured {t.measured[outcome.WINNER]:.5g} ({t.error_percent:+.1f} %)"
+        )
     for baseline, of_baseline in metrics(data)["winner_change_percent"].items():
         print(f"winner against {baseline}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in of_baseline.items()))
     print(f"report: {HERE / REPORT}")

@@ -19,6 +19,7 @@ from stages.export.report_data import (
     Contender,
     Measured,
     ReportData,
+    Taken,
     change_percent,
     inseparable,
     judge,
@@ -42,6 +43,16 @@ __all__ = [
 PARTS = ("calibration", "selection", "report")
 SCALES = {"log_ppl": "log perplexity, nats a token", "ppl": "perplexity"}
 UNKNOWN = "–"
+LIMITED = {
+    "size_bytes": ("weights, MB", 1e-6),
+    "prefill_ms": ("prompt, ms", 1.0),
+    "decode_ms": ("a token after it, ms", 1.0),
+}
+LIMITS_NOTE = (
+    "Forecast: the sum of what every site of its width takes, from the latency table of the sample stage. "
+    "Measured: the exported folder in PyTorch and the dense model, in turn; medians. Uniform and simple "
+    "are held just above the limits, the winner below."
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ def build_report(data: ReportData) -> str:
         corpora=_corpora(data),
         predictor=[_errors(target, errors) for target, errors in data.predictor.items()],
         parts=PARTS,
+        taken=[_taken(data, t) for t in data.taken],
+        limits_note=LIMITS_NOTE,
         held_out=sum(m.held_out for m in data.pairs),
         finalists=sum(m.design not in ("dense", *BASELINES) for m in data.finalists),
         percent=percent,
@@ -190,6 +203,22 @@ def _winner_widths(data: ReportData) -> list[dict[str, Any]]:
         }
         for layer, width in enumerate(architecture.widths)
     ]
+
+
+def _taken(data: ReportData, row: Taken) -> dict[str, Any]:
+    """A limit, and what contenders take of it, in a unit for people."""
+    label, unit = LIMITED[row.name]
+
+    def shown(values: Mapping[str, float], name: str) -> str:
+        return f"{values[name] * unit:,.2f}" if name in values else UNKNOWN
+
+    return {
+        "label": label,
+        "most": f"{row.most * unit:,.2f}",
+        "forecast": [shown(row.forecast, c.name) for c in data.contenders],
+        "measured": [shown(row.measured, name) for name in ("dense", "winner")],
+        "error": signed_percent(row.error_percent),
+    }
 
 
 def _question_tables(data: ReportData) -> list[dict[str, Any]]:

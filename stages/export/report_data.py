@@ -65,6 +65,24 @@ class QuestionGroup:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What contenders take of one thing that the budget limits, "size_bytes", "prefill_ms" or "decode_ms".
+
+    `forecast` and `measured` are by contender; `measured` has those that were.
+    """
+
+    name: str
+    most: float
+    forecast: Mapping[str, float]
+    measured: Mapping[str, float]
+
+    @property
+    def error_percent(self) -> float:
+        """How far the winner's forecast lies above what was measured."""
+        return 100 * (self.forecast[WINNER] / self.measured[WINNER] - 1)
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that the report shows; the export stage fills it.
 
@@ -73,7 +91,8 @@ class ReportData:
     the predictor's gain. `narrowed` maps a site to (low ratio, high ratio, class), the class being
     "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective of
     a round so far, trial by trial, round after round. `question_groups` and `protocol_entries`
-    (`Selection.protocol`) are of the final table. `change_errors`, where known, maps a baseline to the
+    (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the budget in bytes
+    or milliseconds. `change_errors`, where known, maps a baseline to the
     standard error of the
     winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
@@ -95,6 +114,7 @@ class ReportData:
     change_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     question_groups: Sequence[QuestionGroup] = ()
     protocol_entries: Sequence[Mapping[str, Any]] = ()
+    taken: Sequence[Taken] = ()
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)
@@ -216,14 +236,21 @@ def inseparable(data: ReportData, metric: str) -> bool:
 
 
 def metrics(data: ReportData) -> dict[str, Any]:
-    """Nested, JSON-able metrics for DVC and CI: no dates, no timings, no infinities (left out)."""
+    """Nested, JSON-able metrics for DVC and CI: no dates, no infinities (left out).
+
+    No timings either, unless the budget limits milliseconds.
+    """
     changes: dict[str, Any] = {}
     for baseline in BASELINES:
         of_baseline = {name: change_percent(data, baseline, name) for name in data.metric_names}
         known = {name: round(change, 4) for name, change in of_baseline.items() if change is not None}
         if known:
             changes[baseline] = known
-    return {
+    limits = {
+        t.name: {"limit": t.most, "forecast": dict(t.forecast), "measured": dict(t.measured)}
+        for t in data.taken
+    }
+    return ({"limits": limits} if limits else {}) | {
         "contenders": {
             c.name: {"overall_ratio": c.overall_ratio, "parameters": c.parameters, **_finite(c.metrics)}
             for c in data.contenders

@@ -123,7 +123,7 @@ def _caveats(data: ReportData) -> list[str]:
         other = data.contender(name)
         if other is None:
             caveats.append(f"{name.capitalize()} pruning was not measured, so that comparison is missing.")
-        elif abs(other.overall_ratio - data.winner.overall_ratio) > UNEQUAL_RATIO:
+        elif not data.taken and abs(other.overall_ratio - data.winner.overall_ratio) > UNEQUAL_RATIO:
             caveats.append(
                 f"The budgets differ: {name} pruning removes {percent(other.overall_ratio)}, "
                 f"the winner {percent(data.winner.overall_ratio)}."

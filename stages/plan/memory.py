@@ -69,7 +69,8 @@ def _gradients(params: Params, shape: ModelShape) -> int:
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
     """Bytes by what takes them."""
     export = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}[params.export.dtype]
-    kept = shape.total_parameters - params.budget.overall_ratio * shape.decoder_parameters
+    removed = params.budget.overall_ratio or 0.0  # where limits decide alone: at most the dense size
+    kept = shape.total_parameters - removed * shape.decoder_parameters
     found = {"export, and MLflow's copy": 2 * kept * export}
     wanted = 0.0
     if needs_statistics(params):

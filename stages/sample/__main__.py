@@ -7,15 +7,20 @@ from collections import Counter
 
 from stages.params import Params
 from stages.sample import designs
+from stages.sample.latency import table_of
+from stages.sample.limits import limits_of
 from stages.sample.source import read_shape
 from stages.stage import DATA, main
 
 
 def run(params: Params, _: argparse.Namespace) -> None:
     shape = read_shape(params.model)
-    designs.check_budget(shape, params.sample, params.budget)
-    made = designs.all_designs(shape, params.sample, params.budget)
-    designs.write(DATA / "sample" / "architectures.json", shape, made)
+    budget = params.budget
+    table = table_of(shape, budget, params.sample.mlp_granularity) if budget.timed else None
+    limits = limits_of(shape, budget, table)
+    designs.check_budget(shape, params.sample, budget, limits)
+    made = designs.all_designs(shape, params.sample, budget, limits)
+    designs.write(DATA / "sample" / "architectures.json", shape, made, table)
     counts = ", ".join(f"{count} {design}" for design, count in Counter(d.design for d in made).items())
     print(f"{len(made)} architectures of {params.model.source} ({shape.layers} layers): {counts}")
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.budget import Budget
 from stages.files import InputError, read_json, write_json
-from stages.params import Budget, Sample
+from stages.params import Sample
+from stages.sample.latency import LatencyTable
+from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space, bundles, prunable_sites
 
 SCHEMA, VERSION = "prunecast.architectures", 1
@@ -97,9 +100,11 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
     return made
 
 
-def all_designs(shape: ModelShape, sample: Sample, budget: Budget) -> list[Designed]:
+def all_designs(
+    shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()
+) -> list[Designed]:
     """The baselines, then each design that params ask for; no architecture of theirs comes twice."""
-    made = baselines(shape, sample, budget)
+    made = baselines(shape, sample, budget, limits)
     for design in (paper, single_site, spread):
         made += design(shape, sample, [d.architecture for d in made])
     return made
@@ -124,49 +129,63 @@ def _distinct(
     return made
 
 
-def uniform(shape: ModelShape, sample: Sample, budget: Budget) -> Architecture:
+def uniform(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()) -> Architecture:
     """The uniform baseline: attention and MLP alike at one ratio in every prunable layer.
 
-    LLM-Pruner's default. Its overall ratio is at most the budget's.
+    LLM-Pruner's default. It takes no less than the budget allows.
     """
     sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
-    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, 1.0)))
-    wishes = dict.fromkeys(sites, budget.overall_ratio)
-    return space.project(wishes, budget.overall_ratio, budget.tolerance, at_least=False)
+    return _even(shape, sample, sites, budget, limits)
 
 
-def simple(shape: ModelShape, sample: Sample, budget: Budget) -> Architecture:
+def simple(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()) -> Architecture:
     """The simple baseline: MLPs only, one ratio for all layers, none exempt.
 
-    Its overall ratio is at most the budget's.
+    It takes no less than the budget allows.
     """
     sites = [site for site in shape.sites() if site.kind is Kind.MLP]
+    return _even(shape, sample, sites, budget, limits)
+
+
+def _even(
+    shape: ModelShape, sample: Sample, sites: Sequence[Site], budget: Budget, limits: Sequence[Limit]
+) -> Architecture:
     space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, 1.0)))
-    wishes = dict.fromkeys(sites, budget.overall_ratio)
-    return space.project(wishes, budget.overall_ratio, budget.tolerance, at_least=False)
+    if limits:
+        even = dict.fromkeys(sites, 0.0)
+        return Limited(space, limits, budget.tolerance).project(even, at_least=False)
+    assert budget.overall_ratio is not None  # or there were limits
+    even = dict.fromkeys(sites, budget.overall_ratio)
+    return space.project(even, budget.overall_ratio, budget.tolerance, at_least=False)
 
 
-def baselines(shape: ModelShape, sample: Sample, budget: Budget) -> list[Designed]:
+def baselines(
+    shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()
+) -> list[Designed]:
     """Dense, uniform and simple, in the order of `BASELINES`."""
-    made = (shape.dense(), uniform(shape, sample, budget), simple(shape, sample, budget))
+    made = (shape.dense(), *(design(shape, sample, budget, limits) for design in (uniform, simple)))
     return [Designed(a, design) for a, design in zip(made, BASELINES, strict=True)]
 
 
-def check_budget(shape: ModelShape, sample: Sample, budget: Budget) -> None:
+def check_budget(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()) -> None:
     """Raise InputError unless the sampled ratios surround the budget, so that no forecast extrapolates."""
     sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
     grid = (min(sample.ratios), max(sample.ratios))
-    low, high = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, grid)).reachable()
-    if not low <= budget.overall_ratio <= high:
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, grid))
+    low, high = space.reachable()
+    reach = f"sample.ratios [{grid[0]:g} … {grid[1]:g}] on {len(sites) // 2} of {shape.layers} layers"
+    if budget.overall_ratio is not None and not low <= budget.overall_ratio <= high:
         raise InputError(
             f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; expected a number from "
             f"{low:.4f} to {high:.4f}, which is what sample.ratios [{grid[0]:g} … {grid[1]:g}] reach on "
             f"{len(sites) // 2} of {shape.layers} layers. Change the budget, or widen sample.ratios"
         )
+    if limits:
+        Limited(space, limits, budget.tolerance).check(reach)
 
 
-def write(path: Path, shape: ModelShape, designed: list[Designed]) -> None:
-    """Write the architectures: id, design, overall ratio and widths, one a line."""
+def write(path: Path, shape: ModelShape, designed: list[Designed], table: LatencyTable | None = None) -> None:
+    """Write the architectures: id, design, overall ratio and widths, one a line; and a latency table."""
     rows = [
         {
             "id": d.architecture.id,
@@ -176,7 +195,8 @@ def write(path: Path, shape: ModelShape, designed: list[Designed]) -> None:
         }
         for d in designed
     ]
-    write_json(path, SCHEMA, VERSION, {"shape": shape.__dict__, "architectures": rows})
+    latency = {} if table is None else {"latency": table.to_json()}
+    write_json(path, SCHEMA, VERSION, {"shape": shape.__dict__, "architectures": rows, **latency})
 
 
 def read(path: Path) -> tuple[ModelShape, list[Designed]]:
@@ -191,6 +211,19 @@ def read(path: Path) -> tuple[ModelShape, list[Designed]]:
         return shape, [_designed(row, shape) for row in document["architectures"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro sample`") from error
+
+
+def read_latency(path: Path) -> LatencyTable | None:
+    """The latency table that `write` wrote, if there was one.
+
+    Raises:
+        InputError: the file is of another schema, or the table is damaged.
+    """
+    latency = read_json(path, SCHEMA, VERSION).get("latency")
+    try:
+        return None if latency is None else LatencyTable.from_json(latency)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); delete it and run `dvc repro sample`") from error
 
 
 def _designed(row: dict[str, Any], shape: ModelShape) -> Designed:

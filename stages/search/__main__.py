@@ -18,6 +18,7 @@ from stages.files import InputError, read_json, write_json
 from stages.params import Params
 from stages.sample import designs
 from stages.sample.designs import Designed
+from stages.sample.limits import Limited, limits_of
 from stages.sample.space import Space
 from stages.search import narrowing, outcome, results
 from stages.search.outcome import FRONT
@@ -30,14 +31,19 @@ HERE = DATA / "search"
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
-    shape, designed = designs.read(DATA / "sample" / "architectures.json")
+    architectures = DATA / "sample" / "architectures.json"
+    shape, designed = designs.read(architectures)
+    limits = limits_of(shape, params.budget, designs.read_latency(architectures))
     first = Predictor.load(DATA / "train_predictor" / "predictor")
     scores = DATA / "evaluate" / "importance.safetensors"
     curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
     features = Features.of_model(shape, params.sample.bundle, scores, curves)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     _, space = narrowing.narrowed(params, first, features, pairs)
-    narrowing.check_reachable(space, params.budget.overall_ratio, "budget.overall_ratio")
+    if params.budget.overall_ratio is not None:
+        narrowing.check_reachable(space, params.budget.overall_ratio, "budget.overall_ratio")
+    if limits:
+        Limited(space, limits, params.budget.tolerance).check("the narrowed space")
     for ratio in params.search.front:
         narrowing.check_reachable(space, ratio, "search.front")
     with (
@@ -66,7 +72,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         guided = GuidedSearch(
             features, targets, section, params.train_predictor, params.budget,
             lambda found, seen: narrowing.narrowed(params, found, features, seen)[1],
-            measure, HERE / "studies.log",
+            measure, HERE / "studies.log", limits,
         )  # fmt: skip
         known = _known(designed, pairs, targets)
         rounds, known = guided.run(known, first, lambda r: results.log_round(tracker, params, r))
@@ -74,17 +80,18 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         sites, space = narrowing.narrowed(params, last, features, guided.table(known))
         narrowing.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
-        chosen = guided.best(known, params.budget.overall_ratio)
-        work += [Work(a, outcome.FINALIST) for a in chosen]
+        work += [Work(a, outcome.FINALIST) for a in guided.best(known)]
         work += _front(guided, last, space, known)
         rows = finally_.measure_all(work, journal, log_by(finally_), "finalists")
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
-        results.write(HERE, params, rounds, candidates, finally_.protocol)
+        results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
         results.tag(tracker, HERE, candidates, rows)
     for candidate in candidates:
         ppl = ", ".join(f"{k} {v:.2f}" for k, v in candidate.metrics.items() if k.startswith("ppl."))
-        print(f"{candidate.name:9} {candidate.architecture.id} {100 * candidate.overall_ratio:.2f} % {ppl}")
+        takes = "".join(f", {limit.name} {limit.of(candidate.architecture):.4g}" for limit in limits)
+        told = f"{100 * candidate.overall_ratio:.2f} % {ppl}{takes}"
+        print(f"{candidate.name:9} {candidate.architecture.id} {told}")
 
 
 def _known(

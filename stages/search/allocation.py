@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from stages.architecture import Architecture, Site
+from stages.architecture import Site
 from stages.sample.space import Space
 
 Point = tuple[float, float]
 
 
-def cheapest(
-    space: Space, damage: Callable[[Site, float], float], overall_ratio: float, tolerance: float
-) -> Architecture:
-    """The architecture of the budget whose sites' damages add up to least, nearly.
+def cheapest(space: Space, damage: Callable[[Site, float], float], overall_ratio: float) -> dict[Site, float]:
+    """Each site's ratio such that damages add up to least at an overall ratio; to be projected.
 
     `damage` is of a site at a ratio. A site moves along the lower convex hull of its allowed widths,
-    so that the cheapest next cut, damage a parameter, is always the next step of some site.
-
-    Raises:
-        InputError: the space does not reach the budget.
+    so that the cheapest next cut, damage a parameter, is always the next step of some site. Where the
+    space ends before the overall ratio, its end.
     """
     steps: list[tuple[float, Site, float, float]] = []  # damage a parameter, site, from ratio, to ratio
     wishes = {}
@@ -37,7 +33,7 @@ def cheapest(
         removed = (b - a) * space.weight(site.kind)
         wishes[site] = a + min(1.0, left_over / removed) * (b - a)
         left_over -= removed
-    return space.project(wishes, overall_ratio, tolerance, at_least=True)
+    return wishes
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.budget import Budget
 from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.evaluate.elastic import Batch, ElasticNetwork
-from stages.params import Budget, Narrowing, Sample, TrainPredictor
+from stages.params import Narrowing, Sample, TrainPredictor
 from stages.sample import designs
 from stages.sample.space import Option, Space
 from stages.search import allocation, narrowing
@@ -44,6 +45,12 @@ class Problem:
     weights: Mapping[str, float]
     seed: int
 
+    @property
+    def ratio(self) -> float:
+        """The overall ratio; these methods know no other budget."""
+        assert self.budget.overall_ratio is not None
+        return self.budget.overall_ratio
+
     @cached_property
     def space(self) -> Space:
         """Every width of every site."""
@@ -51,8 +58,7 @@ class Problem:
 
     def meet(self, wishes: Mapping[Site, float], space: Space | None = None) -> Architecture:
         """The architecture of the budget near the wished ratios; never larger than the budget allows."""
-        ratio, tolerance = self.budget.overall_ratio, self.budget.tolerance
-        return (space or self.space).project(wishes, ratio, tolerance, at_least=True)
+        return (space or self.space).project(wishes, self.ratio, self.budget.tolerance, at_least=True)
 
     def starts(self) -> list[Architecture]:
         """Uniform and simple, held to the budget as every contender is."""
@@ -143,7 +149,7 @@ def _mutated(problem: Problem, parent: Architecture, rng: random.Random) -> Arch
 def greedy(problem: Problem, count: Counter, ratios: Sequence[float] = (0.15, 0.3, 0.5, 0.7)) -> Architecture:
     """Single-site greedy: each site's damage measured alone, then the cheapest cuts until the budget.
 
-    Damages are taken to add up.
+    Damages are taken to add up; no site is cut further than it was measured.
     """
     alone = designs.single_site(
         problem.shape, problem.sample.model_copy(update={"single_site_ratios": list(ratios)})
@@ -152,8 +158,9 @@ def greedy(problem: Problem, count: Counter, ratios: Sequence[float] = (0.15, 0.
     texts = [target.removeprefix("log_ppl.") for target in problem.weights]
     curves = DamageCurves.of_pairs(problem.shape, count.known, texts)
     assert curves is not None
-    budget = problem.budget
-    found = allocation.cheapest(problem.space, curves.damage, budget.overall_ratio, budget.tolerance)
+    limits = {site: (0.0, points[-1][0]) for site, points in curves.points.items()}
+    space = Space(problem.shape, problem.sample.mlp_granularity, limits)
+    found = problem.meet(allocation.cheapest(space, curves.damage, problem.ratio), space)
     count([found])
     return found
 
@@ -183,7 +190,7 @@ def drop_layers(problem: Problem, count: Counter, influence: Sequence[float]) ->
     order = sorted(range(problem.shape.layers), key=lambda layer: influence[layer])
     each = problem.shape.decoder_parameters / problem.shape.layers
     wishes = dict.fromkeys(problem.space.limits, 0.0)
-    left = problem.budget.overall_ratio * problem.shape.decoder_parameters
+    left = problem.ratio * problem.shape.decoder_parameters
     for layer in order:
         share = min(1.0, max(0.0, left / each))
         wishes |= {Site(layer, kind): share for kind in Kind}
@@ -201,7 +208,7 @@ def drop_attention(problem: Problem, count: Counter, alpha: float = 1.5) -> Arch
     perplexity that decides is measured with the MLPs pruned already, at the budget.
     """
     shape, space = problem.shape, problem.space
-    ratio = problem.budget.overall_ratio
+    ratio = problem.ratio
     power = space.weight(Kind.MLP) / space.weight(Kind.ATTENTION) / alpha
     dropped: list[int] = []
     best = problem.meet(_mlps_alike(problem, dropped))
@@ -220,7 +227,7 @@ def _mlps_alike(problem: Problem, dropped: Sequence[int]) -> dict[Site, float]:
     """Wishes: these attention sublayers gone, the other ones whole, one ratio for all MLPs."""
     space, shape = problem.space, problem.shape
     gone = len(dropped) * space.weight(Kind.ATTENTION)
-    rest = problem.budget.overall_ratio * shape.decoder_parameters - gone
+    rest = problem.ratio * shape.decoder_parameters - gone
     share = rest / (shape.layers * space.weight(Kind.MLP))
     return {
         site: share if site.kind is Kind.MLP else float(site.layer in dropped)

@@ -16,6 +16,7 @@ from stages.evaluate.measure import Work
 from stages.files import write_json
 from stages.params import Params
 from stages.sample import designs
+from stages.sample.limits import Limit
 from stages.search import outcome, tpe
 from stages.search.outcome import FRONT, Candidate
 from stages.search.rounds import Metrics, Round
@@ -60,8 +61,12 @@ def write(
     rounds: Sequence[Round],
     candidates: Sequence[Candidate],
     protocol: Sequence[Mapping[str, Any]],
+    limits: Sequence[Limit] = (),
 ) -> None:
-    """Write the trials, a row a round, the outcome, and the metrics that DVC shows."""
+    """Write the trials, a row a round, the outcome, and the metrics that DVC shows.
+
+    Among those, what each candidate takes of what the budget limits, as forecast by its table.
+    """
     rows = [
         {"round": r.number, "trial": t.number, "architecture": t.architecture.id, "objective": t.objective}
         | {f"forecast.{target}": value for target, value in t.forecast.items()}
@@ -78,6 +83,7 @@ def write(
     by_name = {c.name: c for c in reversed(candidates)}
     selection = {
         name: {"overall_ratio": c.overall_ratio, "objective": c.objective, **c.metrics}
+        | {limit.name: limit.of(c.architecture) for limit in limits if limit.name != "overall_ratio"}
         for name, c in by_name.items()
         if name not in (outcome.FINALIST, FRONT)
     }

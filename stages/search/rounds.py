@@ -17,8 +17,10 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from stages.architecture import Architecture
+from stages.budget import Budget
 from stages.build_dataset.features import Features
-from stages.params import Budget, Search, TrainPredictor
+from stages.params import Search, TrainPredictor
+from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
 from stages.search import allocation, tpe
 from stages.search.tpe import Question, Trial, objective_of
@@ -73,6 +75,8 @@ class GuidedSearch:
     narrow: Callable[[Predictor, pd.DataFrame], Space]
     measure: Measure
     storage: Path | None = None
+    limits: Sequence[Limit] = ()
+    """Of bytes and milliseconds, if the budget has any: then they decide, not its ratio alone."""
 
     def table(self, known: Mapping[Architecture, Metrics]) -> pd.DataFrame:
         """Features and targets of what is measured: a row an architecture, in the order of their ids."""
@@ -119,8 +123,14 @@ class GuidedSearch:
         known: Mapping[Architecture, Metrics],
         overall_ratio: float | None = None,
     ) -> list[Trial]:
-        """The trials of one study at an overall ratio, the budget's unless another is given."""
-        ratio = self.budget.overall_ratio if overall_ratio is None else overall_ratio
+        """The trials of one study within the budget, or at another overall ratio."""
+        limited, ratio = None, overall_ratio
+        if ratio is None:
+            limited, ratio = self._limited(space), self.budget.overall_ratio
+        if limited is not None:
+            even = limited.project(dict.fromkeys(space.limits, 0.0))
+            ratio = even.overall_ratio(self.features.shape)
+        assert ratio is not None  # a budget without limits states one
 
         def forecast(architecture: Architecture) -> Metrics:
             found = predictor.forecast(self.features.row(architecture)[None])
@@ -128,20 +138,38 @@ class GuidedSearch:
 
         identity = [predictor.digest, self.search.model_dump(), ratio, self.budget.tolerance]
         identity += [sorted(space.limits.items()), space.granularity]
+        if limited is not None:
+            identity += [[(limit.name, limit.most, limit.constant) for limit in limited.limits]]
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
         name = f"round-{number} {ratio:g} {digest}"
-        question = Question(space, ratio, self.budget.tolerance, forecast, self.search.seed + number, name)
+        seed = self.search.seed + number
+        question = Question(space, ratio, self.budget.tolerance, forecast, seed, name, limited)
         if self.storage is not None and number == 1:
             tpe.forget_others(self.storage, name)
-        starts = self.best(known, ratio)
+        starts = self.best(known, overall_ratio)
         if self.features.curves is not None:
-            cheapest = allocation.cheapest(space, self.features.curves.damage, ratio, self.budget.tolerance)
-            starts = [cheapest, *starts]
+            starts = [
+                question.project(allocation.cheapest(space, self.features.curves.damage, ratio)),
+                *starts,
+            ]
         return tpe.search(question, self.search, starts, self.storage)
 
-    def best(self, known: Mapping[Architecture, Metrics], overall_ratio: float) -> list[Architecture]:
-        """The best measured architectures of an overall ratio, as many as there are finalists."""
+    def _limited(self, space: Space) -> Limited | None:
+        return Limited(space, self.limits, self.budget.tolerance) if self.limits else None
+
+    def best(
+        self, known: Mapping[Architecture, Metrics], overall_ratio: float | None = None
+    ) -> list[Architecture]:
+        """The best measured architectures within the budget, or of another overall ratio.
+
+        As many as there are finalists.
+        """
         shape, weights = self.features.shape, self.search.objective
+        ratio = self.budget.overall_ratio if overall_ratio is None else overall_ratio
         tolerance = self.budget.tolerance + 1e-9
-        near = [a for a in known if 0 <= a.overall_ratio(shape) - overall_ratio + 1e-9 <= tolerance]
+        if overall_ratio is None and self.limits:
+            near = [a for a in known if all(limit.allows(a) for limit in self.limits)]
+        else:
+            assert ratio is not None  # a budget without limits states one
+            near = [a for a in known if 0 <= a.overall_ratio(shape) - ratio + 1e-9 <= tolerance]
         return sorted(near, key=lambda a: (objective_of(known[a], weights), a.id))[: self.search.finalists]

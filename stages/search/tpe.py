@@ -23,6 +23,7 @@ from tqdm import tqdm
 from stages.architecture import Architecture, Site
 from stages.files import InputError
 from stages.params import Search
+from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
 
 NEAR = 0.15
@@ -53,8 +54,12 @@ class Question:
     seed: int
     name: str
     """Names everything that the answer depends on: what an interrupted study is found again by."""
+    limited: Limited | None = None
+    """Limits of bytes or milliseconds, which then decide in the place of ratio and tolerance."""
 
     def project(self, wishes: Wishes) -> Architecture:
+        if self.limited is not None:
+            return self.limited.project(wishes)
         return self.space.project(wishes, self.overall_ratio, self.tolerance, at_least=True)
 
 

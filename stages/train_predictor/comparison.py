@@ -10,8 +10,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from stages.budget import Budget
 from stages.build_dataset.features import is_damage
-from stages.params import Budget, TrainPredictor
+from stages.params import TrainPredictor
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
@@ -91,9 +92,10 @@ def judge(
     """R², MAE, RMSE, Spearman; Spearman within `NEAR` of the budget; recall of the `TOP` best.
 
     The best are the lowest where the law's `sign` is +1, as of log PPL, and else the highest. NaN
-    where too few pairs lie near the budget to rank.
+    where too few pairs lie near the budget to rank, or it states no overall ratio.
     """
-    near = np.abs(overall_ratios - budget.overall_ratio) <= NEAR
+    wanted = float("inf") if budget.overall_ratio is None else budget.overall_ratio
+    near = np.abs(overall_ratios - wanted) <= NEAR
     top = min(TOP, len(measured) // 2)
     first, forecast_first = (np.argsort(sign * v, kind="stable")[:top] for v in (measured, forecast))
     best = set(first.tolist()) & set(forecast_first.tolist())

@@ -23,6 +23,7 @@ from stages.export.report import (
     verdict,
     write_pictures,
 )
+from stages.export.report_data import Taken
 
 NAMES = ("widths", "tradeoff", "forecast", "importance", "search")
 
@@ -320,3 +321,29 @@ def test_accuracies_by_category_and_subject_are_shown_and_written(report_data: R
         "standard_errors": {"dense": 0.06},
     }
     assert written["protocol"] == [{"corpus": "news", "protocol": "standard", "predicted_tokens": 6132}]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_limits_of_the_budget_are_shown_with_forecast_and_measured(report_data: ReportData) -> None:
+    """And contenders of one latency are not told to have different budgets, whatever their ratios."""
+    forecast = {"dense": 1300.0, "uniform": 1010.0, "simple": 1004.0, "winner": 990.0}
+    prefill = Taken("prefill_ms", 1000.0, forecast, {"dense": 1320.0, "winner": 1100.0})
+    sizes = {name: 1e6 * ms for name, ms in forecast.items()}
+    size = Taken("size_bytes", 1e9, sizes, {"winner": 9.9e8})
+    winner = dataclasses.replace(report_data.winner, overall_ratio=0.31)
+    contenders = [winner if c.name == "winner" else c for c in report_data.contenders]
+    without = dataclasses.replace(report_data, contenders=contenders)
+    limited = dataclasses.replace(without, taken=[size, prefill])
+    text = _Page(build_report(limited)).text
+    assert "weights, MB 1,000.00 1,300.00 1,010.00 1,004.00 990.00 – 990.00" in text
+    assert "prompt, ms 1,000.00 1,300.00 1,010.00 1,004.00 990.00 1,320.00 1,100.00 −10.0 %" in text
+    written = json.loads(json.dumps(metrics(limited), allow_nan=False))["limits"]
+    assert written["prefill_ms"] == {
+        "limit": 1000.0,
+        "forecast": forecast,
+        "measured": {"dense": 1320.0, "winner": 1100.0},
+    }
+    assert "limits" not in metrics(without)
+    assert "What the budget limits" not in build_report(without)
+    assert any("The budgets differ" in caveat for caveat in verdict(without).caveats)
+    assert not any("The budgets differ" in caveat for caveat in verdict(limited).caveats)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.files import InputError
-from stages.params import Budget, Sample
+from stages.params import Sample
 from stages.sample import __main__ as stage
 from stages.sample import designs
 from stages.sample.designs import Designed
-from tests.small import COMMITTED, SMOLLM2, architectures_of
+from tests.small import COMMITTED, SMOLLM2, architectures_of, budget_of
 
 SHAPE = ModelShape("llama", 12, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
-BUDGET = Budget(overall_ratio=0.2, tolerance=0.02)
+BUDGET = budget_of(overall_ratio=0.2, tolerance=0.02)
 
 
 def sample(**changes: Any) -> Sample:
@@ -182,7 +182,7 @@ def test_the_stage_samples_no_architecture_twice(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("shape", [SHAPE, SMOLLM2], ids=["small", "SmolLM2"])
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.3])
 def test_uniform_is_alike_in_every_prunable_layer_and_within_the_budget(shape: ModelShape, ratio: float):
-    budget = Budget(overall_ratio=ratio, tolerance=0.02)
+    budget = budget_of(overall_ratio=ratio, tolerance=0.02)
     section = sample(mlp_granularity=shape.channels // 48)
     architecture = designs.uniform(shape, section, budget)
     assert ratio - 0.02 <= architecture.overall_ratio(shape) <= ratio
@@ -199,7 +199,7 @@ def test_uniform_is_alike_in_every_prunable_layer_and_within_the_budget(shape: M
 
 @pytest.mark.parametrize("shape", [SHAPE, SMOLLM2], ids=["small", "SmolLM2"])
 def test_simple_prunes_mlps_only_and_all_of_them(shape: ModelShape):
-    budget = Budget(overall_ratio=0.2, tolerance=0.02)
+    budget = budget_of(overall_ratio=0.2, tolerance=0.02)
     architecture = designs.simple(shape, sample(), budget)
     assert 0.18 <= architecture.overall_ratio(shape) <= 0.2
     assert {w[:2] for w in architecture.widths} == {(shape.kv_groups, shape.heads_per_group)}
@@ -222,10 +222,10 @@ def test_a_budget_outside_the_designs_tells_the_interval():
     By hand: 3·24·(64 - 57) and 2·2·4·24 of 12·5976 parameters in 9 layers are 0.1076.
     """
     section = sample(mlp_granularity=1)
-    designs.check_budget(SHAPE, section, Budget(overall_ratio=0.3, tolerance=0.01))
+    designs.check_budget(SHAPE, section, budget_of(overall_ratio=0.3, tolerance=0.01))
     for ratio in (0.01, 0.45):
         with pytest.raises(InputError) as caught:
-            designs.check_budget(SHAPE, section, Budget(overall_ratio=ratio, tolerance=0.01))
+            designs.check_budget(SHAPE, section, budget_of(overall_ratio=ratio, tolerance=0.01))
         message = str(caught.value)
         assert f"budget.overall_ratio is {ratio:g}; expected a number from 0.1076 to 0.3721" in message
         assert "9 of 12 layers" in message

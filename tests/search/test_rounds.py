@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from stages.architecture import Architecture
+from stages.architecture import Architecture, Kind
 from stages.build_dataset.features import Features
-from stages.params import Budget
+from stages.sample.limits import Limit, limits_of
 from stages.sample.space import Space, prunable_sites
 from stages.search.rounds import GuidedSearch, Metrics, Round
 from stages.search.tpe import objective_of
 from stages.train_predictor.predictor import Predictor
-from tests.small import COMMITTED, SMALL, features_of, random_architectures
+from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 
 WEIGHTS = {"log_ppl.a": 1.0}
-BUDGET = Budget(overall_ratio=0.25, tolerance=0.02)
+BUDGET = budget_of(overall_ratio=0.25, tolerance=0.02)
 SEARCH = COMMITTED.search.model_copy(
     update={
         "objective": WEIGHTS,
@@ -167,3 +168,31 @@ def test_one_predictor_serves_every_budget(
         best.append(min(t.objective for t in trials))
     assert best == sorted(best)
     assert meter.measured == []
+
+
+def test_limits_of_bytes_and_milliseconds_hold_in_every_round(features: Features):
+    """The ratio follows from them; what was measured before counts where it is within them."""
+
+    def milliseconds(kind: Kind, width: tuple[int, ...]) -> float:
+        return 1 + (3 * width[0] * width[1] if kind is Kind.ATTENTION else width[0] / 4)
+
+    dense = SMALL.dense()
+    size = 4 * (SMALL.total_parameters - round(0.2 * SMALL.decoder_parameters))
+    (in_bytes,) = limits_of(SMALL, budget_of(overall_ratio=None, size_bytes=size), None)
+    in_ms = Limit("decode_ms", 0.0, 5.0, milliseconds)
+    in_ms = replace(in_ms, most=0.85 * in_ms.of(dense))
+    meter = Meter()
+    budget = budget_of(overall_ratio=None, size_bytes=size, decode_ms=in_ms.most, tolerance=0.01)
+    search = GuidedSearch(
+        features, list(WEIGHTS), SEARCH, TRAIN, budget, narrow, meter, limits=[in_bytes, in_ms]
+    )
+    rounds, known = search.run(PAIRS, search.learn(PAIRS))
+    for trial in (t for r in rounds for t in r.trials):
+        assert in_bytes.of(trial.architecture) <= size
+        assert in_ms.of(trial.architecture) <= in_ms.most + 1e-9
+        used = (in_bytes.of(trial.architecture) / size, in_ms.of(trial.architecture) / in_ms.most)
+        assert max(used) > 0.97
+    best = search.best(known)
+    assert len(meter.measured) == 12
+    assert min(truth(a)["log_ppl.a"] for a in meter.measured) >= truth(best[0])["log_ppl.a"]
+    assert all(in_bytes.allows(a) and in_ms.allows(a) for a in best)

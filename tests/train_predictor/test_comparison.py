@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.build_dataset.features import Array, Features
-from stages.params import Budget
 from stages.train_predictor import comparison
 from stages.train_predictor.additive import Additive
 from stages.train_predictor.comparison import Contestant
 from stages.train_predictor.models import Forecast
 from stages.train_predictor.predictor import Predictor
-from tests.small import COMMITTED, SMALL, features_of, random_architectures
+from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 
 SECTION = COMMITTED.train_predictor.model_copy(update={"trees": 60, "folds": 4})
-BUDGET = Budget(overall_ratio=0.5, tolerance=0.01)
+BUDGET = budget_of(overall_ratio=0.5, tolerance=0.01)
 COSTS = np.random.default_rng(0).exponential(size=12)
 
 

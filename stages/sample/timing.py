@@ -1,0 +1,190 @@
+"""Time a prompt and the tokens after it: transformers models of any widths, in turn.
+
+Imports torch and transformers where it needs them: `sample` starts without, unless milliseconds are
+limited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from stages.architecture import LayerWidth, ModelShape
+from stages.budget import Latency
+from stages.files import InputError
+
+PHASES = ("prefill_ms", "decode_ms")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of every round, by phase: of a prompt, and of each token after it."""
+
+    prefill_ms: list[float]
+    decode_ms: list[float]
+
+    def median(self, phase: str) -> float:
+        return float(statistics.median(getattr(self, phase)))
+
+    def relative(self, phase: str, other: Times) -> float:
+        """The median of the rounds' quotients: what slows the machine for a while cancels out."""
+        pairs = zip(getattr(self, phase), getattr(other, phase), strict=True)
+        return float(statistics.median(ours / theirs for ours, theirs in pairs))
+
+
+def random_models(
+    shape: ModelShape, widths: Sequence[Sequence[LayerWidth]], dtype: str, device: str
+) -> list[Any]:
+    """Models of `shape` with these layers and random weights; all share the memory of the widest.
+
+    Each is what the exported folder becomes in PyTorch: the family's own layers, every weight contiguous.
+    """
+    import torch
+
+    buffers: dict[str, Any] = {}
+    models = [_skeleton(shape, layers, dtype) for layers in widths]
+    for name, size in _largest(models).items():
+        values = torch.empty(size, dtype=getattr(torch, dtype), device=device)
+        buffers[name] = values.normal_(std=0.02)
+    for model in models:
+        state = {n: buffers[n][: p.numel()].view(p.shape) for n, p in model.named_parameters()}
+        model.load_state_dict(state, strict=False, assign=True)
+        model.tie_weights()
+        with torch.device(device):  # what no state holds
+            model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    return models
+
+
+def _largest(models: Sequence[Any]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for model in models:
+        for name, parameter in model.named_parameters():
+            sizes[name] = max(sizes.get(name, 0), parameter.numel())
+    return sizes
+
+
+def _skeleton(shape: ModelShape, layers: Sequence[LayerWidth], dtype: str) -> Any:
+    """A model without storage whose layers have these widths."""
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config: Any = AutoConfig.for_model(
+        shape.family,
+        hidden_size=shape.hidden,
+        num_hidden_layers=len(layers),
+        num_attention_heads=shape.kv_groups * shape.heads_per_group,
+        num_key_value_heads=shape.kv_groups,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.channels,
+        vocab_size=shape.vocabulary,
+        tie_word_embeddings=shape.tied_embeddings,
+        attention_bias=shape.o_bias,
+        mlp_bias=shape.mlp_bias,
+        sliding_window=None,
+    )
+    config.dtype = getattr(torch, dtype)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        layer_class = type(model.model.layers[0])
+        config = model.config
+        model.model.layers = nn.ModuleList()
+        for index, width in enumerate(layers):
+            own = copy.copy(config)
+            if width.has_attention:
+                own.num_attention_heads = width.kv_groups * width.heads_per_group
+                own.num_key_value_heads = width.kv_groups
+            if width.has_mlp:
+                own.intermediate_size = width.channels
+            layer = layer_class(own, index).to(config.dtype)
+            if not width.has_attention:
+                layer.self_attn, layer.input_layernorm = _nothing(with_weights=True), nn.Identity()
+            if not width.has_mlp:
+                layer.mlp, layer.post_attention_layernorm = _nothing(with_weights=False), nn.Identity()
+            model.model.layers.append(layer)
+    return model.eval()
+
+
+def _nothing(with_weights: bool) -> Any:
+    """In place of a dropped sublayer, as in an exported model: it adds nothing to the residual stream."""
+    from torch import nn
+
+    module: Any = nn.Identity()
+
+    def attention(hidden_states: Any, **_: Any) -> tuple[Any, None]:
+        return hidden_states.new_zeros(()), None
+
+    def mlp(hidden_states: Any) -> Any:
+        return hidden_states.new_zeros(())
+
+    module.forward = attention if with_weights else mlp
+    return module
+
+
+def times(models: Sequence[Any], vocabulary: int, section: Latency, label: str) -> list[Times]:
+    """Time every model in turn, `section.rounds` times after a round that does not count.
+
+    Raises:
+        InputError: a GPU is asked for, and none is there.
+    """
+    import torch
+
+    if section.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("budget.latency.device is 'cuda', but PyTorch finds no GPU; use cpu")
+    tokens = torch.arange(section.prompt + section.continuation, device=section.device) * 7919 % vocabulary
+    found = [Times([], []) for _ in models]
+    turns = [(r, i) for r in range(section.rounds + 1) for i in range(len(models))]
+    with _threads(section), torch.inference_mode():
+        clock = _clock(section)
+        for round_, index in tqdm(turns, desc=label, unit="run", leave=False):
+            prefill, decode = _once(models[index], tokens[None], section, clock)
+            if round_:
+                found[index].prefill_ms.append(1000 * prefill)
+                found[index].decode_ms.append(1000 * decode)
+    return found
+
+
+def _once(model: Any, tokens: Any, section: Latency, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a prompt, and of a token after it."""
+    start = clock()
+    out = model(tokens[:, : section.prompt], use_cache=True, logits_to_keep=1)
+    middle = clock()
+    for place in range(section.prompt, section.prompt + section.continuation):
+        token = tokens[:, place : place + 1]
+        out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+    return middle - start, (clock() - middle) / section.continuation
+
+
+def _clock(section: Latency) -> Callable[[], float]:
+    """Seconds. On one thread of a CPU, of that thread: other programs' turns are not the model's time."""
+    if section.device == "cuda":
+        import torch
+
+        def synchronised() -> float:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+
+        return synchronised
+    import torch
+
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+@contextlib.contextmanager
+def _threads(section: Latency) -> Iterator[None]:
+    """PyTorch on `section.threads` threads for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(section.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
