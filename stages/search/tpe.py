@@ -207,6 +207,7 @@ def _sampler(section: Search, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # `gamma` stays until Optuna 6, which has no other way
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, n_startup_trials=max(1, min(20, section.trials // 40)), gamma=_good
         )
