@@ -22,8 +22,8 @@ from stages.evaluate.layers import Layer, UnitOrder, layer_of, named, permuted, 
 from stages.families import Family
 from stages.files import InputError
 
-LOGITS_AT_ONCE = {"cpu": 512, "cuda": 8192}
-"""Predictions whose logits over the vocabulary are held at once."""
+PREDICTIONS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
+"""Predictions whose logits are held at once: over all of the vocabulary on a GPU, a block of it on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,10 @@ class ElasticNetwork:
 
         `chunk` predictions at a time, so that the logits (N, vocabulary) are never all in memory.
         """
-        chunk = chunk or LOGITS_AT_ONCE[self.device.type]
-        states = hidden.flatten(0, 1)[batch.at]
-        parts = []
-        for rows, targets in zip(states.split(chunk), batch.targets.split(chunk), strict=True):
-            parts.append(log_likelihood(self.logits(rows), targets))
-        return torch.cat(parts)
+        chunk = chunk or PREDICTIONS_AT_ONCE[self.device.type]
+        states = rms_norm(hidden.flatten(0, 1)[batch.at], self.final_norm, self.eps)
+        pairs = zip(states.split(chunk), batch.targets.split(chunk), strict=True)
+        return torch.cat([log_likelihood(rows, self.head, targets) for rows, targets in pairs])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
@@ -231,11 +229,8 @@ class ElasticNetwork:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
         q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
         v = v.transpose(1, 2)
-        if h > 1 and not x.is_cuda:  # (B, g, L, d) -> (B, g*h, L, d): a KV head serves h query heads
-            k = k[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
-            v = v[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
+        mixed = F.scaled_dot_product_attention(  # with GQA a KV head serves h query heads
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=h > 1
         )
         return mixed.transpose(1, 2).flatten(2)  # (B, L, g*h*d)
 

@@ -1,0 +1,138 @@
+"""What the benchmarks share: the machine, its clock, its memory, and the limit that it sets."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from stages.architecture import Architecture, ModelShape
+from stages.evaluate.elastic import PREDICTIONS_AT_ONCE, ElasticNetwork
+from stages.evaluate.fused import VOCABULARY_AT_ONCE
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, and the dtype that is used on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, device: str) -> Machine:
+        """`auto`, `cpu` or `cuda`: the GPU in bfloat16, the CPU in float32."""
+        cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+        return cls(torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32)
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name() if self.cuda else f"{torch.get_num_threads()} CPU threads"
+        return f"{name}, {self.dtype}, PyTorch {torch.__version__}"
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def timed(self, contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+        """Seconds of each contender, run in turn `repeats` times after a warm-up round."""
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for round_ in range(repeats + 1):
+            for name, run in contenders.items():
+                self.wait()
+                start = time.perf_counter()
+                run()
+                self.wait()
+                if round_:
+                    seconds[name].append(time.perf_counter() - start)
+        return seconds
+
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        """Memory that `run` holds at most beyond what is held before: allocated on a GPU, resident on a CPU.
+
+        On a CPU freed memory that the allocator keeps hides what is allocated next: measure in a
+        fresh process what matters.
+        """
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            return torch.cuda.max_memory_allocated() - before
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
+        before = _resident("VmRSS")
+        run()
+        return _resident("VmHWM") - before
+
+    def process_peak_bytes(self) -> int:
+        """The most that this process held since it started (since the last `peak_bytes` on a GPU)."""
+        return (
+            torch.cuda.max_memory_allocated()
+            if self.cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def spread(values: list[float]) -> str:
+    """Median (minimum to maximum)."""
+    return f"{statistics.median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"
+
+
+def large_product_flops(machine: Machine) -> float:
+    """FLOP/s of one large square matrix product."""
+    size = 8192 if machine.cuda else 2048
+    a, b = (torch.randn(size, size, device=machine.device).to(machine.dtype) for _ in range(2))
+    return 2 * size**3 / statistics.median(machine.timed({"product": lambda: a @ b}, 10)["product"])
+
+
+def model_product_flops(machine: Machine, network: ElasticNetwork, tokens: int) -> float:
+    """FLOP/s of the dense model's matrix products and nothing else, at `tokens` tokens.
+
+    Every layer's seven and the head's, grouped as the network groups it, on random activations.
+    """
+    shape = network.shape
+    heads = shape.kv_groups * shape.heads_per_group * shape.head_dim
+    hidden, mixed, channels = (
+        torch.randn(tokens, size, device=machine.device).to(machine.dtype)
+        for size in (shape.hidden, heads, shape.channels)
+    )
+    rows = PREDICTIONS_AT_ONCE[machine.device.type]
+    blocks = network.head.split(shape.vocabulary if machine.cuda else VOCABULARY_AT_ONCE)
+
+    def products() -> None:
+        for layer in network.layers:
+            for weight in (layer.q.flatten(0, 1), layer.k, layer.v, layer.gate, layer.up):
+                F.linear(hidden, weight)
+            F.linear(mixed, layer.o.flatten(1))
+            F.linear(channels, layer.down)
+        for part in hidden.split(rows):
+            for block in blocks:
+                F.linear(part, block)
+
+    weights = sum(
+        w.numel()
+        for layer in network.layers
+        for w in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+    )
+    seconds = statistics.median(machine.timed({"products": products}, 5)["products"])
+    return 2 * tokens * (weights + network.head.numel()) / seconds
+
+
+def token_flops(shape: ModelShape, architecture: Architecture, length: int, head: bool = True) -> float:
+    """FLOPs a token: two for every weight used, and the scores and mixtures of causal attention."""
+    weights = architecture.kept_parameters(shape) + (shape.vocabulary * shape.hidden if head else 0)
+    heads = sum(w.kv_groups * w.heads_per_group for w in architecture.widths)
+    return 2 * weights + 2 * length * heads * shape.head_dim
