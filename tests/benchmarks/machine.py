@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import statistics
 import time
@@ -58,8 +59,7 @@ class Machine:
     def peak_bytes(self, run: Callable[[], object]) -> int:
         """Memory that `run` holds at most beyond what is held before: allocated on a GPU, resident on a CPU.
 
-        On a CPU freed memory that the allocator keeps hides what is allocated next: measure in a
-        fresh process what matters.
+        On a CPU that is by page: what `run` frees and takes again counts once.
         """
         if self.cuda:
             torch.cuda.synchronize()
@@ -67,6 +67,7 @@ class Machine:
             before = torch.cuda.memory_allocated()
             run()
             return torch.cuda.max_memory_allocated() - before
+        ctypes.CDLL(None).malloc_trim(0)  # or what the allocator keeps would be used first, and not be seen
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak (proc(5))
         before = _resident("VmRSS")
         run()
@@ -98,10 +99,10 @@ def large_product_flops(machine: Machine) -> float:
     return 2 * size**3 / statistics.median(machine.timed({"product": lambda: a @ b}, 10)["product"])
 
 
-def model_product_flops(machine: Machine, network: ElasticNetwork, tokens: int) -> float:
-    """FLOP/s of the dense model's matrix products and nothing else, at `tokens` tokens.
+def matrix_products(machine: Machine, network: ElasticNetwork, tokens: int) -> tuple[Callable[[], None], int]:
+    """The dense model's matrix products and nothing else, on random activations; and their FLOPs.
 
-    Every layer's seven and the head's, grouped as the network groups it, on random activations.
+    Every layer's seven and the head's, grouped as the network groups them.
     """
     shape = network.shape
     heads = shape.kv_groups * shape.heads_per_group * shape.head_dim
@@ -111,24 +112,22 @@ def model_product_flops(machine: Machine, network: ElasticNetwork, tokens: int) 
     )
     rows = PREDICTIONS_AT_ONCE[machine.device.type]
     blocks = network.head.split(shape.vocabulary if machine.cuda else VOCABULARY_AT_ONCE)
+    pairs = [
+        pair
+        for layer in network.layers
+        for pair in (
+            *((hidden, weight) for weight in (layer.q.flatten(0, 1), layer.k, layer.v, layer.gate, layer.up)),
+            (mixed, layer.o.flatten(1)),
+            (channels, layer.down),
+        )
+    ]
+    pairs += [(part, block) for part in hidden.split(rows) for block in blocks]
 
     def products() -> None:
-        for layer in network.layers:
-            for weight in (layer.q.flatten(0, 1), layer.k, layer.v, layer.gate, layer.up):
-                F.linear(hidden, weight)
-            F.linear(mixed, layer.o.flatten(1))
-            F.linear(channels, layer.down)
-        for part in hidden.split(rows):
-            for block in blocks:
-                F.linear(part, block)
+        for x, weight in pairs:
+            F.linear(x, weight)
 
-    weights = sum(
-        w.numel()
-        for layer in network.layers
-        for w in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
-    )
-    seconds = statistics.median(machine.timed({"products": products}, 5)["products"])
-    return 2 * tokens * (weights + network.head.numel()) / seconds
+    return products, sum(2 * len(x) * weight.numel() for x, weight in pairs)
 
 
 def token_flops(shape: ModelShape, architecture: Architecture, length: int, head: bool = True) -> float:

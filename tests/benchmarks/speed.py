@@ -35,7 +35,7 @@ from stages.sample.space import Space
 from tests.benchmarks.machine import (
     Machine,
     large_product_flops,
-    model_product_flops,
+    matrix_products,
     spread,
     token_flops,
 )
@@ -73,9 +73,8 @@ def main() -> None:
     (batch,) = perplexity.batches(random_tokens(loaded.shape, rows, length, seed=0), rows * length)
     network = ElasticNetwork(loaded, machine.device)
     with torch.inference_mode():
-        rate = _rates(machine, network, rows * length)
         on_device = batch.to(machine.device)
-        _forward(machine, loaded, network, on_device, rate, arguments.repeats)
+        rate = _forward(machine, loaded, network, on_device, arguments.repeats)
         _layers(machine, network, on_device, arguments.repeats)
         _switches(machine, network)
         _single_sites(machine, loaded, max(1, arguments.repeats // 2))
@@ -83,24 +82,13 @@ def main() -> None:
     print(f"\npeak memory of this process: {machine.process_peak_bytes() / 2**30:.2f} GiB")
 
 
-def _rates(machine: Machine, network: ElasticNetwork, tokens: int) -> float:
-    large, own = large_product_flops(machine), model_product_flops(machine, network, tokens)
-    print(
-        f"matrix products: {large / 1e12:.3g} TFLOP/s large and square, "
-        f"{own / 1e12:.3g} TFLOP/s of the model's own sizes, which is the limit below"
-    )
-    return own
-
-
 def _forward(
-    machine: Machine,
-    loaded: Checkpoint,
-    network: ElasticNetwork,
-    batch: Batch,
-    rate: float,
-    repeats: int,
-) -> None:
-    """Tokens a second of the forward pass with loss: transformers' own, ours dense, ours pruned."""
+    machine: Machine, loaded: Checkpoint, network: ElasticNetwork, batch: Batch, repeats: int
+) -> float:
+    """Tokens a second of the forward pass with loss: transformers' own, ours dense, ours pruned.
+
+    Returns the FLOP/s of the model's matrix products, timed in turn with them.
+    """
     shape, dense = loaded.shape, loaded.shape.dense()
     reference: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=machine.dtype)
     reference = reference.to(machine.device).eval()
@@ -118,10 +106,15 @@ def _forward(
             architecture = cut(shape, baseline, ratio)
             run = partial(network.log_likelihoods, architecture, batch)
             contenders[f"ours, {baseline} {ratio}"] = (architecture, run)
-    found = machine.timed({name: run for name, (_, run) in contenders.items()}, repeats)
     count, length = batch.tokens.numel(), batch.tokens.shape[1]
+    products, flops = matrix_products(machine, network, count)
+    runs = {name: run for name, (_, run) in contenders.items()}
+    found = machine.timed({"products": products, **runs}, repeats)
+    rate = flops / statistics.median(found.pop("products"))
     print(
-        "\n| forward with loss | tokens/s, median (min to max) | limit | reached |\n| --- | --- | --- | --- |"
+        f"matrix products: {large_product_flops(machine) / 1e12:.3g} TFLOP/s large and square, "
+        f"{rate / 1e12:.3g} TFLOP/s of the model's own sizes: the limit below\n\n"
+        "| forward with loss | tokens/s, median (min to max) | limit | reached |\n| --- | --- | --- | --- |"
     )
     for name, seconds in found.items():
         limit = rate / token_flops(shape, contenders[name][0], length)
@@ -132,8 +125,9 @@ def _forward(
     held = {name: machine.peak_bytes(contenders[name][1]) for name in list(contenders)[:2]}
     print(
         "memory of a forward pass with loss beyond the weights: "
-        + ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in held.items())
+        + "; ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in held.items())
     )
+    return rate
 
 
 def _layers(machine: Machine, network: ElasticNetwork, batch: Batch, repeats: int) -> None:
