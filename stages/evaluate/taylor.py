@@ -11,7 +11,7 @@ damage"; Theis et al. 2018, arXiv 1801.05787).
 Memory beyond the weights: the backward pass goes layer by layer, over all batches each, and runs a
 layer again from the hidden states before it. What is held is those states of every layer and
 calibration token, one layer's gradients, and one layer's activations of one batch; logits go in
-blocks. SmolLM2-135M needs 0.3 GiB for 1,280 tokens in float32; a 7B Llama, by the same formula, 2.7
+blocks. SmolLM2-135M needs 0.3 GiB for 1,280 tokens in float32; a 7B Llama, by the same formula, 2.4
 beyond its 25 (`python -m tests.benchmarks.memory` measures the one and computes the other).
 LLM-Pruner, which holds every weight's gradient and every layer's activations, is reported to need
 80 GB for it.
