@@ -132,9 +132,16 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A width for every site of a model. Immutable, hashable, JSON, with a stable id."""
+    """A width for every site of a model. Immutable, hashable, JSON, with a stable id.
+
+    An attention that is dropped has the width (0, 0), however it is given: equal networks are equal.
+    """
 
     widths: tuple[LayerWidth, ...]
+
+    def __post_init__(self) -> None:
+        widths = tuple(w if w.has_attention else LayerWidth(0, 0, w.channels) for w in self.widths)
+        object.__setattr__(self, "widths", widths)
 
     @property
     def id(self) -> str:

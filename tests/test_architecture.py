@@ -35,6 +35,15 @@ def test_json_gives_the_same_architecture_back(case: tuple[ModelShape, Architect
     back.check(shape)
 
 
+def test_every_way_to_drop_the_attention_is_one_architecture():
+    gone = Architecture((LayerWidth(0, 0, 32),))
+    for given_as in (LayerWidth(0, 3, 32), LayerWidth(2, 0, 32)):
+        architecture = Architecture((given_as,))
+        assert architecture == gone
+        assert architecture.id == gone.id
+        assert architecture.to_json() == [[0, 0, 32]]
+
+
 def test_id_is_stable():
     # printf '[[3,3,1536],[0,0,0]]' | sha256sum: journals and MLflow keep these ids for good.
     assert Architecture((LayerWidth(3, 3, 1536), LayerWidth(0, 0, 0))).id == "9edda124c9ab"
@@ -47,7 +56,10 @@ def test_id_changes_with_any_width(case: tuple[ModelShape, Architecture], data: 
     widths = architecture.to_json()
     layer = data.draw(st.integers(0, shape.layers - 1))
     part = data.draw(st.integers(0, 2))
-    widths[layer][part] += 1
+    if part < 2 and widths[layer][:2] == [0, 0]:
+        widths[layer][:2] = [1, 1]  # one factor alone still drops the attention
+    else:
+        widths[layer][part] += 1
     assert Architecture.from_json(widths).id != architecture.id
     assert len(architecture.id) == 12
 

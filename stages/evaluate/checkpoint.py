@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -75,15 +76,8 @@ def load(model: Model, dtype: torch.dtype = torch.float32) -> Checkpoint:
     folder = _folder(model, source)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     shape = family.shape(config.to_dict())
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(
-            f"model.source {model.source!r} has no *.safetensors in {folder.name}; other formats are not "
-            "read, because loading a pickle runs code. Convert it with save_pretrained"
-        )
-    state: dict[str, torch.Tensor] = {}
-    for file in files:
-        state |= {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    files = _weight_files(folder, model.source)
+    state = _read(files, dtype, model.source)
     _check_tensors(state, family, shape, model.source)
     try:
         generation = GenerationConfig.from_pretrained(folder)
@@ -100,6 +94,50 @@ def load(model: Model, dtype: torch.dtype = torch.float32) -> Checkpoint:
         state=state,
         digest=_network_digest(files, shape, config),
     )
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    """The files that hold the model, in transformers' order of preference.
+
+    A hub folder may hold its weights twice, such as shards and a `consolidated.safetensors`.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        if files := sorted(folder.glob("*.safetensors")):
+            return files
+        raise InputError(
+            f"model.source {name!r} has no *.safetensors in {folder.name}; other formats are not "
+            "read, because loading a pickle runs code. Convert it with save_pretrained"
+        )
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"model.source {name!r}: {index.name} is damaged ({error!r}); fetch the folder again"
+        ) from error
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise InputError(
+            f"model.source {name!r} lacks {len(missing)} of the {len(shards)} files that {index.name} names, "
+            f"the first is {missing[0]}; fetch the folder again"
+        )
+    return [folder / shard for shard in shards]
+
+
+def _read(files: list[Path], dtype: torch.dtype, name: str) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            state |= {key: tensor.to(dtype) for key, tensor in load_file(file).items()}
+        except SafetensorError as error:
+            raise InputError(
+                f"model.source {name!r}: {file} is damaged, perhaps cut short ({file.stat().st_size} bytes; "
+                f"{error}). Delete it and fetch or write it again; one in the cache folder is made anew "
+                "once its folder is deleted"
+            ) from error
+    return state
 
 
 def _check_tensors(state: Mapping[str, torch.Tensor], family: Family, shape: ModelShape, name: str) -> None:
@@ -131,7 +169,14 @@ def _folder(model: Model, source: ModelSource) -> Path:
         return source.path
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=_SNAPSHOT))
+    return Path(
+        snapshot_download(
+            model.source,
+            revision=model.revision,
+            allow_patterns=_SNAPSHOT,
+            ignore_patterns=["consolidated*"],  # the same weights once more
+        )
+    )
 
 
 def _dequantised(path: Path) -> Path:

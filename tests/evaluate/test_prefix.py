@@ -177,13 +177,16 @@ def test_in_tree_order_branches_are_common_prefixes_of_pairs(architectures: list
 
 def test_no_more_states_are_kept_than_memory_holds(network: ElasticNetwork) -> None:
     architectures = tree_order(single_site_variations(network))
-    for most in (0, 1, 2):
-        prefix = SharedPrefix(network, BATCHES, most * STATE_BYTES)
+    for limit in (0, STATE_BYTES - 1, STATE_BYTES, 2 * STATE_BYTES - 1, 2 * STATE_BYTES):
+        most = 0
+        prefix = SharedPrefix(network, BATCHES, limit)
         for architecture, branches in zip(architectures, branch_depths(architectures), strict=True):
             with torch.inference_mode():
                 prefix.log_likelihoods(architecture, branches)
             kept = sum(state.nbytes for states in prefix._states for state in states.values())
-            assert kept <= most * STATE_BYTES
+            assert kept <= limit
+            most = max(most, kept)
+        assert 2 * most >= limit  # texts too long to be shared whole are shared in part
 
 
 def test_an_interrupted_measurement_leaves_no_wrong_state(

