@@ -39,7 +39,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
     features = Features.of_model(shape, params.sample.bundle, scores, curves)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
-    _, space = narrowing.narrowed(params, first, features, pairs)
+    section, granularity = params.search, params.sample.mlp_granularity
+    _, space = narrowing.narrowed(section, granularity, first, features, pairs)
     if params.budget.overall_ratio is not None:
         narrowing.check_reachable(space, params.budget.overall_ratio, "budget.overall_ratio")
     if limits:
@@ -51,7 +52,6 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         open_tracker("search", params, enabled=not arguments.no_tracking) as tracker,
     ):
         bench = open_workbench(params, scores)
-        section = params.search
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)
         finally_ = bench.evaluator("selection", section.measurement, section.repair_again)
@@ -71,13 +71,13 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
         guided = GuidedSearch(
             features, targets, section, params.train_predictor, params.budget,
-            lambda found, seen: narrowing.narrowed(params, found, features, seen)[1],
+            lambda found, seen: narrowing.narrowed(section, granularity, found, features, seen)[1],
             measure, HERE / "studies.log", limits,
         )  # fmt: skip
         known = _known(designed, pairs, targets)
         rounds, known = guided.run(known, first, lambda r: results.log_round(tracker, params, r))
         last = guided.learn(known)
-        sites, space = narrowing.narrowed(params, last, features, guided.table(known))
+        sites, space = narrowing.narrowed(section, granularity, last, features, guided.table(known))
         narrowing.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         work += [Work(a, outcome.FINALIST) for a in guided.best(known)]

@@ -18,7 +18,7 @@ import pandas as pd
 from stages.architecture import Kind, ModelShape, Site
 from stages.build_dataset.features import ALONE, Features
 from stages.files import InputError, write_json
-from stages.params import Narrowing, Params
+from stages.params import Narrowing, Search
 from stages.sample.space import Interval, Space
 from stages.search.tpe import objective_of
 from stages.train_predictor.predictor import Predictor
@@ -100,17 +100,16 @@ def space_of(shape: ModelShape, granularity: int, narrowed: Sequence[NarrowedSit
 
 
 def narrowed(
-    params: Params, predictor: Predictor, features: Features, pairs: pd.DataFrame
+    search: Search, granularity: int, predictor: Predictor, features: Features, pairs: pd.DataFrame
 ) -> tuple[list[NarrowedSite], Space]:
-    """What a predictor decides for every site, and the space that it narrows, as params say.
+    """What a predictor decides for every site, and the space that it narrows.
 
     A site that no pair cuts stays dense: nothing is known of it.
     """
-    section = params.search
-    importance = importances(section.narrowing.by, predictor, features, pairs, section.objective)
+    importance = importances(search.narrowing.by, predictor, features, pairs, search.objective)
     cut = [s for s in features.shape.sites() if pairs[f"ratio.{s.layer:02d}.{s.kind}"].max() > 0]
-    sites = narrow(features.shape, cut, importance, section.narrowing)
-    return sites, space_of(features.shape, params.sample.mlp_granularity, sites)
+    sites = narrow(features.shape, cut, importance, search.narrowing)
+    return sites, space_of(features.shape, granularity, sites)
 
 
 def check_reachable(space: Space, overall_ratio: float, key: str) -> None:

@@ -104,9 +104,10 @@ def search(
     trials = bundled.run(section.trials - section.trials // 2, [even])
     if section.trials < 2:
         return trials
-    best = min(trials, key=lambda t: (t.objective, t.number)).architecture
-    promising = [best, *starts]
-    around = min(promising, key=lambda a: objective_of(question.forecast(a), section.objective))
+    best = min(trials, key=lambda t: (t.objective, t.number))
+    promising = [best.architecture, *starts]
+    forecasts = [best.objective, *(objective_of(question.forecast(a), section.objective) for a in starts)]
+    around = promising[forecasts.index(min(forecasts))]
     single = _Phase(question, section, kept, "sites", _single(question.space, around))
     return trials + single.run(section.trials // 2, [_wishes(single, a) for a in promising], len(trials))
 

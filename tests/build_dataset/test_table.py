@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,14 @@ def test_every_architecture_meets_its_own_measurement(features: Features):
 def test_the_split_is_seven_to_three(features: Features):
     assert build(features)["split"].value_counts().to_dict() == {"train": 14, "held-out": 6}
     assert build(features, held_out=0.5)["split"].value_counts().to_dict() == {"train": 10, "held-out": 10}
+
+
+def test_pairs_of_single_sites_are_always_trained_on(features: Features):
+    made = [replace(d, design="single-site") if i < 8 else d for i, d in enumerate(MADE)]
+    for seed in range(5):
+        pairs = build(features, made, seed)
+        assert (pairs.loc[pairs["design"] == "single-site", "split"] == "train").all()
+        assert (pairs["split"] == "held-out").sum() == round(0.3 * 12)
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order(features: Features):

@@ -29,7 +29,8 @@ def pairs_of(features: Features, count: int, seed: int, noise: float) -> pd.Data
     table = pd.DataFrame(features.matrix(architectures), columns=features.names)
     ratios = table.to_numpy()[:, :12]
     spread = np.random.default_rng(seed + 1).normal(0, noise, count)
-    return table.assign(**{"log_ppl.a": 3 + ratios**2 @ COSTS + spread})
+    table["log_ppl.a"] = 3 + ratios**2 @ COSTS + spread
+    return table.assign(design="free")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 def test_no_pair_is_forecast_by_a_model_that_saw_it():
     """A model that knows its own pairs by heart, and nothing else."""
-    pairs = pd.DataFrame({"x": np.arange(10.0), "log_ppl.a": np.arange(10.0) + 5})
+    pairs = pd.DataFrame({"design": "free", "x": np.arange(10.0), "log_ppl.a": np.arange(10.0) + 5})
 
     def by_heart(x: Array, y: Array, sign: int) -> Forecast:
         known = dict(zip(x[:, 0], y, strict=True))
@@ -47,6 +48,21 @@ def test_no_pair_is_forecast_by_a_model_that_saw_it():
 
     found = comparison.out_of_fold(Contestant("", ["x"], by_heart), pairs, "log_ppl.a", 3, 0)
     assert (found == -1).all()
+
+
+def test_pairs_that_features_are_made_of_are_seen_by_every_model_and_judged_by_none():
+    pairs = pd.DataFrame({"design": "free", "x": np.arange(10.0), "log_ppl.a": np.arange(10.0) + 5})
+    pairs.loc[[2, 7], "design"] = "single-site"
+    seen = []
+
+    def watched(x: Array, y: Array, sign: int) -> Forecast:
+        seen.append(set(x[:, 0]))
+        return lambda rows: rows[:, 0]
+
+    found = comparison.out_of_fold(Contestant("", ["x"], watched), pairs, "log_ppl.a", 4, 0)
+    assert np.flatnonzero(np.isnan(found)).tolist() == [2, 7]
+    assert len(seen) == 4
+    assert all({2.0, 7.0} <= x for x in seen)
 
 
 def test_every_kind_is_judged_on_the_same_pairs(features: Features):

@@ -45,7 +45,9 @@ def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
         params.search,
         params.train_predictor,
         params.budget,
-        lambda predictor, table: narrowing.narrowed(params, predictor, features, table)[1],
+        lambda predictor, table: narrowing.narrowed(
+            params.search, params.sample.mlp_granularity, predictor, features, table
+        )[1],
         measure,
     )
     first: Predictor = guided.learn(known)
