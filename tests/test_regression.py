@@ -21,10 +21,11 @@ from stages.sample import designs
 from tests import tiny
 from tests.regression import __main__ as guard
 from tests.regression import baseline as baseline_file
-from tests.regression import mutants, pipeline, settings, table
+from tests.regression import comment, mutants, pipeline, settings, table
 from tests.regression.baseline import Contender, Run
 from tests.regression.comparison import Verdict, compare, differences, judge, notes
 from tests.regression.pipeline import MIXED, Check, Result, mixed
+from tests.small import REPOSITORY as ROOT
 from tests.small import SMALL, SMOLLM2
 
 SETTINGS = settings.load(guard.HERE / "settings.yaml")
@@ -307,7 +308,7 @@ def trained_model(folder: Path, steps: int = 150) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.5
+    assert float(loss.detach()) < 0.5
     model.save_pretrained(folder)
     tiny.byte_tokenizer().save_pretrained(folder)
 
@@ -445,3 +446,54 @@ def test_wrong_settings_are_named(tmp_path: Path, change: dict[str, Any], words:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=words):
         settings.load(tmp_path / "s.yaml")
+
+
+# --- the comment on a pull request ----------------------------------------------------------------
+
+
+def gathered(folder: Path, **texts: str) -> Path:
+    for name, content in texts.items():
+        (folder / f"{name}.md").write_text(content)
+    (folder / "pictures").mkdir()
+    for name in ("widths.png", "base-widths.png", "tradeoff.png"):
+        (folder / "pictures" / name).write_bytes(b"")
+    return folder
+
+
+def test_the_comment_holds_the_table_what_dvc_says_and_the_pictures(tmp_path: Path) -> None:
+    text = comment.body(gathered(tmp_path, regression="| table |", metrics="| ppl |\n", params="\n"))
+    assert text.startswith(f"{comment.MARKER}\n")
+    assert "| table |" in text
+    assert "<summary>dvc metrics diff</summary>\n\n| ppl |\n\n</details>" in text
+    assert "`dvc params diff`: No parameter changed." in text
+    place = comment.PICTURES
+    assert f"| ![widths.png]({place}/base-widths.png) | ![widths.png]({place}/widths.png) |" in text
+    assert f"| not there | ![tradeoff.png]({place}/tradeoff.png) |" in text
+
+
+def test_the_comment_says_which_step_failed(tmp_path: Path) -> None:
+    text = comment.body(tmp_path)
+    assert "The guard did not come to a result" in text
+    assert "`dvc metrics diff` could not be made" in text
+    assert "No pictures" in text
+
+
+def test_a_comment_that_github_would_refuse_is_shortened(tmp_path: Path) -> None:
+    text = comment.body(
+        gathered(tmp_path, regression="| table |", metrics="| a metric |\n" * 9000, params="")
+    )
+    assert comment.LIMIT < len(text) + 100 <= 65_536
+    assert text.count("<details>") == text.count("</details>") == 1
+    assert text.endswith("… shortened; the run's artifact has all of it.\n")
+
+
+def test_the_workflow_and_the_comment_agree_on_names() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "regression.yml").read_text()
+    assert workflow.count(comment.PICTURES) == 2
+    assert comment.MARKER in workflow
+    for name in ("regression.md", "metrics.md", "params.md"):
+        assert f"$OUT/{name}" in workflow
+    written = yaml.safe_load(workflow)["jobs"]
+    assert "permissions" not in written["measure"]  # runs the code of the pull request: reads only
+    assert yaml.safe_load(workflow)["permissions"] == {"contents": "read"}
+    assert not any("checkout" in step.get("uses", "") for step in written["comment"]["steps"])
