@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from stages import params
 from stages.architecture import Architecture
 from stages.files import InputError
 from stages.sample import designs
@@ -245,9 +246,9 @@ def test_the_committed_baseline_belongs_to_the_settings_and_the_code() -> None:
     for section, values in SETTINGS.params.items():
         for key, value in pipeline._flat(values, f"{section}.").items():
             assert run.params[key] == value, f"{key}: run `make regression-update`"
-    sections = settings.params.load(guard.PARAMS)
+    sections = params.load(guard.PARAMS)
     sample = sections.sample.model_copy(update=SETTINGS.params["sample"])
-    budget = settings.params.Budget.model_validate(SETTINGS.params["budget"])
+    budget = params.Budget.model_validate(SETTINGS.params["budget"])
     given = {d.design: d.architecture for d in designs.baselines(SMOLLM2, sample, budget)}
     given[MIXED] = mixed(SMOLLM2)
     assert list(run.contenders) == [*given, "winner"]
@@ -368,6 +369,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Guarded:
     return made
 
 
+@pytest.mark.filterwarnings("ignore:The optimal value found")  # of a Gaussian process on ten pairs
 def test_the_same_code_passes_and_leaves_nothing_behind(
     guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

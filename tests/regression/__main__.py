@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from tests.regression import baseline as baseline_file
 from tests.regression import settings as settings_file
 from tests.regression import table
 from tests.regression.baseline import Run
-from tests.regression.comparison import Verdict, compare, differences, notes
+from tests.regression.comparison import Verdict, compare, notes, require_comparable
 from tests.regression.pipeline import Result, measure
 from tests.regression.settings import Settings
 
@@ -56,12 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(options: argparse.Namespace) -> int:
     settings = settings_file.load(options.settings)
     before = baseline_file.read(options.baseline)
-    result, seconds = _measured(settings, options.params, options.given)
+    result, seconds = _measured(
+        settings, options.params, options.given, lambda run: require_comparable(before, run)
+    )
     rows = compare(before, result.run, settings)
     said, remarks = table.summary(rows, result), notes(before, result.run)
     took = f"{seconds:.0f} s on {torch.get_num_threads()} threads"
     print(f"\n{table.text(rows)}\n")
-    print("\n".join([*table.passed(result.checks), *_noted(remarks), f"{said[-1]} ({took})", *said[:-1]]))
+    print("\n".join([*table.passed(result.checks), *_noted(remarks), *said[:-1], f"{said[-1]} ({took})"]))
     if options.markdown:
         lines = ["\n".join(f"- {line}" for line in part) for part in (said[::-1], [*remarks, took])]
         write_text(options.markdown, f"{lines[0]}\n\n{table.markdown(rows)}\n\n{lines[1]}\n")
@@ -70,37 +72,38 @@ def _check(options: argparse.Namespace) -> int:
 
 def _update(options: argparse.Namespace) -> int:
     settings = settings_file.load(options.settings)
-    before = baseline_file.read(options.baseline) if options.baseline.exists() else None
     result, _ = _measured(settings, options.params)
     if not result.sound:
         print("\n".join(table.summary([], result)), file=sys.stderr)
         print(f"{options.baseline} is left as it was", file=sys.stderr)
         return 1
-    if before is not None:
-        _print_changes(before, result.run, settings)
+    try:
+        _print_changes(baseline_file.read(options.baseline), result.run, settings)
+    except InputError as error:
+        print(f"\nNothing to compare with: {error}")
     baseline_file.write(options.baseline, result.run)
     print(f"{options.baseline} is written: {len(result.run.contenders)} contenders. Commit it")
     return 0
 
 
 def _print_changes(before: Run, now: Run, settings: Settings) -> None:
-    incomparable = differences(before, now)
-    if incomparable:
-        print("\nThe baseline before measured something else:")
-        print("\n".join(f"  {line}" for line in incomparable))
-    else:
-        print(f"\n{table.text(compare(before, now, settings))}\n")
-        print("\n".join(_noted(notes(before, now))))
+    print(f"\n{table.text(compare(before, now, settings))}\n")
+    print("\n".join(_noted(notes(before, now))))
 
 
 def _noted(remarks: Sequence[str]) -> list[str]:
     return [f"changed since the baseline: {line}" for line in remarks]
 
 
-def _measured(settings: Settings, params: Path, given_only: bool = False) -> tuple[Result, float]:
+def _measured(
+    settings: Settings,
+    params: Path,
+    given_only: bool = False,
+    planned: Callable[[Run], None] = lambda _: None,
+) -> tuple[Result, float]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="prunecast-regression-") as folder:
-        return measure(settings, params, Path(folder), given_only), time.perf_counter() - start
+        return measure(settings, params, Path(folder), given_only, planned), time.perf_counter() - start
 
 
 if __name__ == "__main__":

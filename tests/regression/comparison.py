@@ -52,13 +52,7 @@ def compare(baseline: Run, now: Run, settings: Settings) -> list[Comparison]:
     Raises:
         InputError: the runs are not comparable (`differences`).
     """
-    found = differences(baseline, now)
-    if found:
-        lines = "\n".join(f"  {line}" for line in found)
-        raise InputError(
-            f"this run and the baseline measured different things:\n{lines}\nIf that is meant, run `make "
-            "regression-update` and commit the new baseline with the change that caused it"
-        )
+    require_comparable(baseline, now)
     rows = []
     for name, contender in now.contenders.items():
         tolerance = settings.tolerance.found if name == WINNER else settings.tolerance.fixed
@@ -68,11 +62,23 @@ def compare(baseline: Run, now: Run, settings: Settings) -> list[Comparison]:
     return rows
 
 
+def require_comparable(baseline: Run, now: Run) -> None:
+    """Raise InputError, with every reason and what to do, if the runs are not comparable (`differences`)."""
+    found = differences(baseline, now)
+    if found:
+        lines = "\n".join(f"  {line}" for line in found)
+        raise InputError(
+            f"this run and the baseline measure different things:\n{lines}\nIf that is meant, run `make "
+            "regression-update` and commit the new baseline with the change that caused it"
+        )
+
+
 def differences(baseline: Run, now: Run) -> list[str]:
     """Why the runs cannot be compared, a line each; empty if they can.
 
     The texts, the questions, the protocol and the architectures that are given must be the same. A
-    contender that only the baseline has is none of it: then `now` broke off, which is told elsewhere.
+    contender that only the baseline has is none of it (`now` broke off, which is told elsewhere), nor is
+    one without samples (`now` has yet to measure it).
     """
     lines = []
     if baseline.model != now.model:
@@ -86,7 +92,7 @@ def differences(baseline: Run, now: Run) -> list[str]:
         elif name != WINNER and before.architecture != contender.architecture:
             ids = f"{before.architecture.id} in the baseline, {contender.architecture.id} now"
             lines.append(f"architecture {name}: {ids}; its widths are decided by the code and the budget")
-        elif _sizes(before) != _sizes(contender) and not lines:
+        elif contender.samples and _sizes(before) != _sizes(contender) and not lines:
             lines.append(f"samples of {name}: {_sizes(before)} in the baseline, {_sizes(contender)} now")
     return lines
 

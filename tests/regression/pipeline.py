@@ -13,7 +13,7 @@ import importlib
 import os
 import platform
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -67,11 +67,18 @@ class Result:
         return self.failure is None and all(check.passed for check in self.checks)
 
 
-def measure(settings: Settings, full: Path, work: Path, given_only: bool = False) -> Result:
+def measure(
+    settings: Settings,
+    full: Path,
+    work: Path,
+    given_only: bool = False,
+    planned: Callable[[Run], None] = lambda _: None,
+) -> Result:
     """Run the params of `full`, reduced as `settings` say, in the empty folder `work`.
 
     The architectures that are given are measured first: a bug that breaks a later stage must not hide
-    what it does to them. With `given_only`, nothing is searched or exported.
+    what it does to them. With `given_only`, nothing is searched or exported. `planned` is shown what is
+    about to be measured, contenders without samples, and may raise before it costs anything.
 
     Raises:
         InputError: the params are wrong, or a package, corpus or model that they name is missing.
@@ -84,7 +91,9 @@ def measure(settings: Settings, full: Path, work: Path, given_only: bool = False
         _, designed = designs.read(DATA / "sample" / "architectures.json")
         given = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         given.append(Work(mixed(bench.network.shape), MIXED))
-        run = _with(_described(bench, evaluator, params), evaluator, given)
+        run = _described(bench, evaluator, params, given)
+        planned(run)
+        run = _with(run, evaluator, given)
         checks: list[Check] = []
         if given_only:
             return Result(run, checks, None)
@@ -157,8 +166,9 @@ def _explained(error: Exception) -> str:
     return f"{stage}{type(error).__name__}: {error}"
 
 
-def _described(bench: Workbench, evaluator: Evaluator, params: Params) -> Run:
+def _described(bench: Workbench, evaluator: Evaluator, params: Params, given: Sequence[Work]) -> Run:
     """The run that has measured nothing yet."""
+    shape = bench.network.shape
     context = evaluator.context
     fingerprints = dict(context["texts"])
     for name, of_questions in context["questions"].items():
@@ -171,7 +181,9 @@ def _described(bench: Workbench, evaluator: Evaluator, params: Params) -> Run:
         fingerprints=fingerprints,
         params=_flat(params.model_dump(mode="json")),
         packages={"python": platform.python_version(), **versions},
-        contenders={},
+        contenders={
+            w.design: Contender(w.architecture, w.architecture.overall_ratio(shape), {}) for w in given
+        },
     )
 
 
