@@ -111,6 +111,22 @@ def test_what_the_search_finds_may_vary_more_than_what_is_given() -> None:
     assert "simple ppl.prose" in verdicts(run, shifted(run, "simple", "log_ppl.prose", 0.9 * worse))
 
 
+def test_a_text_traded_for_another_is_judged_by_both_together() -> None:
+    """One text 4 % better and one 5 % worse: together 0.4 % worse, which is within the tolerance."""
+    two = {f"log_ppl.{name}": samples(seed=i)["log_ppl.prose"] for i, name in enumerate(("prose", "verse"))}
+    run = run_of(simple=Contender(WIDE, 0.25, two))
+    now = shifted(shifted(run, "simple", "log_ppl.prose", -0.04), "simple", "log_ppl.verse", 0.048)
+    found = {row.metric: row for row in compare(run, now, SETTINGS)}
+    assert found["ppl.prose"].verdict is Verdict.BETTER
+    assert found["ppl.verse"].verdict is Verdict.REGRESSION
+    assert found["ppl.*"].verdict is Verdict.SAME
+    assert found["ppl.*"].change == pytest.approx(100 * math.expm1(0.004))
+    ppl = [math.exp(statistics.fmean(values)) for values in now.contenders["simple"].samples.values()]
+    assert found["ppl.*"].now == pytest.approx(math.sqrt(math.prod(ppl)))
+    worse = shifted(now, "simple", "log_ppl.prose", 0.06)
+    assert {r.metric: r.verdict for r in compare(run, worse, SETTINGS)}["ppl.*"] is Verdict.REGRESSION
+
+
 def test_accuracy_falls_by_questions_that_are_lost_and_none_won() -> None:
     run = run_of()
     right = run.contenders["simple"].samples["quiz.accuracy"]

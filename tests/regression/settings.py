@@ -15,9 +15,13 @@ from stages.params import Params, Positive, Section
 
 
 class Tolerance(Section):
-    """How much worse each kind of figure may be than its baseline."""
+    """How much worse each kind of figure may be than its baseline.
+
+    `ppl_percent` of one text, `all_ppl_percent` of the geometric mean of all texts.
+    """
 
     ppl_percent: Positive
+    all_ppl_percent: Positive
     accuracy_points: Positive
     log_likelihood_nats: Positive
 
