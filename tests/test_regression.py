@@ -362,6 +362,8 @@ def tiny_settings(model: Path, corpora: Path) -> dict[str, Any]:
         "search": {
             "objective": {"log_ppl.prose": 1.0},
             "trials": 10,
+            "rounds": 2,
+            "per_round": 2,
             "min_distance": 1,
             "measurement": params["search"]["measurement"] | small,
         },
@@ -437,6 +439,20 @@ def test_a_stage_that_breaks_fails_the_guard_and_the_table_is_printed(
     before = guarded.baseline.read_bytes()
     assert guard.main(["--update", *guarded.options]) == 1
     assert guarded.baseline.read_bytes() == before
+
+
+def test_a_repair_that_breaks_does_not_hide_what_was_measured_before(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaking(*_: Any) -> None:
+        raise torch.linalg.LinAlgError("not positive-definite")
+
+    monkeypatch.setattr("stages.evaluate.reconstruction.Reconstruction.prepare", breaking)
+    assert guard.main([*guarded.options, "--given"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED the reduced pipeline broke off: LinAlgError: not positive-definite" in printed
+    assert "\ndense " in printed
+    assert "\nuniform " not in printed
 
 
 def test_other_text_is_refused_with_what_to_do(

@@ -103,9 +103,9 @@ def main() -> int:
         if options.names and mutant.name not in options.names:
             continue
         done = guarded(mutant, arguments)
-        caught = done.returncode == 1 and "REGRESSION" in done.stdout
+        caught = done.returncode == 1 and "\nREGRESSION: " in done.stdout
         print(f"=== {mutant.name} in stages/{mutant.path}: {'caught' if caught else 'MISSED'}")
-        print(f"{done.stdout if done.returncode == 1 else done.stdout + done.stderr}\n", flush=True)
+        print(f"{done.stdout if caught else done.stdout + done.stderr}\n", flush=True)
         missed += [] if caught else [mutant.name]
     print(f"missed: {', '.join(missed)}" if missed else "all caught")
     return int(bool(missed))

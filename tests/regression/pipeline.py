@@ -76,9 +76,9 @@ def measure(
 ) -> Result:
     """Run the params of `full`, reduced as `settings` say, in the empty folder `work`.
 
-    The architectures that are given are measured first: a bug that breaks a later stage must not hide
-    what it does to them. With `given_only`, nothing is searched or exported. `planned` is shown what is
-    about to be measured, contenders without samples, and may raise before it costs anything.
+    The architectures that are given are measured first, dense before all: a bug that breaks a later
+    stage must not hide what it does to them. With `given_only`, nothing is searched or exported.
+    `planned` is shown what is about to be measured, contenders without samples; it may raise.
 
     Raises:
         InputError: the params are wrong, or a package, corpus or model that they name is missing.
@@ -93,11 +93,12 @@ def measure(
         given.append(Work(mixed(bench.network.shape), MIXED))
         run = _described(bench, evaluator, params, given)
         planned(run)
-        run = _with(run, evaluator, given)
         checks: list[Check] = []
-        if given_only:
-            return Result(run, checks, None)
         try:
+            for work_item in given:  # one by one: what a bug breaks, repair for one, hides no other
+                run = _with(run, evaluator, [work_item])
+            if given_only:
+                return Result(run, checks, None)
             for stage in ("evaluate", "build_dataset", "train_predictor", "search"):
                 _stage(stage, params)
             candidates = outcome.read(DATA / "search" / "outcome.json")
