@@ -445,12 +445,12 @@ def test_a_repair_that_breaks_does_not_hide_what_was_measured_before(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def breaking(*_: Any) -> None:
-        raise torch.linalg.LinAlgError("not positive-definite")
+        raise RuntimeError("not positive-definite")
 
-    monkeypatch.setattr("stages.evaluate.reconstruction.Reconstruction.prepare", breaking)
+    monkeypatch.setattr("stages.evaluate.reconstruction.Reconstruction._look_up", breaking)
     assert guard.main([*guarded.options, "--given"]) == 1
     printed = capsys.readouterr().out
-    assert "FAILED the reduced pipeline broke off: LinAlgError: not positive-definite" in printed
+    assert "FAILED the reduced pipeline broke off: RuntimeError: not positive-definite" in printed
     assert "\ndense " in printed
     assert "\nuniform " not in printed
 
