@@ -15,10 +15,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install repro profile plan proof test ui report constraints clean-caches clean-venv
+.PHONY: help install repro profile plan regression regression-update proof test ui report constraints \
+	clean-caches clean-venv
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv and install everything into it, at the versions of constraints.txt
 
@@ -53,6 +54,12 @@ test: install ## lint, format check, types, tests
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
 	$(IN_VENV) pytest
+
+regression: install ## measure a reduced pipeline and fail if a perplexity or MMLU is worse than the baseline's
+	@.venv/bin/python -m tests.regression $(ARGS)
+
+regression-update: install ## measure that baseline anew, say what changes, and write it
+	@.venv/bin/python -m tests.regression --update
 
 ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT=… for another port)
 	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
