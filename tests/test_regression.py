@@ -264,7 +264,7 @@ def test_the_committed_baseline_belongs_to_the_settings_and_the_code() -> None:
             assert run.params[key] == value, f"{key}: run `make regression-update`"
     sections = params.load(guard.PARAMS)
     sample = sections.sample.model_copy(update=SETTINGS.params["sample"])
-    budget = params.Budget.model_validate(SETTINGS.params["budget"])
+    budget = sections.budget.model_copy(update=SETTINGS.params["budget"])
     given = {d.design: d.architecture for d in designs.baselines(SMOLLM2, sample, budget)}
     given[MIXED] = mixed(SMOLLM2)
     assert list(run.contenders) == [*given, "winner"]

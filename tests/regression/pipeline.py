@@ -212,7 +212,9 @@ def _with(run: Run, evaluator: Evaluator, work: list[Work]) -> Run:
 
 
 def _budget_check(winner: Contender, params: Params) -> Check:
-    low, high = params.budget.overall_ratio, params.budget.overall_ratio + params.budget.tolerance
+    low = params.budget.overall_ratio
+    assert low is not None  # settings.yaml states it
+    high = low + params.budget.tolerance
     return Check(
         "overall ratio of the winner",
         f"{100 * winner.overall_ratio:.3f} %",

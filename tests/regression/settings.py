@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from stages import params
 from stages.files import InputError, write_text
-from stages.params import Params, Positive, Section
+from stages.params import Params
+from stages.section import Positive, Section
 
 
 class Tolerance(Section):
