@@ -23,13 +23,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A bug: `old` becomes `new` wherever it stands in a file of stages/, `times` times."""
+    """A bug: `old`, which stands once in a file of stages/, becomes `new`."""
 
     name: str
     path: str
     old: str
     new: str
-    times: int = 1
 
 
 MUTANTS = (
@@ -37,16 +36,15 @@ MUTANTS = (
     Mutant(
         "kv-heads-mapped-wrong",
         "evaluate/elastic.py",
-        "[:, :, None].expand(-1, -1, h, -1, -1).reshape(",
-        "[:, None].expand(-1, h, -1, -1, -1).reshape(",
-        times=2,
+        "k, v = rotate(k, *rope).transpose(1, 2), v.transpose(1, 2)",
+        "k, v = (t.transpose(1, 2).repeat(1, h, 1, 1) for t in (rotate(k, *rope), v))",
     ),
     # The last norm: without one of a layer's, hidden states overflow, and no figure is left to compare.
     Mutant(
         "norm-skipped",
         "evaluate/elastic.py",
-        "F.linear(rms_norm(hidden, self.final_norm, self.eps), self.head)",
-        "F.linear(hidden, self.head)",
+        "rms_norm(hidden.flatten(0, 1)[batch.at], self.final_norm, self.eps)",
+        "hidden.flatten(0, 1)[batch.at]",
     ),
     # The units that matter least are kept. Dense shows nothing of it.
     Mutant(
@@ -71,10 +69,10 @@ def plant(mutant: Mutant, folder: Path) -> None:
     path = folder / "stages" / mutant.path
     code = path.read_text(encoding="utf-8")
     found = code.count(mutant.old)
-    if found != mutant.times:
+    if found != 1:
         raise ValueError(
-            f"{mutant.name}: stages/{mutant.path} holds {mutant.old!r} {found} times; expected "
-            f"{mutant.times}. Plant the bug where that code is now"
+            f"{mutant.name}: stages/{mutant.path} holds {mutant.old!r} {found} times; expected once. "
+            "Plant the bug where that code is now"
         )
     path.write_text(code.replace(mutant.old, mutant.new), encoding="utf-8")
 
