@@ -1,0 +1,84 @@
+"""The study: rows survive a kill, tasks are each run once, tables say what the rows hold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.study import __main__ as study
+from tests.benchmarks.study import methods, report, setting
+from tests.small import COMMITTED, SMOLLM2
+
+
+def row(method: str, seed: int, architecture: str, evaluations: int, **more: Any) -> dict[str, Any]:
+    made = {"regime": "repaired", "overall_ratio": 0.2, "gpu_seconds": 1.5, "objective": 3.6, "trace": None}
+    named = {"method": method, "seed": seed, "architecture": architecture, "evaluations": evaluations}
+    return made | named | more
+
+
+def final(architecture: str, wikitext2: float, **more: float) -> dict[str, Any]:
+    metrics = {"ppl.wikitext2": wikitext2, "ppl.ptb": 2 * wikitext2, **more}
+    errors = {"mmlu.accuracy": 0.004} if "mmlu.accuracy" in metrics else {}
+    return {"regime": "repaired", "architecture": architecture, "metrics": metrics, "standard_errors": errors}
+
+
+def test_rows_are_read_back_and_one_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert study.read(path) == []
+    study.append(path, {"a": 1})
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"a": 2, "b')
+    assert study.read(path) == [{"a": 1}]
+    study.append(path, {"a": 3})
+    assert study.read(path) == [{"a": 1}, {"a": 3}]
+
+
+def test_every_method_runs_for_every_seed_but_those_that_draw_nothing() -> None:
+    def tasks(name: str, seed: int) -> set[tuple[str, float]]:
+        asked = argparse.Namespace(seed=seed, ratios=None, methods=None)
+        return set(study.tasks(setting.REGIMES[name], asked))
+
+    first, second = tasks("repaired", 0), tasks("repaired", 1)
+    assert first == {(method, ratio) for method in methods.ALL for ratio in (0.2, 0.3, 0.4)}
+    drawn = set(methods.ALL) - set(methods.SEEDLESS)
+    assert second == {(method, ratio) for method in drawn for ratio in (0.2, 0.3)}  # 40 % has one seed
+    assert {method for method, _ in tasks("taylor", 1)} == {"paper", "ours", "ours-finer", "evolution"}
+
+
+def test_ours_spends_what_its_params_say() -> None:
+    assert methods.evaluations_of_ours(SMOLLM2, COMMITTED) == 120 + 12 + 3 + 3 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.finer(COMMITTED)) == 240 + 12 + 3 + 4 * 8
+    assert methods.checkpoints(SMOLLM2, COMMITTED) == [159, 287, 318]
+
+
+def test_validation_text_is_divided_at_a_line(tmp_path: Path) -> None:
+    for folder, name in (("wikitext2", "wiki.valid.tokens"), ("ptb", "ptb.valid.txt")):
+        (tmp_path / folder).mkdir()
+        text = "".join(f"line {i}\n" for i in range(1000))
+        (tmp_path / folder / name).write_text(text, encoding="utf-8")
+    setting.prepare(tmp_path, tmp_path / "work")
+    for name in setting.TEXTS:
+        parts = [(tmp_path / "work" / f"{name}.{p}.txt").read_text() for p in ("calibration", "selection")]
+        assert "".join(parts) == text
+        assert parts[0].endswith("\n")
+        assert len(parts[1]) == pytest.approx(setting.SELECTED * len(text), abs=20)
+
+
+def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("simple", 0, "s", 1), row("ours", 0, "a", 3, trace=[None, 3.7, 3.6]), row("ours", 1, "b", 3)]
+    finals = [final("s", 30.0), final("a", 27.0, **{"mmlu.accuracy": 0.25}), final("b", 29.0)]
+    for name, found in (("rows", rows), ("finals", finals)):
+        lines = "".join(json.dumps(line) + "\n" for line in found)
+        (tmp_path / f"{name}-repaired-0.jsonl").write_text(lines, encoding="utf-8")
+    report.write(tmp_path)
+    table = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert table.strip() == capsys.readouterr().out.strip()
+    assert "| simple | 1 | 1 | 2 | 30.00 | 60.00 |  | 1.000, 1.000 |" in table
+    assert "| ours | 3 | 2 | 2 | 28.00 (27.00 to 29.00) | 56.00 (54.00 to 58.00) | 25.00 ± 0.40 % |" in table
+    assert (tmp_path / "repaired-20.png").stat().st_size > 1000
+    with pytest.raises(FileNotFoundError, match="run the study's `search` first"):
+        report.read(tmp_path / "work")
