@@ -19,10 +19,11 @@ from stages.params import Params
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking import Tracker, open_tracker
-from stages.train_predictor import comparison
-from stages.train_predictor.predictor import Predictor, evaluate, law, scale
+from stages.train_predictor import ablation, comparison
+from stages.train_predictor.predictor import COVERAGE, Predictor, evaluate, law, scale
 
 HERE = DATA / "train_predictor"
+FILES = ("importance.csv", "forecasts.csv", "comparison.csv", "ablation.csv", "metrics.json")
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
@@ -40,6 +41,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         lawful = [target for target in targets if law(target)]
         compared = comparison.compare(pairs, names, lawful, section, params.budget)
         compared.to_csv(HERE / "comparison.csv", index=False)
+        ablated = ablation.ablate(pairs, names, targets, section, params.budget)
+        ablated.to_csv(HERE / "ablation.csv", index=False)
         # The errors are of a predictor that never saw the held-out pairs; the search's is refitted on all.
         predictor = Predictor.fit(pairs, names, targets, section)
         widths = comparison.intervals(pairs[trained], judged, section)
@@ -54,17 +57,24 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         both = [_with_mean(measured), _with_mean(forecasts, "forecast.")]
         pd.concat(both, axis=1).to_csv(HERE / "forecasts.csv", index=False)
         for target in targets:
-            errors[target]["coverage"] = covered[target]
-        content = {"kind": section.model, "held_out": errors}
-        write_json(HERE / "metrics.json", "prunecast.predictor-errors", 2, content)
+            errors[target] |= {"coverage": covered[target], "half_width": widths[target]}
+        validated = _cross_validated(ablated, pairs)
+        content = {
+            "kind": section.model,
+            "promised_coverage": COVERAGE,
+            "held_out": errors,
+            "cross_validated": validated,
+        }
+        write_json(HERE / "metrics.json", "prunecast.predictor-errors", 3, content)
         for target in targets:
             print(
                 f"{target}: R² {errors[target]['r2']:.3f}, MAE {errors[target]['mae']:.4f}, "
                 f"RMSE {errors[target]['rmse']:.4f}, Spearman {errors[target]['spearman']:.3f} "
                 f"({scale(target)}; {errors[target]['pairs']} held-out pairs)"
             )
-            _log(tracker, target, predictor, pairs[names], errors[target], params)
-        _print(compared)
+            _log(tracker, target, predictor, pairs[names], errors[target], validated[target], params)
+        _print(compared, "out-of-fold forecasts")
+        _print(ablated, f"{section.model} without each group of features")
 
 
 def _with_mean(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
@@ -82,12 +92,28 @@ def _coverage(judged: Predictor, widths: Mapping[str, float], pairs: pd.DataFram
     }
 
 
+def _cross_validated(ablated: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Errors by target of forecasts of every scored pair, by models that did not see it.
+
+    The held-out pairs may be too few to lie near the budget: these are all that there are. What too few
+    pairs leave unknown is left out.
+    """
+    scored = int((pairs["design"] != designs.SINGLE_SITE).sum())
+    rows = ablated[ablated["predictor"] == ablation.ALL].drop(columns=["scale", "predictor", "features"])
+    by_target = rows.set_index("target").to_dict("index")
+    return {
+        str(target): {"pairs": scored} | {str(key): value for key, value in row.items() if not pd.isna(value)}
+        for target, row in by_target.items()
+    }
+
+
 def _log(
     tracker: Tracker,
     target: str,
     predictor: Predictor,
     rows: pd.DataFrame,
-    errors: dict[str, Any],
+    errors: Mapping[str, Any],
+    validated: Mapping[str, Any],
     params: Params,
 ) -> None:
     alone = replace(
@@ -104,15 +130,19 @@ def _log(
             rows.head(5),
             pd.DataFrame(alone.forecast(rows.head(5).to_numpy())),
             {**section, "target": target, "scale": scale(target), "law": law(target), "pairs": len(rows)},
-            {f"held_out.{key}": value for key, value in errors.items() if isinstance(value, float)},
-            [HERE / name for name in ("importance.csv", "forecasts.csv", "comparison.csv", "metrics.json")],
+            _figures("held_out", errors) | _figures("cross_validated", validated),
+            [HERE / name for name in FILES],
         )
 
 
-def _print(compared: pd.DataFrame) -> None:
+def _figures(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{prefix}.{key}": value for key, value in values.items() if isinstance(value, float)}
+
+
+def _print(compared: pd.DataFrame, what: str) -> None:
     columns = ["predictor", "r2", "spearman", "spearman_near_budget", "top_recall"]
     for target, rows in compared.groupby("target", sort=False):
-        print(f"\nout-of-fold forecasts of {target}, {rows['scale'].iloc[0]}, on the same folds:")
+        print(f"\n{what}: {target}, {rows['scale'].iloc[0]}, on the same folds:")
         print(rows[columns].to_string(index=False, float_format="%.3f"))
 
 

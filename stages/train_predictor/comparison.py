@@ -22,6 +22,7 @@ from stages.train_predictor.predictor import COVERAGE, Predictor, errors, law, s
 NEAR = 0.02
 """Overall ratios this far from the budget are where the search lives."""
 TOP = 20
+FEW = 8
 
 Fit = Callable[[Array, Array, int], Forecast]
 
@@ -35,14 +36,18 @@ class Contestant:
     fit: Fit
 
 
+def own(name: str, section: TrainPredictor, features: Sequence[str]) -> Contestant:
+    """Our predictor of the kind that the section names."""
+    trusted = np.array([is_damage(feature) for feature in features])
+    return Contestant(name, features, lambda x, y, sign: Model.fit(x, y, sign, section, trusted).forecast)
+
+
 def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contestant]:
     """What is compared: the paper's, ours, each of our parts, and two references from scikit-learn."""
     ratios = [name for name in features if name.startswith("ratio.") and name.count(".") == 2]
 
     def ours(name: str, kind: str, chosen: Sequence[str]) -> Contestant:
-        own = section.model_copy(update={"model": kind})
-        trusted = np.array([is_damage(feature) for feature in chosen])
-        return Contestant(name, chosen, lambda x, y, sign: Model.fit(x, y, sign, own, trusted).forecast)
+        return own(name, section.model_copy(update={"model": kind}), chosen)
 
     def histogram(x: Array, y: Array, sign: int) -> Forecast:
         model = models.histogram_trees(sign, x.shape[1], section.seed)
@@ -55,14 +60,11 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
         model.fit(x / scaled, y)
         return lambda rows: model.predict(rows / scaled)
 
-    undamaged = [name for name in features if not is_damage(name)]
-    ablation = [ours("additive+xgboost without damages", "additive+xgboost", undamaged)]
     return [
         ours("xgboost on ratios (the paper's)", "xgboost", ratios),
         ours("xgboost", "xgboost", features),
         ours("additive", "additive", features),
         ours("additive+xgboost on ratios", "additive+xgboost", ratios),
-        *(ablation if len(undamaged) < len(features) else []),
         ours("additive+xgboost", "additive+xgboost", features),
         Contestant("scikit-learn histogram trees", features, histogram),
         Contestant("scikit-learn Gaussian process", features, process),
@@ -91,20 +93,22 @@ def judge(
 ) -> dict[str, float]:
     """R², MAE, RMSE, Spearman; Spearman within `NEAR` of the budget; recall of the `TOP` best.
 
-    The best are the lowest where the law's `sign` is +1, as of log PPL, and else the highest. NaN
-    where too few pairs lie near the budget to rank, or it states no overall ratio.
+    The best are the lowest where `sign` is +1, as of log PPL, and else the highest; of fewer
+    than 2 `TOP` pairs half are the best, and ``top`` says how many. NaN where fewer than `FEW` pairs
+    lie near the budget, too few to rank, or it states no overall ratio.
     """
     wanted = float("inf") if budget.overall_ratio is None else budget.overall_ratio
     near = np.abs(overall_ratios - wanted) <= NEAR
     top = min(TOP, len(measured) // 2)
     first, forecast_first = (np.argsort(sign * v, kind="stable")[:top] for v in (measured, forecast))
     best = set(first.tolist()) & set(forecast_first.tolist())
-    few = near.sum() < 8 or np.ptp(forecast[near]) == 0 or np.ptp(measured[near]) == 0
+    few = near.sum() < FEW or np.ptp(forecast[near]) == 0 or np.ptp(measured[near]) == 0
     return {
         **errors(measured, forecast),
         "spearman_near_budget": float("nan") if few else float(spearmanr(measured[near], forecast[near])[0]),
         "pairs_near_budget": int(near.sum()),
         "top_recall": len(best) / top,
+        "top": top,
     }
 
 
@@ -115,15 +119,27 @@ def compare(
     section: TrainPredictor,
     budget: Budget,
 ) -> pd.DataFrame:
+    """Kinds of predictor side by side: `judged` of all `contestants`."""
+    return judged(contestants(features, section), pairs, targets, section, budget)
+
+
+def judged(
+    competing: Sequence[Contestant],
+    pairs: pd.DataFrame,
+    targets: Sequence[str],
+    section: TrainPredictor,
+    budget: Budget,
+) -> pd.DataFrame:
     """One row a contestant and target: errors of out-of-fold forecasts, all on the same folds."""
     scored = pairs["design"] != SINGLE_SITE
     overall = pairs.loc[scored, "overall_ratio"].to_numpy()
     rows = []
-    work = [(target, c) for target in targets for c in contestants(features, section)]
+    work = [(target, c) for target in targets for c in competing]
     for target, contestant in tqdm(work, desc="comparing predictors", unit="predictor", leave=False):
         forecast = out_of_fold(contestant, pairs, target, section.folds, section.seed)
         measured = pairs.loc[scored, target].to_numpy()
-        figures = judge(measured, forecast[scored], law(target), overall, budget)
+        sign = law(target) or -1  # of an accuracy, which has no law, the highest are the best
+        figures = judge(measured, forecast[scored], sign, overall, budget)
         rows.append({"target": target, "scale": scale(target), "predictor": contestant.name, **figures})
     return pd.DataFrame(rows)
 
@@ -134,10 +150,7 @@ def intervals(pairs: pd.DataFrame, predictor: Predictor, section: TrainPredictor
     Conformal prediction (Vovk et al. 2005; Lei et al. 2018, "Distribution-free predictive inference
     for regression"): the ⌈COVERAGE (n + 1)⌉-th smallest error of n pairs.
     """
-    trusted = np.array([is_damage(name) for name in predictor.features])
-    chosen = Contestant(
-        "", predictor.features, lambda x, y, sign: Model.fit(x, y, sign, section, trusted).forecast
-    )
+    chosen = own("", section, predictor.features)
     widths = {}
     for target in predictor.models:
         forecast = out_of_fold(chosen, pairs, target, section.folds, section.seed)
