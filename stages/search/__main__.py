@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
@@ -19,9 +19,7 @@ from stages.params import Params
 from stages.sample import designs
 from stages.sample.designs import Designed
 from stages.sample.limits import Limited, limits_of
-from stages.sample.space import Space
-from stages.search import narrowing, outcome, results
-from stages.search.outcome import FRONT
+from stages.search import front, narrowing, outcome, results
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.stage import DATA, main
 from stages.tracking import open_tracker
@@ -81,10 +79,11 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         narrowing.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         work += [Work(a, outcome.FINALIST) for a in guided.best(known)]
-        work += _front(guided, last, space, known)
+        work += front.work(guided, last, space, known)
         rows = finally_.measure_all(work, journal, log_by(finally_), "finalists")
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
+        front.table(candidates, shape, limits).to_csv(HERE / "front.csv", index=False)
         results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
         results.tag(tracker, HERE, candidates, rows)
     for candidate in candidates:
@@ -110,17 +109,6 @@ def _check_context(evaluator: Evaluator) -> None:
             f"{path}: the pairs were measured in context {found}, and now it is {evaluator.digest}: model, "
             "text, parameters or code have changed since. Run `dvc repro`, which measures them again"
         )
-
-
-def _front(
-    guided: GuidedSearch, predictor: Predictor, space: Space, known: Mapping[Architecture, Metrics]
-) -> list[Work]:
-    """The best forecast architecture at each further overall ratio: no new pairs are needed."""
-    work = []
-    for ratio in guided.search.front:
-        trials = guided.ask(predictor, space, guided.search.rounds + 1, known, ratio)
-        work.append(Work(min(trials, key=lambda t: (t.objective, t.number)).architecture, FRONT))
-    return work
 
 
 if __name__ == "__main__":

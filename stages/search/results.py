@@ -113,5 +113,5 @@ def tag(tracker: Tracker, here: Path, candidates: Sequence[Candidate], rows: Map
         role = {"prunecast.role": candidate.name, "prunecast.objective": f"{candidate.objective:.4f}"}
         tags[rows[candidate.architecture.id].key] = role
     tracker.tag_evaluations(tags)
-    names = ("trials.csv", "rounds.csv", "narrowed_space.json", "outcome.json")
+    names = ("trials.csv", "rounds.csv", "narrowed_space.json", "outcome.json", "front.csv")
     tracker.log_stage({}, {}, [here / name for name in names])

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.samplers --data data                  # pairs and predictor of a finished run
     python -m tests.benchmarks.samplers --synthetic                  # made-up pairs of SmolLM2-135M's shape
-    python -m tests.benchmarks.samplers --synthetic --from-nothing   # without the search's good starts
+    python -m tests.benchmarks.samplers --synthetic --from-nothing   # without the search's good start
 
 Each sampler asks the search of the pipeline (`stages.search.tpe`) for the best forecast within
 params.yaml's budget, with several seeds; the best forecast objective (nats a token, lower is better)
-and the CPU seconds of a search are printed. The starts are the pipeline's: the cheapest cuts by damage
-curves and the best measured architectures of the budget. Forecasts only: nothing is measured.
+and the CPU seconds of a search are printed. The start is the pipeline's first one, the cheapest cuts by
+damage curves; half of the forecasts are of bundled sites, before it. Nothing is measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from stages.architecture import Architecture, ModelShape
 from stages.build_dataset import table
 from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.files import InputError
 from stages.params import Params, Search
 from stages.sample import designs
-from stages.sample.space import Space
 from stages.search import allocation, narrowing, tpe
 from stages.search.tpe import Question, objective_of
 from stages.train_predictor.predictor import Predictor
@@ -101,21 +101,18 @@ def finished(data: Path, section: Params) -> tuple[Features, pd.DataFrame, Predi
 def setting_of(
     features: Features, pairs: pd.DataFrame, predictor: Predictor, section: Params, from_nothing: bool
 ) -> Setting:
-    """The pipeline's question of its first round, at params.yaml's overall ratio, and its starts.
+    """The pipeline's question of its first round, at params.yaml's overall ratio, and its start.
 
-    Of the measured architectures the pairs keep features alone, so that the starts are the cheapest
-    cuts by damage curves; `from_nothing` has none.
+    `from_nothing` has no start, nor has a run without damage curves.
 
     Raises:
-        ValueError: the budget states no overall ratio.
+        InputError: the budget states no overall ratio.
     """
     ratio = section.budget.overall_ratio
     if ratio is None:
-        raise ValueError(
-            "params.yaml: budget.overall_ratio is null; samplers are compared at an overall ratio"
-        )
+        raise InputError("params.yaml: budget.overall_ratio is null; samplers are compared at one: set it")
     granularity = section.sample.mlp_granularity
-    space: Space = narrowing.narrowed(section.search, granularity, predictor, features, pairs)[1]
+    _, space = narrowing.narrowed(section.search, granularity, predictor, features, pairs)
 
     def forecast(architecture: Architecture) -> Mapping[str, float]:
         found = predictor.forecast(features.row(architecture)[None])
@@ -127,9 +124,8 @@ def setting_of(
     return Setting(question, [question.project(allocation.cheapest(space, features.curves.damage, ratio))])
 
 
-def compare(setting: Setting, search: Search, forecasts: Sequence[int], seeds: int) -> list[Result]:
+def compare(setting: Setting, search: Search, forecasts: Sequence[int], seeds: int) -> Iterator[Result]:
     """Every sampler at every number of forecasts, with seeds 0, 1, …"""
-    results = []
     for trials in forecasts:
         for sampler in SAMPLERS:
             section = search.model_copy(update={"sampler": sampler, "trials": trials})
@@ -137,8 +133,7 @@ def compare(setting: Setting, search: Search, forecasts: Sequence[int], seeds: i
             for seed in range(seeds):
                 question = Question(**setting.question.__dict__ | {"seed": seed})
                 best.append(min(t.objective for t in tpe.search(question, section, setting.starts)))
-            results.append(Result(sampler, trials, best, (time.process_time() - start) / seeds))
-    return results
+            yield Result(sampler, trials, best, (time.process_time() - start) / seeds)
 
 
 def main() -> None:
@@ -162,7 +157,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for r in compare(setting, section.search, arguments.forecasts, arguments.seeds):
         spread = f"{np.mean(r.best):.4f} ({min(r.best):.4f} to {max(r.best):.4f})"
-        print(f"| {r.forecasts:,} | {r.sampler} | {spread} | {r.cpu_s:.1f} |")
+        print(f"| {r.forecasts:,} | {r.sampler} | {spread} | {r.cpu_s:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The front: the best forecast architecture of each further overall ratio, measured like the finalists.
+
+One predictor serves all of them, and no pair is measured anew. A further overall ratio replaces the whole
+budget: where that limits bytes or milliseconds too, those are not held to, and the table says what each
+architecture takes of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from stages.architecture import Architecture, ModelShape
+from stages.evaluate.measure import Work
+from stages.sample.designs import BASELINES
+from stages.sample.limits import Limit
+from stages.sample.space import Space
+from stages.search.outcome import FINALIST, FRONT, Candidate
+from stages.search.rounds import GuidedSearch, Metrics
+from stages.train_predictor.predictor import Predictor
+
+
+def work(
+    guided: GuidedSearch, predictor: Predictor, space: Space, known: Mapping[Architecture, Metrics]
+) -> list[Work]:
+    """What to measure: the best forecast architecture at each overall ratio of ``search.front``.
+
+    Raises:
+        InputError: the space does not reach one of them.
+    """
+    found = []
+    for ratio in guided.search.front:
+        trials = guided.ask(predictor, space, guided.search.rounds + 1, known, ratio)
+        found.append(Work(min(trials, key=lambda t: (t.objective, t.number)).architecture, FRONT))
+    return found
+
+
+def table(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Limit] = ()) -> pd.DataFrame:
+    """A row an architecture by rising overall ratio: baselines, winner and front; not the other finalists.
+
+    ``parameters`` counts all, embeddings included. ``ppl.TEXT`` and the like are measured on the selection
+    part, and ``forecast.ppl.TEXT`` was forecast before; not of baselines, which are among the pairs.
+    ``takes.LIMIT`` is what the architecture takes of a limit in bytes or milliseconds. ``dominated`` says
+    that another row is better (`dominated`).
+    """
+    shown = sorted((c for c in candidates if c.name != FINALIST), key=lambda c: c.overall_ratio)
+    rows = []
+    for c in shown:
+        removed = shape.decoder_parameters - c.architecture.kept_parameters(shape)
+        row: dict[str, object] = {
+            "name": c.name,
+            "architecture": c.architecture.id,
+            "overall_ratio": c.overall_ratio,
+            "parameters": shape.total_parameters - removed,
+            "objective": c.objective,
+        }
+        row |= {k: v for k, v in c.metrics.items() if k.startswith("ppl.") or k.endswith(".accuracy")}
+        for target, value in c.forecast.items():
+            if target.startswith("log_ppl.") and c.name not in BASELINES:
+                row[f"forecast.{target.removeprefix('log_')}"] = math.exp(value)
+        row |= {f"takes.{li.name}": li.of(c.architecture) for li in limits if li.name != "overall_ratio"}
+        rows.append(row)
+    texts = [key for key in shown[0].metrics if key.startswith("ppl.")]
+    points = [(c.overall_ratio, *(c.metrics[text] for text in texts)) for c in shown]
+    return pd.DataFrame(rows).assign(dominated=dominated(points))
+
+
+def dominated(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Of points (overall ratio, perplexity of each text): whether another one is better.
+
+    It removes at least as much, has on no text a higher perplexity, and is not equal in all.
+    """
+
+    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+        return a[0] >= b[0] and all(x <= y for x, y in zip(a[1:], b[1:], strict=True)) and list(a) != list(b)
+
+    return [any(beats(other, point) for other in points) for point in points]
