@@ -19,7 +19,7 @@ from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export import check, evidence, gguf_folder, model_card
+from stages.export import check, evidence, forecast_evidence, gguf_folder, model_card
 from stages.export.base_model import BaseModel, read_base_model
 from stages.export.deployed import taken
 from stages.export.huggingface import write_folder
@@ -73,7 +73,7 @@ def _make(
     again = params.search.repair_again
     evaluator = bench.evaluator("report", params.export.measurement, again)
     winner = evidence.same_architecture(candidates, outcome.WINNER)
-    checks = _export(bench, winner, new / MODEL, getattr(torch, params.export.dtype))
+    checks = export_architecture(bench, winner, new / MODEL, getattr(torch, params.export.dtype))
     names = [*BASELINES, outcome.WINNER]
     work = [Work(evidence.same_architecture(candidates, name), name) for name in names]
     shape = bench.network.shape
@@ -86,7 +86,8 @@ def _make(
     measured = evaluator.measure_all(work, journal, log, "final table")
     rows = {w.design: measured[w.architecture.id] for w in work}
     texts = list(params.corpora.texts)
-    importance, narrowed = evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
+    narrowed_by, narrowed = forecast_evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
+    errors = DATA / "train_predictor" / "metrics.json"
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
         "finalists": bench.evaluator("selection", params.search.measurement, again),
@@ -99,8 +100,7 @@ def _make(
         contenders=[evidence.contender(name, row, shape) for name, row in rows.items()],
         pairs=evidence.measured_pairs(DATA / "train_predictor" / "forecasts.csv", texts),
         finalists=evidence.measured_finalists(candidates, texts),
-        predictor=evidence.predictor_errors(DATA / "train_predictor" / "metrics.json"),
-        importance=importance,
+        predictor=forecast_evidence.predictor_errors(errors),
         narrowed=narrowed,
         protocol=evidence.protocol_of(evaluators, bench),
         corpora=evidence.corpora_of(bench),
@@ -111,12 +111,17 @@ def _make(
         question_groups=question_groups(rows, evaluator.selection.items),
         protocol_entries=evaluator.protocol,
         taken=takes,
+        narrowed_by=narrowed_by,
+        front=forecast_evidence.front_points(DATA / "search" / "front.csv"),
+        trust=forecast_evidence.trust(
+            errors, DATA / "train_predictor" / "ablation.csv", DATA / "search" / "rounds.csv"
+        ),
     )
     _write(new, data, read_base_model(params.model), f"prunecast-{MODEL}" if tracker.run else "")
     return data, rows[outcome.WINNER]
 
 
-def _export(
+def export_architecture(
     bench: Workbench, winner: Architecture, folder: Path, dtype: torch.dtype
 ) -> list[tuple[str, str]]:
     """Write the winner's folder and prove it; slices float32 weights, whatever dtype measured them."""
@@ -183,7 +188,7 @@ def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) 
 
 
 def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> None:
-    """The report, the metrics and the model card, into the folder that `_export` began."""
+    """The report, the metrics and the model card, into the folder that `export_architecture` began."""
     pictures = write_pictures(data, new / PICTURES)
     write_text(new / REPORT, build_report(data))
     write_json(new / METRICS, "prunecast.final-metrics", 1, metrics(data))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from stages.architecture import Kind, Site
 from stages.export.base_model import BaseModel
 from stages.export.report import millions
-from stages.export.report_data import BASELINES, Contender, ReportData
+from stages.export.report_data import Contender, ReportData
 from stages.export.verdict import percent
 
 LOADING = """\
@@ -103,8 +103,7 @@ def serving(own_code: bool, gguf: Sequence[str], registered: str) -> str:
 
 def choice(data: ReportData) -> str:
     """The steps from the dense model to this one, with their numbers."""
-    classes = [kind for _, _, kind in data.narrowed.values()]
-    finalists = sum(m.design not in ("dense", *BASELINES) for m in data.finalists)
+    classes = [site.label for site in data.narrowed.values()]
     errors = [
         f"{errors['spearman']:.2f} on {target.removeprefix('log_ppl.')}"
         for target, errors in data.predictor.items()
@@ -119,8 +118,8 @@ def choice(data: ReportData) -> str:
         f"The search space was narrowed to what the predictor had learned ({classes.count('sensitive')} "
         f"sensitive sites limited, {classes.count('insensitive')} insensitive ones opened) and searched on "
         f"forecasts alone, in {len(data.history)} trials.",
-        f"The {finalists} most promising and distinct architectures were measured on more of the selection "
-        "part; this is the best *measured* one.",
+        f"The {data.finalist_count} most promising and distinct architectures were measured on more of the "
+        "selection part; this is the best *measured* one.",
     ]
     return markdown_text("\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)))
 

@@ -19,13 +19,13 @@ COLOURS = {
     "pairs": "#a9b1ba",
     "held out": "#56B4E9",
     "finalists": "#0072B2",
+    "front": "#0072B2",
     "dense": "#000000",
     "uniform": "#E69F00",
     "simple": "#009E73",
     "winner": "#D55E00",
 }
-MARKS = {"dense": "o", "uniform": "s", "simple": "^", "winner": "*"}
-CLASS_COLOURS = {"sensitive": "#CC79A7", "other": "#a9b1ba", "insensitive": "#56B4E9", "exempt": "#eceff1"}
+MARKS = {"dense": "o", "uniform": "s", "simple": "^", "front": "D", "winner": "*"}
 HEAT_MAP_ORDER = ("winner", "uniform", "simple")
 LAYERS_A_BAND = 30
 GROUP_HEIGHT = 2.35  # of a contender's two rows and the gap below, in cells
@@ -110,7 +110,7 @@ def draw_tradeoff(figure: FigureBase, data: ReportData, text: str) -> None:
         finite.sort(key=lambda m: m.overall_ratio)
         return [100 * m.overall_ratio for m in finite], [math.exp(m.log_ppl[text]) for m in finite]
 
-    named = {name: _of_design(data, name) for name in ("dense", "uniform", "simple")}
+    named = {name: _of_design(data, name) for name in ("dense", "uniform", "simple", "front")}
     named["winner"] = _winner(data)
     taken = {id(m) for group in named.values() for m in group}
     pairs = points([m for m in data.pairs if id(m) not in taken and m.design not in named])
@@ -127,7 +127,7 @@ def draw_tradeoff(figure: FigureBase, data: ReportData, text: str) -> None:
             linewidth=0.9,
             linestyle="-" if len(ratios) > 1 else "none",
             marker=MARKS[name],
-            markersize=12 if name == "winner" else 6.5,
+            markersize={"winner": 12, "front": 5}.get(name, 6.5),
             color=COLOURS[name],
             markeredgecolor="white",
             markeredgewidth=0.7,
@@ -161,7 +161,8 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
     """Forecast against measured log perplexity, with the identity line."""
     axes = figure.subplots()
     winner = data.winner.architecture.id
-    finalists = [m for m in data.finalists if has_forecast(m, text)]
+    finalists = [m for m in data.finalists if has_forecast(m, text) and m.design not in MARKS]
+    front = [m for m in data.finalists if has_forecast(m, text) and m.design == "front"]
     pairs = [m for m in data.pairs if has_forecast(m, text)]
     groups: list[tuple[str, list[Measured], dict[str, Any]]] = [
         ("training pairs", [m for m in pairs if not m.held_out], {"s": 12, "color": COLOURS["pairs"]}),
@@ -171,6 +172,7 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
             [m for m in finalists if m.architecture != winner],
             {"s": 24, "color": COLOURS["finalists"], "marker": "D"},
         ),
+        ("front", front, {"s": 26, "facecolors": "white", "edgecolors": COLOURS["front"], "marker": "D"}),
         (
             "winner",
             [m for m in finalists if m.architecture == winner],
@@ -181,7 +183,8 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
         if group:
             measured = [m.log_ppl[text] for m in group]
             forecast = [(m.forecast_log_ppl or {})[text] for m in group]
-            axes.scatter(measured, forecast, label=label, edgecolors="white", linewidths=0.5, **style)
+            all_styles: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.5} | style
+            axes.scatter(measured, forecast, label=label, **all_styles)
     ends = (min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1]))
     axes.plot(ends, ends, color="#80868b", linewidth=0.9, zorder=1)
     axes.set_xlim(ends)
@@ -193,49 +196,6 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
     axes.set_xlabel("measured log perplexity, selection part")
     axes.set_ylabel("forecast log perplexity")
     axes.legend(loc="upper left")
-
-
-def draw_importance(figure: FigureBase, data: ReportData, kind: str) -> None:
-    """Share of the predictor's gain above, narrowed ratios and the winner's below, layer by layer."""
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    sites = [site for site in data.shape.sites() if site.kind == kind]
-    layers = [site.layer for site in sites]
-    ranges = [data.narrowed.get(str(site), (0.0, 0.0, "exempt")) for site in sites]
-    colours = [CLASS_COLOURS.get(name, CLASS_COLOURS["other"]) for _, _, name in ranges]
-    shares = [data.importance.get(str(site), 0.0) for site in sites]
-    above.bar(layers, [100 * share for share in shares], color=colours, width=0.8)
-    top = max(data.importance.values(), default=0.0)
-    above.set_ylim(0, 108 * top if top > 0 else 1)  # the same for both kinds: they compare
-    above.set_ylabel("share of gain, %")
-    above.set_title("MLP" if kind == Kind.MLP else "attention")
-    below.bar(
-        layers,
-        [100 * (high - low) for low, high, _ in ranges],
-        bottom=[100 * low for low, _, _ in ranges],
-        color=colours,
-        alpha=0.55,
-        width=0.8,
-    )
-    chosen = [100 * data.winner.architecture.site_ratio(data.shape, site) for site in sites]
-    below.scatter(layers, chosen, s=9, color=COLOURS["winner"], zorder=3, linewidths=0)
-    below.set_ylim(-4, 104)
-    below.set_ylabel("ratio, %")
-    below.set_xlabel("layer")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    below.set_xlim(-0.8, data.shape.layers - 0.2)
-    for axes in (above, below):
-        axes.grid(False, axis="x")
-        for layer, (_, _, name) in zip(layers, ranges, strict=True):
-            if name == "exempt":
-                axes.axvspan(layer - 0.5, layer + 0.5, color=CLASS_COLOURS[name], linewidth=0, zorder=0)
-    present = [name for name in CLASS_COLOURS if name in {r[2] for r in ranges}]
-    keys: list[Any] = [matplotlib.patches.Patch(color=CLASS_COLOURS[name], label=name) for name in present]
-    keys.append(
-        matplotlib.lines.Line2D(
-            [], [], linestyle="none", marker="o", markersize=4, color=COLOURS["winner"], label="winner"
-        )
-    )
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), columnspacing=1.2)
 
 
 def draw_search(figure: FigureBase, data: ReportData) -> None:

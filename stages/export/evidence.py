@@ -15,8 +15,7 @@ from stages.evaluate.journal import Row
 from stages.evaluate.measure import Evaluator, standard_error
 from stages.evaluate.workbench import Workbench
 from stages.export.report_data import BASELINES, WINNER, Contender, Measured
-from stages.files import read_json
-from stages.search import narrowing, outcome
+from stages.search import outcome
 from stages.search.outcome import Candidate
 
 
@@ -95,22 +94,6 @@ def measured_finalists(candidates: Sequence[Candidate], texts: Sequence[str]) ->
         )
         for c in candidates
     ]
-
-
-def narrowed_space(path: Path) -> tuple[dict[str, float], dict[str, tuple[float, float, str]]]:
-    """Importance of each site, and its narrowed interval and class."""
-    sites = read_json(path, narrowing.SCHEMA, narrowing.VERSION)["sites"]
-    importance = {row["site"]: float(row["importance"]) for row in sites}
-    return importance, {row["site"]: (*row["ratios"], row["class"]) for row in sites}
-
-
-def predictor_errors(path: Path) -> dict[str, dict[str, float]]:
-    errors = read_json(path, "prunecast.predictor-errors", 2)["held_out"]
-    return {
-        target: {k: v for k, v in values.items() if isinstance(v, float)}
-        | {"held_out_pairs": values["pairs"]}
-        for target, values in errors.items()
-    }
 
 
 def corpora_of(bench: Workbench) -> dict[str, dict[str, Any]]:

@@ -17,8 +17,9 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
-from stages.export import charts
+from stages.export import charts, front_chart, narrowing_chart
 from stages.export.report_data import Measured, ReportData
+from stages.export.report_parts import FRONT
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "prunecast",  # else the ids in an SVG are random
@@ -88,8 +89,9 @@ class Picture:
 
 
 def pictures(data: ReportData) -> dict[str, Picture]:
-    """The pictures for which there is data, by name: widths, tradeoff, forecast, importance, search."""
-    drawn = (_widths(data), _tradeoff(data), _forecast(data), _importance(data), _search(data))
+    """The pictures for which there is data, by name, in the order of the report."""
+    makers = (_widths, _tradeoff, _front, _forecast, _narrowing, _search)
+    drawn = [make(data) for make in makers]
     return {picture.name: picture for picture in drawn if picture.panels}
 
 
@@ -151,17 +153,41 @@ def _forecast(data: ReportData) -> Picture:
     )
 
 
-def _importance(data: ReportData) -> Picture:
-    def panel(kind: str) -> Panel:
-        alt = f"Share of the predictor's gain and narrowed ratio range of each layer's {kind}"
-        return Panel(alt, PANEL, lambda figure: charts.draw_importance(figure, data, kind))
-
-    kinds = ("attention", "mlp") if data.importance or data.narrowed else ()
+def _narrowing(data: ReportData) -> Picture:
+    alt = (
+        "For each layer's attention and MLP: what decided its class, the ratios that narrowing left, and "
+        "the winner's ratio"
+    )
+    went_by = {
+        "damage": "how much the forecast rises, a parameter removed, when 30 % of the site alone is cut, as "
+        "a share of all sites' rises",
+        "importance": "the site's share of the predictor's gain",
+    }[data.narrowed_by]
     return Picture(
-        "importance",
-        "Above, how much the predictor relies on a site; below, the ratios that the search could choose "
-        "there (bar) and the one that the winner has (mark).",
-        tuple(panel(kind) for kind in kinds),
+        "narrowing",
+        f"Above, why a site has its class: {went_by} (bars that are cut off carry their number). Below, the "
+        "ratios that were left to the search there: a line a width, or a bar where widths are many. The "
+        "ranking is that of the last round: a winner that an earlier one found may lie outside.",
+        (Panel(alt, narrowing_chart.SIZE, lambda figure: narrowing_chart.draw_narrowing(figure, data)),)
+        if data.narrowed
+        else (),
+        wide=True,
+    )
+
+
+def _front(data: ReportData) -> Picture:
+    def panel(text: str) -> Panel:
+        alt = f"Measured and forecast perplexity on {text} of the best architecture at each overall ratio"
+        return Panel(alt, PANEL, lambda figure: front_chart.draw_front(figure, data, text))
+
+    asked = any(point.name == FRONT for point in data.front)
+    texts = [t for t in data.texts if any(math.isfinite(p.ppl.get(t, math.inf)) for p in data.front)]
+    return Picture(
+        "front",
+        "Each mark is measured, on the selection part like the finalists; the dash is what was forecast of "
+        "it before. The line joins what is not dominated: no other mark removes as much at a perplexity "
+        "that is on no text higher.",
+        tuple(panel(text) for text in texts) if asked else (),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.architecture import Kind, Site
+from stages.export import report_tables
 from stages.export.charts import COLOURS
 from stages.export.pictures import Panel, Picture, pictures, write_pictures
 from stages.export.report_data import (
@@ -27,6 +28,7 @@ from stages.export.report_data import (
     metric_label,
     metrics,
 )
+from stages.export.report_tables import LIMITED, UNKNOWN
 from stages.export.verdict import Verdict, percent, signed_percent, verdict
 
 __all__ = [
@@ -41,13 +43,6 @@ __all__ = [
 ]
 
 PARTS = ("calibration", "selection", "report")
-SCALES = {"log_ppl": "log perplexity, nats a token", "ppl": "perplexity"}
-UNKNOWN = "–"
-LIMITED = {
-    "size_bytes": ("weights, MB", 1e-6),
-    "prefill_ms": ("prompt, ms", 1.0),
-    "decode_ms": ("a token after it, ms", 1.0),
-}
 LIMITS_NOTE = (
     "Forecast: the sum of what every site of its width takes, from the latency table of the sample stage. "
     "Measured: the exported folder in PyTorch and the dense model, in turn; medians. Uniform and simple "
@@ -98,12 +93,11 @@ def build_report(data: ReportData) -> str:
         pictures={name: _for_html(picture) for name, picture in pictures(data).items()},
         widths=_winner_widths(data),
         corpora=_corpora(data),
-        predictor=[_errors(target, errors) for target, errors in data.predictor.items()],
+        tables=report_tables,
         parts=PARTS,
         taken=[_taken(data, t) for t in data.taken],
         limits_note=LIMITS_NOTE,
         held_out=sum(m.held_out for m in data.pairs),
-        finalists=sum(m.design not in ("dense", *BASELINES) for m in data.finalists),
         percent=percent,
         millions=millions,
         unknown=UNKNOWN,
@@ -255,18 +249,3 @@ def _corpora(data: ReportData) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _errors(target: str, errors: Mapping[str, float]) -> dict[str, str]:
-    """The predictor's errors on one target; its scale is stated because R² means nothing without it."""
-    quantity, _, corpus = target.partition(".")
-    scale = SCALES.get(quantity)
-    if scale is None:
-        scale = {"accuracy": "fraction right", "log_likelihood": "nats"}.get(corpus, "as measured")
-
-    def shown(key: str, pattern: str) -> str:
-        value = errors.get(key, math.nan)
-        return format(value, pattern).replace("-", "−") if math.isfinite(value) else UNKNOWN
-
-    figures = {key: shown(key, ".3f") for key in ("r2", "spearman", "mae", "rmse")}
-    return {"target": target, "scale": scale, **figures, "held_out_pairs": shown("held_out_pairs", ",.0f")}

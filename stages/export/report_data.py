@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stages.architecture import Architecture, ModelShape
+from stages.export.report_parts import FRONT, FrontPoint, NarrowedSite, Trust
 
 WINNER = "winner"
 BASELINES = ("uniform", "simple")
@@ -87,14 +88,12 @@ class ReportData:
     """Everything that the report shows; the export stage fills it.
 
     `predictor` maps a target ("log_ppl.wikipedia") to its errors on held-out pairs: "r2", "mae",
-    "rmse", "spearman", "held_out_pairs". `importance` maps a site ("12.attention") to its share of
-    the predictor's gain. `narrowed` maps a site to (low ratio, high ratio, class), the class being
-    "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective of
-    a round so far, trial by trial, round after round. `question_groups` and `protocol_entries`
-    (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the budget in bytes
-    or milliseconds. `change_errors`, where known, maps a baseline to the
-    standard error of the
-    winner's relative change against it, metric by metric in percentage points, from differences
+    "rmse", "spearman", "coverage" of the forecast interval and its "half_width", "held_out_pairs".
+    `narrowed` is by site ("12.attention"), `narrowed_by` "importance" or "damage". `history` is the
+    best forecast objective of a round so far, trial by trial, round after round. `question_groups` and
+    `protocol_entries` (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the
+    budget in bytes or milliseconds. `change_errors`, where known, maps a baseline to the standard error
+    of the winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
     """
 
@@ -104,8 +103,7 @@ class ReportData:
     pairs: Sequence[Measured]
     finalists: Sequence[Measured]
     predictor: Mapping[str, Mapping[str, float]]
-    importance: Mapping[str, float]
-    narrowed: Mapping[str, tuple[float, float, str]]
+    narrowed: Mapping[str, NarrowedSite]
     protocol: Sequence[tuple[str, str]]
     corpora: Mapping[str, Mapping[str, Any]]
     history: Sequence[float]
@@ -115,6 +113,9 @@ class ReportData:
     question_groups: Sequence[QuestionGroup] = ()
     protocol_entries: Sequence[Mapping[str, Any]] = ()
     taken: Sequence[Taken] = ()
+    narrowed_by: str = "importance"
+    front: Sequence[FrontPoint] = ()
+    trust: Trust = field(default_factory=Trust)
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)
@@ -127,6 +128,11 @@ class ReportData:
             names = [c.name for c in self.contenders]
             raise ValueError(f"the report's contenders are {names}; expected one named {WINNER!r}")
         return winner
+
+    @property
+    def finalist_count(self) -> int:
+        """How many finalists were measured, the winner among them."""
+        return sum(m.design not in ("dense", *BASELINES, FRONT) for m in self.finalists)
 
     @property
     def metric_names(self) -> list[str]:
@@ -257,7 +263,7 @@ def metrics(data: ReportData) -> dict[str, Any]:
         },
         "standard_errors": {c.name: _finite(c.standard_errors) for c in data.contenders},
         "winner_change_percent": changes,
-        "predictor": {target: _finite(errors) for target, errors in data.predictor.items()},
+        "predictor": {target: _predictor(data, target) for target in data.predictor},
         # Lists, which `dvc metrics show` leaves out: it would print hundreds of columns.
         "question_groups": [
             asdict(group) | {"standard_errors": _finite(group.standard_errors)}
@@ -265,6 +271,13 @@ def metrics(data: ReportData) -> dict[str, Any]:
         ],
         "protocol": [dict(entry) for entry in data.protocol_entries],
     }
+
+
+def _predictor(data: ReportData, target: str) -> dict[str, Any]:
+    validated = data.trust.cross_validated.get(target)
+    return _finite(data.predictor[target]) | (
+        {"cross_validated": _finite(validated)} if validated is not None else {}
+    )
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

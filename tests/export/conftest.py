@@ -11,9 +11,43 @@ import pytest
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.export.report import Contender, Measured, ReportData
 from stages.export.report_data import QuestionGroup
+from stages.export.report_parts import AblationRow, FrontPoint, NarrowedSite, Trust
+from stages.sample.space import options
 
 TEXTS = {"wikipedia": 3.08, "news": 3.36}  # log perplexity of the dense model
-ERRORS = {"r2": 0.871, "mae": 0.083, "rmse": 0.112, "spearman": 0.94, "held_out_pairs": 26}
+ERRORS = {
+    "r2": 0.871, "mae": 0.083, "rmse": 0.112, "spearman": 0.94, "held_out_pairs": 26,
+    "coverage": 0.8077, "half_width": 0.1534,
+}  # fmt: skip
+VALIDATED = {
+    "pairs": 84, "r2": 0.902, "mae": 0.07, "rmse": 0.09, "spearman": 0.951, "spearman_near_budget": 0.823,
+    "pairs_near_budget": 21, "top_recall": 0.85, "top": 20,
+}  # fmt: skip
+TRUST = Trust(
+    kind="additive+xgboost",
+    promised_coverage=0.8,
+    cross_validated={f"log_ppl.{text}": VALIDATED for text in TEXTS}
+    | {
+        "mmlu-dev.accuracy": {
+            "pairs": 84,
+            "r2": -0.213,
+            "spearman": 0.07,
+            "pairs_near_budget": 3,
+            "top_recall": 0.3,
+            "top": 20,
+        }
+    },
+    ablation=[
+        AblationRow(f"log_ppl.{text}", what, features, VALIDATED | {"r2": r2})
+        for text in TEXTS
+        for what, features, r2 in (("all features", 84, 0.902), ("without damages", 81, 0.744))
+    ],
+    rounds=[
+        {"round": number, "measured": 8, "spearman.objective": 0.3 * number, "best_measured_objective": 3.5}
+        | {f"{kind}.log_ppl.{text}": 0.1 / number for kind in ("bias", "rmse") for text in TEXTS}
+        for number in (1, 2)
+    ],
+)
 HEADS = ((3, 3), (3, 2), (2, 3), (2, 2), (3, 1), (1, 3), (2, 1), (1, 2), (1, 1), (0, 0))
 
 
@@ -37,8 +71,14 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
     third = len(ranked) // 3
     classes = dict.fromkeys(ranked[:third], "sensitive") | dict.fromkeys(ranked[-third:], "insensitive")
     bounds = {"sensitive": (0.0, 0.3), "insensitive": (0.1, 0.7), "other": (0.0, 0.5)}
-    narrowed = {str(site): (0.0, 0.0, "exempt") for site in shape.sites()}
-    narrowed |= {name: (*bounds[classes.get(name, "other")], classes.get(name, "other")) for name in ranked}
+    narrowed = {str(site): NarrowedSite("exempt", 0.0, 0.0, 0.0) for site in shape.sites()}
+    for name in ranked:
+        label = classes.get(name, "other")
+        share = gains[name] / sum(gains.values())
+        narrowed[name] = NarrowedSite(label, *bounds[label], share, widths_within(shape, name, bounds[label]))
+    front = [world.front_point(name, a) for name, a in (("dense", shape.dense()), ("winner", winner))]
+    front += [world.front_point("front", world.winner(ratio)) for ratio in (0.1, 0.2, 0.35)]
+    front += [world.front_point(name, a) for name, a in (("uniform", uniform), ("simple", simple))]
     best, history = 9.0, []
     for trial in range(600):
         best = min(best, 7.05 + 1.2 * math.exp(-trial / 90) + abs(rng.gauss(0, 0.15)))
@@ -54,8 +94,8 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
         ],
         pairs=measured,
         finalists=finalists,
-        predictor={f"log_ppl.{text}": ERRORS for text in TEXTS},
-        importance={name: gain / sum(gains.values()) for name, gain in gains.items()},
+        predictor={f"log_ppl.{text}": ERRORS for text in TEXTS}
+        | {"mmlu-dev.accuracy": ERRORS | {"r2": -0.35, "spearman": 0.02}},
         narrowed=narrowed,
         protocol=[
             ("Windows", "512 tokens, not overlapping, no BOS, the tail dropped"),
@@ -108,11 +148,20 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
             for kind, name, questions in (("category", "STEM", 40), ("subject", "high_school_physics", 7))
         ],
         protocol_entries=[{"corpus": "news", "protocol": "standard", "predicted_tokens": 6132}],
+        narrowed_by="damage",
+        front=sorted(front, key=lambda point: point.overall_ratio),
+        trust=TRUST,
         export_check=[
             ("max |logit difference|", "3.1e-05"),
             ("Parameters in the file", f"{world.parameters(winner):,}"),
         ],
     )
+
+
+def widths_within(shape: ModelShape, site: str, bounds: tuple[float, float]) -> list[tuple[int, ...]]:
+    """The widths of a site, "12.mlp", whose ratios lie within bounds."""
+    found = options(shape, Kind(site.partition(".")[2]), 32)
+    return [o.width for o in found if bounds[0] <= o.ratio <= bounds[1]]
 
 
 class _World:
@@ -197,6 +246,21 @@ class _World:
             if design in ("dense", "uniform", "simple")
             else {text: value + self.rng.gauss(0, blur) for text, value in true.items()},
             held_out,
+        )
+
+    def front_point(self, name: str, architecture: Architecture) -> FrontPoint:
+        added = self.log_ppl(architecture)
+        ppl = {text: math.exp(dense + added) for text, dense in TEXTS.items()}
+        missed = {text: value * math.exp(self.rng.gauss(-0.03, 0.04)) for text, value in ppl.items()}
+        return FrontPoint(
+            name,
+            architecture.id,
+            architecture.overall_ratio(self.shape),
+            self.parameters(architecture),
+            ppl,
+            missed if name in ("front", "winner") else {},
+            {},
+            dominated=name in ("uniform", "simple"),
         )
 
     def parameters(self, architecture: Architecture) -> int:

@@ -25,7 +25,7 @@ from stages.export.report import (
 )
 from stages.export.report_data import Taken
 
-NAMES = ("widths", "tradeoff", "forecast", "importance", "search")
+NAMES = ("widths", "tradeoff", "front", "forecast", "narrowing", "search")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_embedded_pictures_need_nothing_from_elsewhere(page: str) -> None:
 
 def test_every_picture_has_alternative_text_and_a_caption(page: str) -> None:
     parsed = _Page(page)
-    assert len(parsed.images) == 1 + 2 + 2 + 2 + 1  # a panel a text, or a kind of site
+    assert len(parsed.images) == 1 + 2 + 2 + 2 + 1 + 1  # a panel a text
     assert parsed.captions == len(NAMES)
     alternatives = [image["alt"] or "" for image in parsed.images]
     assert all(len(text) > 20 for text in alternatives)
@@ -249,7 +249,7 @@ def test_values_that_are_missing_or_not_finite(report_data: ReportData) -> None:
 
 
 def test_hardly_anything_measured(report_data: ReportData, tmp_path: Path) -> None:
-    bare = ReportData("m", report_data.shape, [report_data.winner], [], [], {}, {}, {}, [], {}, [], [], [])
+    bare = ReportData("m", report_data.shape, [report_data.winner], [], [], {}, {}, [], {}, [], [], [])
     assert "nothing was measured to compare the winner with" in build_report(bare)
     assert [path.name for path in write_pictures(bare, tmp_path)] == ["widths.png"]
 

@@ -89,7 +89,7 @@ def test_the_table_has_a_row_an_architecture_by_ratio():
 def test_the_table_says_what_is_taken_of_limits():
     limits = limits_of(SMALL, budget_of(overall_ratio=0.25, size_bytes=BYTES), None)
     table = front.table(candidates(), SMALL, limits)
-    assert [c for c in table if c.startswith("takes.")] == ["takes.size_bytes"]
+    assert [c for c in table.columns if c.startswith("takes.")] == ["takes.size_bytes"]
     assert (table["takes.size_bytes"] == 4 * table["parameters"]).all()
 
 
