@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -225,6 +226,53 @@ def test_one_predictor_serves_another_budget_too(repository: Repository) -> None
     (front,) = [c for c in candidates if c["name"] == "front"]
     assert 0.2 <= front["overall_ratio"] <= 0.23
     assert front["metrics"]["ppl.prose"] > 0
+    table = pd.read_csv(repository.path / "data" / "search" / "front.csv").set_index("name")
+    assert table.loc["front", "architecture"] == front["id"]
+    assert table.loc["front", "ppl.prose"] == pytest.approx(front["metrics"]["ppl.prose"])
+
+
+def test_an_architecture_of_the_front_is_exported_as_it_was_measured(repository: Repository) -> None:
+    from transformers import AutoModelForCausalLM
+
+    table = pd.read_csv(repository.path / "data" / "search" / "front.csv").set_index("name")
+    name, folder = table.loc["front", "architecture"], repository.path / "at-20-percent"
+    command = (sys.executable, "-m", "stages.export.another", name, str(folder))
+    assert "largest logit difference" in repository.run(*command).stdout
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == table.loc["front", "parameters"]
+    again = repository.run(*command, check=False)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    unknown = repository.run(*command[:3], "0123456789ab", str(folder / "x"), check=False)
+    assert unknown.returncode == 2
+    assert (
+        f"it measured {repository.json('search/outcome.json')['candidates'][0]['id']} (dense"
+        in unknown.stderr
+    )
+
+
+def test_pictures_and_predictor_are_in_the_report_and_in_mlflow(repository: Repository) -> None:
+    import mlflow
+
+    export = repository.path / "data" / "export"
+    names = {path.name for path in (export / "pictures").iterdir()}
+    assert names == {f"{n}.png" for n in ("widths", "tradeoff", "front", "forecast", "narrowing", "search")}
+    (run,) = [r for r in repository.mlflow_runs() if "mlflow.parentRunId" not in r.data.tags]
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{repository.path}/mlflow.db")
+    stored = {
+        Path(file.path).name
+        for folder in client.list_artifacts(run.info.run_id)
+        for file in (client.list_artifacts(run.info.run_id, folder.path) if folder.is_dir else [folder])
+    }
+    assert {"narrowing.png", "front.png"} <= stored
+    found = repository.json("train_predictor/metrics.json")
+    for target in ("log_ppl.prose", "quiz.accuracy"):
+        assert {"r2", "spearman", "coverage", "half_width"} <= set(found["held_out"][target])
+        assert {"r2", "spearman", "top_recall", "pairs_near_budget"} <= set(found["cross_validated"][target])
+        final = repository.json("export/metrics.json")["predictor"][target]
+        assert final["cross_validated"]["r2"] == found["cross_validated"][target]["r2"]
+    page = (export / "report.html").read_text()
+    assert all(words in page for words in ("What each group of features buys", "without importance mass"))
 
 
 def test_the_plan_counts_what_was_run(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +350,7 @@ def test_every_plot_finds_its_data(repository: Repository) -> None:
     """Whatever the corpora are called."""
     shown = json.loads(repository.run("dvc", "plots", "show", "--json").stdout)
     assert shown.get("errors", []) == []
-    assert len(shown["data"]) == 4
+    assert len(shown["data"]) == 5
     for name, (plot,) in shown["data"].items():
         assert plot["content"]["data"]["values"], name
 

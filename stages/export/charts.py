@@ -172,7 +172,11 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
             [m for m in finalists if m.architecture != winner],
             {"s": 24, "color": COLOURS["finalists"], "marker": "D"},
         ),
-        ("front", front, {"s": 26, "facecolors": "white", "edgecolors": COLOURS["front"], "marker": "D"}),
+        (
+            "front",
+            front,
+            {"s": 24, "color": "white", "edgecolors": COLOURS["front"], "linewidths": 1.1, "marker": "D"},
+        ),
         (
             "winner",
             [m for m in finalists if m.architecture == winner],

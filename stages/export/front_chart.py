@@ -47,7 +47,7 @@ def draw_front(figure: FigureBase, data: ReportData, text: str) -> None:
     axes.set_title(text)
     axes.set_xlabel("overall ratio, % of decoder-layer parameters removed")
     axes.set_ylabel("perplexity, selection part (log axis)")
-    axes.legend(handles=_keys(points), loc="upper left")
+    axes.legend(handles=_keys(points), loc="best")
 
 
 def _mark(point: FrontPoint) -> dict[str, Any]:

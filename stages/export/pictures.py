@@ -42,6 +42,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
 }
 PANEL = (5.2, 4.0)  # inches; about a phone's width at the font size above
+NARROW = 6.5  # inches; a heat map of few layers is not blown up to the page's width
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _widths(data: ReportData) -> Picture:
         "Each cell is a site, its number the percentage of the site's parameters that is kept: "
         "the darker, the more is left; 0 means that the sublayer is gone.",
         (Panel(alt, size, lambda figure: charts.draw_widths(figure, data, compared)),),
-        wide=True,
+        wide=size[0] > NARROW,
     )
 
 

@@ -119,10 +119,13 @@ class Predictor:
 
 
 def errors(measured: Array, forecast: Array) -> dict[str, float]:
-    """R², MAE, RMSE (on the target's own scale) and Spearman's rank correlation."""
+    """R², MAE, RMSE (on the target's own scale) and Spearman's rank correlation.
+
+    Of measured values that are all the same nothing is explained nor ranked: both are 0.
+    """
     ranks_nothing = np.ptp(measured) == 0 or np.ptp(forecast) == 0  # constant: no correlation is defined
     return {
-        "r2": float(r2_score(measured, forecast)),
+        "r2": 0.0 if np.ptp(measured) == 0 else float(r2_score(measured, forecast)),
         "mae": float(mean_absolute_error(measured, forecast)),
         "rmse": float(root_mean_squared_error(measured, forecast)),
         "spearman": 0.0 if ranks_nothing else float(spearmanr(measured, forecast).statistic),

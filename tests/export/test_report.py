@@ -228,6 +228,11 @@ def test_eighty_layers(make_report_data: Callable[..., ReportData]) -> None:
     assert height > pictures.pictures(make_report_data())["widths"].panels[0].size[1]
 
 
+def test_a_heat_map_of_few_layers_is_not_blown_up(make_report_data: Callable[..., ReportData]) -> None:
+    assert not pictures.pictures(make_report_data(layers=12, pairs=12))["widths"].wide
+    assert pictures.pictures(make_report_data())["widths"].wide
+
+
 def test_values_that_are_missing_or_not_finite(report_data: ReportData) -> None:
     broken = dataclasses.replace(
         report_data.pairs[0],

@@ -268,6 +268,12 @@ def test_errors_by_hand():
     assert found == pytest.approx({"r2": 1 - 6 / 14, "mae": 1.0, "rmse": 1.5**0.5, "spearman": 0.8})
 
 
+def test_of_values_that_are_all_the_same_nothing_is_explained():
+    """An accuracy that no cut changes: to forecast it exactly is no merit."""
+    found = errors(np.full(4, 0.25), np.full(4, 0.25))
+    assert found == {"r2": 0.0, "mae": 0.0, "rmse": 0.0, "spearman": 0.0}
+
+
 def test_a_constant_forecast_ranks_nothing():
     found = errors(np.array([1.0, 2.0, 3.0]), np.full(3, 2.0))
     assert found == pytest.approx({"r2": 0.0, "mae": 2 / 3, "rmse": (2 / 3) ** 0.5, "spearman": 0.0})

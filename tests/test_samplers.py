@@ -1,0 +1,108 @@
+"""The comparison of samplers: equal forecasts, equal starts, and what it prints is what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.architecture import Architecture
+from stages.build_dataset import table
+from stages.build_dataset.features import Features
+from stages.files import InputError
+from stages.sample import designs
+from stages.search.tpe import objective_of
+from stages.train_predictor.predictor import Predictor
+from tests.benchmarks import samplers
+from tests.small import COMMITTED, SMALL, budget_of, write_scores
+
+SECTION = COMMITTED.model_copy(
+    update={
+        "budget": budget_of(overall_ratio=0.25, tolerance=0.05),
+        "sample": COMMITTED.sample.model_copy(
+            update={"first_layers_kept": 1, "last_layers_kept": 0, "mlp_granularity": 4, "spread": 6}
+        ),
+        "train_predictor": COMMITTED.train_predictor.model_copy(update={"trees": 20}),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def setting() -> samplers.Setting:
+    return samplers.setting_of(*samplers.synthetic(SMALL, SECTION), SECTION, from_nothing=False)
+
+
+def test_made_up_pairs_are_those_of_params_designs():
+    features, pairs, predictor = samplers.synthetic(SMALL, SECTION)
+    assert features.curves is not None
+    expected = designs.all_designs(SMALL, SECTION.sample, SECTION.budget)
+    assert set(pairs["architecture"]) == {d.architecture.id for d in expected}
+    assert set(predictor.models) == set(SECTION.search.objective)
+
+
+def test_every_sampler_has_as_many_forecasts_and_the_best_is_told(setting: samplers.Setting):
+    asked: list[Architecture] = []
+
+    def counted(architecture: Architecture):
+        asked.append(architecture)
+        return setting.question.forecast(architecture)
+
+    question = dataclasses.replace(setting.question, forecast=counted)
+    counting = dataclasses.replace(setting, question=question)
+    for result in samplers.compare(counting, SECTION.search, [8, 12], 2):
+        # The starts are forecast once more when the second half chooses where it moves.
+        assert len(asked) == 2 * (result.forecasts + len(setting.starts))
+        best = min(
+            objective_of(setting.question.forecast(a), SECTION.search.objective)
+            for a in asked[: len(asked) // 2]
+        )
+        assert result.best[0] == pytest.approx(best)
+        assert len(result.best) == 2
+        asked.clear()
+
+
+def test_all_samplers_are_compared_at_every_number(setting: samplers.Setting):
+    found = list(samplers.compare(setting, SECTION.search, [6, 9], 1))
+    assert [(r.forecasts, r.sampler) for r in found] == [(n, s) for n in (6, 9) for s in samplers.SAMPLERS]
+
+
+def test_the_start_is_of_the_budget_and_can_be_left_out(setting: samplers.Setting):
+    (start,) = setting.starts
+    assert 0.25 - 1e-9 <= start.overall_ratio(SMALL) <= 0.30 + 1e-9
+    made = samplers.synthetic(SMALL, SECTION)
+    assert samplers.setting_of(*made, SECTION, from_nothing=True).starts == []
+
+
+def test_a_budget_without_an_overall_ratio_is_refused():
+    made = samplers.synthetic(SMALL, SECTION)
+    bytes_only = budget_of(overall_ratio=None, size_bytes=10_000)
+    with pytest.raises(InputError, match="overall_ratio is null"):
+        samplers.setting_of(*made, SECTION.model_copy(update={"budget": bytes_only}), False)
+
+
+def test_a_finished_run_is_read(tmp_path: Path):
+    features, pairs, predictor = samplers.synthetic(SMALL, SECTION)
+    designed = designs.all_designs(SMALL, SECTION.sample, SECTION.budget)
+    designs.write(tmp_path / "sample" / "architectures.json", SMALL, designed)
+    assert features.curves is not None
+    features.curves.write(tmp_path / "build_dataset" / "damage.json")
+    (tmp_path / "evaluate").mkdir()
+    write_scores(tmp_path / "evaluate" / "importance.safetensors", SMALL)
+    targets = list(SECTION.search.objective)
+    table.write(tmp_path / "build_dataset" / "pairs.parquet", pairs, features.names, targets)
+    predictor.save(tmp_path / "train_predictor" / "predictor")
+    found: tuple[Features, object, Predictor] = samplers.finished(tmp_path, SECTION)
+    assert found[2].digest == predictor.digest
+    architecture = designed[-1].architecture
+    assert found[0].row(architecture) == pytest.approx(features.row(architecture))
+
+
+def test_it_prints_a_row_a_sampler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(samplers, "SMOLLM2", SMALL)
+    monkeypatch.setattr(samplers.params, "load", lambda: SECTION)
+    monkeypatch.setattr(sys, "argv", ["samplers", "--synthetic", "--seeds", "1", "--forecasts", "6"])
+    samplers.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 6 |")]
+    assert [row.split(" | ")[1] for row in rows] == list(samplers.SAMPLERS)
