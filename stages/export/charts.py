@@ -164,6 +164,7 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
     finalists = [m for m in data.finalists if has_forecast(m, text) and m.design not in MARKS]
     front = [m for m in data.finalists if has_forecast(m, text) and m.design == "front"]
     pairs = [m for m in data.pairs if has_forecast(m, text)]
+    hollow = {"color": "white", "edgecolors": COLOURS["front"], "linewidths": 1.1}
     groups: list[tuple[str, list[Measured], dict[str, Any]]] = [
         ("training pairs", [m for m in pairs if not m.held_out], {"s": 12, "color": COLOURS["pairs"]}),
         ("held-out pairs", [m for m in pairs if m.held_out], {"s": 20, "color": COLOURS["held out"]}),
@@ -172,11 +173,7 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
             [m for m in finalists if m.architecture != winner],
             {"s": 24, "color": COLOURS["finalists"], "marker": "D"},
         ),
-        (
-            "front",
-            front,
-            {"s": 24, "color": "white", "edgecolors": COLOURS["front"], "linewidths": 1.1, "marker": "D"},
-        ),
+        ("front", front, {"s": 24, "marker": "D", **hollow}),
         (
             "winner",
             [m for m in finalists if m.architecture == winner],
