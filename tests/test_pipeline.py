@@ -652,5 +652,9 @@ def test_a_budget_of_bytes_and_milliseconds(
         assert 0 < found["forecast"]["winner"] < 5e3
     report = (repository.path / "data" / "export" / "report.html").read_text()
     assert "What the budget limits" in report
+    front = pd.read_csv(repository.path / "data" / "search" / "front.csv").set_index("name")
+    assert 0.2 <= front.loc["front", "overall_ratio"] <= 0.23  # its ratio, whatever the limits
+    assert (front["takes.size_bytes"] == 4 * front["parameters"]).all()
+    assert (front[["takes.prefill_ms", "takes.decode_ms"]] > 0).all(axis=None)
     assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
     assert "budget.size_bytes is 1000; the smallest architecture of sample.ratios" in refused.stderr

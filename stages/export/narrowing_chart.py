@@ -51,7 +51,7 @@ def draw_narrowing(figure: FigureBase, data: ReportData) -> None:
         sites = {s.layer: data.narrowed[str(s)] for s in data.shape.sites() if s.kind is kind}
         _shares(above, sites, data, 100 * top if top > 0 else 1.0)
         _ratios(below, sites, data, kind)
-        above.set_title("MLP" if kind is Kind.MLP else "attention")
+        above.set_title("MLP" if kind is Kind.MLP else "attention", pad=11)  # above numbers of cut bars
     strips[-1].set_xlabel("layer")
     strips[-1].xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
     strips[-1].set_xlim(-0.7, data.shape.layers - 0.3)
