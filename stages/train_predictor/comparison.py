@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from stages.budget import Budget
-from stages.build_dataset.features import is_damage
+from stages.build_dataset.features import is_damage, is_trusted
 from stages.params import TrainPredictor
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
@@ -41,7 +41,7 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
 
     def ours(name: str, kind: str, chosen: Sequence[str]) -> Contestant:
         own = section.model_copy(update={"model": kind})
-        trusted = np.array([is_damage(feature) for feature in chosen])
+        trusted = np.array([is_trusted(feature) for feature in chosen])
         return Contestant(name, chosen, lambda x, y, sign: Model.fit(x, y, sign, own, trusted).forecast)
 
     def histogram(x: Array, y: Array, sign: int) -> Forecast:
@@ -134,7 +134,7 @@ def intervals(pairs: pd.DataFrame, predictor: Predictor, section: TrainPredictor
     Conformal prediction (Vovk et al. 2005; Lei et al. 2018, "Distribution-free predictive inference
     for regression"): the ⌈COVERAGE (n + 1)⌉-th smallest error of n pairs.
     """
-    trusted = np.array([is_damage(name) for name in predictor.features])
+    trusted = np.array([is_trusted(name) for name in predictor.features])
     chosen = Contestant(
         "", predictor.features, lambda x, y, sign: Model.fit(x, y, sign, section, trusted).forecast
     )

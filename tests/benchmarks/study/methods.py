@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from stages.architecture import Architecture, ModelShape
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.params import Narrowing, Params
 from stages.sample import designs
 from stages.search import baselines, narrowing
