@@ -180,6 +180,7 @@ class Evaluate(Section):
         "taylor", "taylor-second", "magnitude", "activation", "wanda", "fluctuation", "random"
     ]
     reconstruction: Reconstruction
+    curvature_tokens: Natural
     measurement: Measurement
     prefix_cache_mb: Natural
     cache_mb: Count

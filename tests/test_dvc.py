@@ -127,6 +127,7 @@ def test_what_a_kill_must_not_lose_persists() -> None:
     assert persistent == {
         "data/evaluate/journal.jsonl",
         "data/evaluate/importance.safetensors",
+        "data/evaluate/curvature.json",
         "data/search/journal.jsonl",
         "data/search/studies.log",
         "data/export/gguf",

@@ -1,9 +1,10 @@
-"""The comparison of samplers: equal forecasts, equal starts, and what it prints is what was found."""
+"""The comparison of samplers: equal forecasts, and what it prints is what was found."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.files import InputError
 from stages.sample import designs
-from stages.search.tpe import objective_of
+from stages.search.tpe import Question, objective_of
 from stages.train_predictor.predictor import Predictor
 from tests.benchmarks import samplers
 from tests.small import COMMITTED, SMALL, budget_of, write_scores
@@ -22,7 +23,7 @@ SECTION = COMMITTED.model_copy(
     update={
         "budget": budget_of(overall_ratio=0.25, tolerance=0.05),
         "sample": COMMITTED.sample.model_copy(
-            update={"first_layers_kept": 1, "last_layers_kept": 0, "mlp_granularity": 4, "spread": 6}
+            update={"first_layers_kept": 1, "last_layers_kept": 0, "mlp_granularity": 4, "spread": 9}
         ),
         "train_predictor": COMMITTED.train_predictor.model_copy(update={"trees": 20}),
     }
@@ -30,8 +31,8 @@ SECTION = COMMITTED.model_copy(
 
 
 @pytest.fixture(scope="module")
-def setting() -> samplers.Setting:
-    return samplers.setting_of(*samplers.synthetic(SMALL, SECTION), SECTION, from_nothing=False)
+def question() -> Question:
+    return samplers.question_of(*samplers.synthetic(SMALL, SECTION), SECTION, from_nothing=False)
 
 
 def test_made_up_pairs_are_those_of_params_designs():
@@ -42,44 +43,41 @@ def test_made_up_pairs_are_those_of_params_designs():
     assert set(predictor.models) == set(SECTION.search.objective)
 
 
-def test_every_sampler_has_as_many_forecasts_and_the_best_is_told(setting: samplers.Setting):
+def test_every_sampler_has_as_many_forecasts_and_the_best_is_told(question: Question):
     asked: list[Architecture] = []
 
-    def counted(architecture: Architecture):
+    def counted(architecture: Architecture) -> Mapping[str, float]:
         asked.append(architecture)
-        return setting.question.forecast(architecture)
+        return question.forecast(architecture)
 
-    question = dataclasses.replace(setting.question, forecast=counted)
-    counting = dataclasses.replace(setting, question=question)
+    counting = dataclasses.replace(question, forecast=counted)
     for result in samplers.compare(counting, SECTION.search, [8, 12], 2):
-        # The starts are forecast once more when the second half chooses where it moves.
-        assert len(asked) == 2 * (result.forecasts + len(setting.starts))
-        best = min(
-            objective_of(setting.question.forecast(a), SECTION.search.objective)
-            for a in asked[: len(asked) // 2]
-        )
-        assert result.best[0] == pytest.approx(best)
-        assert len(result.best) == 2
+        assert len(asked) == 2 * result.forecasts
+        halves = asked[: result.forecasts], asked[result.forecasts :]
+        for half, best in zip(halves, result.best, strict=True):
+            found = (objective_of(question.forecast(a), SECTION.search.objective) for a in half)
+            assert best == pytest.approx(min(found))
         asked.clear()
 
 
-def test_all_samplers_are_compared_at_every_number(setting: samplers.Setting):
-    found = list(samplers.compare(setting, SECTION.search, [6, 9], 1))
+def test_all_samplers_are_compared_at_every_number(question: Question):
+    found = list(samplers.compare(question, SECTION.search, [6, 9], 1))
     assert [(r.forecasts, r.sampler) for r in found] == [(n, s) for n in (6, 9) for s in samplers.SAMPLERS]
 
 
-def test_the_start_is_of_the_budget_and_can_be_left_out(setting: samplers.Setting):
-    (start,) = setting.starts
-    assert 0.25 - 1e-9 <= start.overall_ratio(SMALL) <= 0.30 + 1e-9
+def test_the_search_can_do_without_damage_curves(question: Question):
+    assert question.damage is not None
     made = samplers.synthetic(SMALL, SECTION)
-    assert samplers.setting_of(*made, SECTION, from_nothing=True).starts == []
+    bare = samplers.question_of(*made, SECTION, from_nothing=True)
+    assert bare.damage is None
+    assert bare.space == question.space
 
 
 def test_a_budget_without_an_overall_ratio_is_refused():
     made = samplers.synthetic(SMALL, SECTION)
     bytes_only = budget_of(overall_ratio=None, size_bytes=10_000)
     with pytest.raises(InputError, match="overall_ratio is null"):
-        samplers.setting_of(*made, SECTION.model_copy(update={"budget": bytes_only}), False)
+        samplers.question_of(*made, SECTION.model_copy(update={"budget": bytes_only}), False)
 
 
 def test_a_finished_run_is_read(tmp_path: Path):

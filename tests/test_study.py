@@ -46,13 +46,14 @@ def test_every_method_runs_for_every_seed_but_those_that_draw_nothing() -> None:
     assert first == {(method, ratio) for method in methods.ALL for ratio in (0.2, 0.3, 0.4)}
     drawn = set(methods.ALL) - set(methods.SEEDLESS)
     assert second == {(method, ratio) for method in drawn for ratio in (0.2, 0.3)}  # 40 % has one seed
-    assert {method for method, _ in tasks("taylor", 1)} == {"paper", "ours", "ours-finer", "evolution"}
+    assert {method for method, _ in tasks("taylor", 1)} == {"paper", "ours", "evolution"}
 
 
 def test_ours_spends_what_its_params_say() -> None:
-    assert methods.evaluations_of_ours(SMOLLM2, COMMITTED) == 120 + 12 + 3 + 3 * 8
-    assert methods.evaluations_of_ours(SMOLLM2, methods.finer(COMMITTED)) == 240 + 12 + 3 + 4 * 8
-    assert methods.checkpoints(SMOLLM2, COMMITTED) == [159, 287, 318]
+    assert methods.evaluations_of_ours(SMOLLM2, COMMITTED) == 3 + 56 + 3 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.fewer(COMMITTED)) == 3 + 16 + 2 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.more(COMMITTED)) == 3 + 56 + 9 * 8
+    assert methods.checkpoints(SMOLLM2, COMMITTED) == [35, 83, 131, 166]
 
 
 def test_validation_text_is_divided_at_a_line(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from stages.build_dataset import table
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
 from stages.evaluate import journal
+from stages.evaluate.damage import DamageCurves
 from stages.files import read_json
 from stages.params import Params
 from stages.sample import designs
@@ -22,7 +22,8 @@ def run(params: Params, _: argparse.Namespace) -> None:
     metrics = {row.architecture.id: row.metrics for row in rows if row.context == context["digest"]}
     texts = list(params.corpora.texts)
     measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}
-    curves = DamageCurves.of_pairs(shape, measured, texts)
+    expected = DamageCurves.read(evaluated / "curvature.json")
+    curves = DamageCurves.of_pairs(shape, measured, texts, expected)
     (curves or DamageCurves({})).write(DATA / "build_dataset" / "damage.json")
     scores = evaluated / "importance.safetensors"
     features = Features.of_model(shape, params.sample.bundle, scores, curves)

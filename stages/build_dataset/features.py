@@ -7,9 +7,10 @@
 | ``ratio.KIND`` | the mean ratio of all sites of one kind |
 | ``mass.KIND`` | the share of all importance scores of that kind in removed units |
 | ``overall_ratio`` | the fraction of all decoder-layer parameters removed |
-| ``damage``, ``damage.KIND`` | the sum of the sites' own measured damages (`DamageCurves`), nats a token |
+| ``damage``, ``damage.KIND`` | the sum of the sites' own damages (`DamageCurves`), nats a token |
+| ``damage.AA-BB.KIND`` | the same of a band's sites |
 
-The damages are there where sites were cut alone (the single-site design).
+The damages are there where curvature or the single-site design tells them.
 
 Every feature grows when any site is cut further, so a monotone law of the sites is a monotone
 law of the features.
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.build_dataset.damage import DamageCurves
+from stages.evaluate.damage import DamageCurves
 from stages.files import InputError
 
 Array = NDArray[np.float64]
@@ -43,7 +44,7 @@ class Features:
 
     `attention_mass[layer, g, h]` and `mlp_mass[layer, c]` are the importance scores kept by the
     first g KV groups with their first h heads, and by the first c channels. `curves` are the sites'
-    own damages, if they were measured.
+    own damages, if they are known.
     """
 
     shape: ModelShape
@@ -98,7 +99,8 @@ class Features:
     def names(self) -> list[str]:
         sites = [f"ratio.{site.layer:02d}.{site.kind}" for site in self.sites]
         kinds = [f"{what}.{kind}" for what in ("ratio", "mass") for kind in Kind]
-        damages = [DAMAGE, *(f"{DAMAGE}.{kind}" for kind in Kind)] if self.curves else []
+        of_bands = [name.replace("band", DAMAGE, 1) for name, _ in self._bands]
+        damages = [DAMAGE, *(f"{DAMAGE}.{kind}" for kind in Kind), *of_bands] if self.curves else []
         return [*sites, *(name for name, _ in self._bands), *kinds, "overall_ratio", *damages]
 
     def shares(self, feature: str) -> dict[Site, float]:
@@ -117,7 +119,7 @@ class Features:
         if feature in self.names[: len(self.sites)]:
             return [self.sites[self.names.index(feature)]]
         for name, places in self._bands:
-            if name == feature:
+            if feature in (name, name.replace("band", DAMAGE, 1)):
                 return [self.sites[place] for place in places]
         kinds = [kind for kind in Kind if feature.endswith(f".{kind}")]
         return [site for site in self.sites if not kinds or site.kind in kinds]
@@ -151,7 +153,8 @@ class Features:
         if self.curves is None:
             return []
         each = np.array([self._damage(site, widths[site.layer]) for site in self.sites])
-        return [float(each.sum()), float(each[0::2].sum()), float(each[1::2].sum())]
+        of_bands = [float(each[places].sum()) for _, places in self._bands]
+        return [float(each.sum()), float(each[0::2].sum()), float(each[1::2].sum()), *of_bands]
 
     @cached_property
     def _site_damages(self) -> dict[tuple[Site, tuple[int, ...]], float]:
@@ -170,5 +173,10 @@ class Features:
 
 
 def is_damage(feature: str) -> bool:
-    """Whether a feature is a sum of measured damages, which a model trusts more than its own weights."""
+    """Whether a feature is a sum of damages, of all sites or a band's."""
     return feature.split(".")[0] == DAMAGE
+
+
+def is_trusted(feature: str) -> bool:
+    """Whether a feature sums the damages of many sites: a model trusts these before its own weights."""
+    return feature in (DAMAGE, *(f"{DAMAGE}.{kind}" for kind in Kind))

@@ -37,6 +37,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         def log(row: Row) -> None:
             tracker.log_evaluation(evaluation_of(row, shape, "evaluate", evaluator.selection.words()))
 
+        bench.calibration.curves(bench.network, bench.scores, here / "curvature.json")
         work = [Work(d.architecture, d.design) for d in designed]
         rows = evaluator.measure_all(work, journal, log, "evaluate")
     print("selection part:", end="")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from stages.architecture import Architecture, Site
-from stages.evaluate import importance, sequential, statistics
+from stages.evaluate import curvature, importance, sequential, statistics
 from stages.evaluate.cache import TensorCache
 from stages.evaluate.checkpoint import Checkpoint, cache_folder
+from stages.evaluate.damage import DamageCurves
 from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.importance import UnitScores
 from stages.evaluate.measure import code_digest, digest
@@ -102,6 +104,27 @@ class Calibrator:
             HELD_BYTES[network.device.type],
         )
 
+    def curves(self, network: ElasticNetwork, scores: UnitScores, path: Path) -> DamageCurves:
+        """What cutting each site is expected to cost (`curvature`), for a network sorted by `scores`.
+
+        The curves at `path` if they were computed from the same things, else new ones; without points
+        where params ask for none.
+        """
+        tokens = self._section.curvature_tokens
+        parts = (scores.digest, self._section.reconstruction.identity(), tokens, curvature.STEPS)
+        key = digest(self.key, *parts)
+        found = DamageCurves.read(path, key) if path.is_file() else None
+        if found is None:
+            chosen = _spread(self.batches, tokens)
+            count = sum(batch.tokens.numel() for batch in chosen)
+            if chosen:
+                print(f"Damage curves by curvature on {count} tokens", flush=True)
+            repair = network.repair
+            factor = repair.factor if isinstance(repair, Reconstruction) else lambda site: None
+            found = curvature.expected_curves(network, chosen, factor) if chosen else DamageCurves({})
+            found.write(path, key)
+        return found
+
     def repair_again(self, network: ElasticNetwork, scores: UnitScores, architecture: Architecture) -> Repair:
         """The second repair of one architecture, from the cache or computed (`sequential`)."""
         section = self._section.reconstruction
@@ -125,3 +148,9 @@ class _LazyStatistics(dict[Site, SiteStatistics]):
     def __missing__(self, site: Site) -> SiteStatistics:
         self.update(self._calibrator.statistics())
         return self[site]
+
+
+def _spread(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """So many of the batches that they hold about so many tokens, evenly spread; at least one if any."""
+    count = min(len(batches), math.ceil(tokens / batches[0].tokens.numel()))
+    return [batches[index * len(batches) // count] for index in range(count)]

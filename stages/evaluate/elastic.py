@@ -109,14 +109,17 @@ class ElasticNetwork:
         hidden state, the batch's tokens are embedded.
         """
         self._check_length(batch)
+        ours = hidden is None  # the caller's own state, and those that are kept, must not be written over
         if hidden is None:
             hidden = F.embedding(batch.tokens, self.embedding)
         rope = self.rope(batch.positions)
         kept: dict[int, Tensor] = {}
         for index in range(start, self.shape.layers):
             if index in keep:
-                kept[index] = hidden
-            hidden = self.run_layer(index, architecture.widths[index], hidden, batch.mask, rope)
+                kept[index], ours = hidden, False
+            width = architecture.widths[index]
+            hidden = self.run_layer(index, width, hidden, batch.mask, rope, ours=ours)
+            ours = ours or width.has_attention or width.has_mlp
         return hidden, kept
 
     def observe(self, batch: Batch, observer: Observer) -> None:
@@ -143,9 +146,13 @@ class ElasticNetwork:
         mask: Tensor | None,
         rope: tuple[Tensor, Tensor],
         observer: Observer | None = None,
+        ours: bool = False,
     ) -> Tensor:
-        """One decoder layer at a width: hidden states (B, L, D) before it to those after it."""
-        ours = False  # the caller may keep the hidden states it gave; those made here are written over
+        """One decoder layer at a width: hidden states (B, L, D) before it to those after it.
+
+        Those before it are written over if they are `ours`, which saves a copy.
+        """
+        ours = ours and not torch.is_grad_enabled()
         for kind in Kind:
             if width.keeps(kind):
                 site = Site(index, kind)
@@ -232,7 +239,10 @@ class ElasticNetwork:
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
-        q = rotate(q, *(angles[:, :, None] for angles in rope)).flatten(2, 3).transpose(1, 2)
+        if q.is_contiguous():
+            q = rotate(q.flatten(2, 3), *rope).transpose(1, 2)
+        else:  # parts of groups: made compact by the way
+            q = rotate(q, *(angles[:, :, None] for angles in rope)).flatten(2, 3).transpose(1, 2)
         k, v = rotate(k, *rope).transpose(1, 2), v.transpose(1, 2)
         mixed = F.scaled_dot_product_attention(  # with GQA a KV head serves h query heads
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=h > 1
@@ -246,11 +256,13 @@ class ElasticNetwork:
         return swiglu(gate, up)  # (B, L, c)
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, L, 1, d) of rotary embeddings (Su et al. 2021, arXiv 2104.09864)."""
-        angles = positions[..., None].float() * self._inverse_frequencies
-        angles = torch.cat((angles, angles), dim=-1)[:, :, None]
+        """Cosines and sines (B, L, 1, d) of rotary embeddings (Su et al. 2021, arXiv 2104.09864).
+
+        The sines of the first half are negative, as `rotate` wants them.
+        """
+        angles = (positions[..., None].float() * self._inverse_frequencies)[:, :, None]
         cos, sin = angles.cos() * self._rope_scaling, angles.sin() * self._rope_scaling
-        return cos.to(self.dtype), sin.to(self.dtype)
+        return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
 
     # --- slicing ------------------------------------------------------------------------------
 

@@ -18,13 +18,22 @@ from torch import Tensor
 
 P = ParamSpec("P")
 
+torch._dynamo.config.recompile_limit = 64
+"""Sizes of one are compiled for themselves: single groups, heads, windows and their combinations."""
+
 VOCABULARY_AT_ONCE = 1024
 """Tokens of the vocabulary whose logits a CPU holds at once: with 1,024 predictions 4 MB, which stay
 in its cache. Fixed, because the grouping decides the last digits of a result."""
 
 
-def _fused(on_cpu: Callable[P, Tensor]) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
-    """Compile a function for the GPU, and run `on_cpu` in its place on a CPU without gradients."""
+def _fused(
+    on_cpu: Callable[P, Tensor], same: bool = False
+) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
+    """Compile a function for the GPU, and run `on_cpu` in its place on a CPU without gradients.
+
+    With `same`, the last dimension of the first argument is the same for all widths: a kernel made
+    for its size alone reads memory once where a general one would read it twice.
+    """
 
     def decorate(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         compiled = torch.compile(function, dynamic=True)
@@ -35,7 +44,11 @@ def _fused(on_cpu: Callable[P, Tensor]) -> Callable[[Callable[P, Tensor]], Calla
             assert isinstance(first, Tensor)
             if torch.is_grad_enabled():
                 return function(*args, **kwargs)
-            return (compiled if first.is_cuda else on_cpu)(*args, **kwargs)
+            if not first.is_cuda:
+                return on_cpu(*args, **kwargs)
+            if same:
+                torch._dynamo.mark_static(first, first.ndim - 1)  # type: ignore[no-untyped-call]
+            return compiled(*args, **kwargs)
 
         return run
 
@@ -46,7 +59,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype).mul_(weight)
 
 
-@_fused(_rms_norm)
+@_fused(_rms_norm, same=True)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm of x (..., D) in float32, scaled in x's dtype, as transformers computes it."""
     wide = x.float()
@@ -56,14 +69,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1).mul_(sin).addcmul_(x, cos)
+    return torch.cat((second, first), dim=-1).mul_(sin).addcmul_(x, cos)
 
 
-@_fused(_rotate)
+@_fused(_rotate, same=True)
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embeddings of x (B, L, heads, d) by angles (B, L, 1, d), halves against each other."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotary embeddings of x (B, L, heads, d) by angles (B, L, 1, d), halves against each other.
+
+    `sin` carries the sign: it is negative in the first half.
+    """
+    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return x * cos + swapped * sin
 
 
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:

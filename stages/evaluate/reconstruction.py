@@ -117,6 +117,10 @@ class Reconstruction:
             self._cache.put(key, found)
         return found["projection"]
 
+    def factor(self, site: Site) -> Tensor:
+        """L (C, C) of an MLP's G + λI = L Lᵀ, its units sorted; float32."""
+        return torch.linalg.cholesky(self._gram(site)[1]).float()
+
     def _solve_mlp(self, site: Site, channels: int) -> Tensor:
         factors = self._factors.get(site)
         if factors is None:  # L of G + λI (C, C), and L⁻¹ G Wᵀ (C, D)

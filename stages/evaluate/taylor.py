@@ -49,14 +49,14 @@ def taylor(network: ElasticNetwork, batches: Sequence[Batch], order: int = 1) ->
         with torch.no_grad():
             last, before = network.hidden_states(shape.dense(), batch, keep=range(shape.layers))
         states.append(before)
-        gradients.append(_loss_gradient(network, last, batch, predictions))
+        gradients.append(loss_gradient(network, last, batch, predictions))
     for index in reversed(range(shape.layers)):
         inputs = [before.pop(index) for before in states]
         gradients = _score_layer(network, index, on_device, inputs, gradients, scores, order)
     return scores
 
 
-def _loss_gradient(network: ElasticNetwork, last: Tensor, batch: Batch, predictions: int) -> Tensor:
+def loss_gradient(network: ElasticNetwork, last: Tensor, batch: Batch, predictions: int) -> Tensor:
     """Gradient (B, L, D) of a batch's part of the mean loss by the last hidden states."""
     last.requires_grad_(True)
     chunks = zip(batch.at.split(PREDICTIONS_AT_ONCE), batch.targets.split(PREDICTIONS_AT_ONCE), strict=True)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from stages.architecture import Architecture
 from stages.build_dataset import table
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Evaluator, Work
 from stages.evaluate.workbench import open_workbench

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from stages.architecture import Site
 from stages.sample.space import Space
 
 Point = tuple[float, float]
+Damage = Callable[[Site, float], float]
+"""Of a site at a ratio, in nats a token."""
 
 
-def cheapest(space: Space, damage: Callable[[Site, float], float], overall_ratio: float) -> dict[Site, float]:
-    """Each site's ratio such that damages add up to least at an overall ratio; to be projected.
+class Allocation:
+    """Shares an overall ratio out among sites so that damages add up to least.
 
-    `damage` is of a site at a ratio. A site moves along the lower convex hull of its allowed widths,
-    so that the cheapest next cut, damage a parameter, is always the next step of some site. Where the
-    space ends before the overall ratio, its end.
+    A site moves along the lower convex hull of its allowed widths, so that the cheapest next cut,
+    damage a parameter, is always the next step of some site.
     """
-    steps: list[tuple[float, Site, float, float]] = []  # damage a parameter, site, from ratio, to ratio
-    wishes = {}
-    for site, widths in space.allowed.items():
-        wishes[site] = widths[0].ratio
-        points = [(option.ratio, damage(site, option.ratio)) for option in widths]
-        for (a, left), (b, right) in pairwise(_hull(points)):
-            steps.append(((right - left) / (b - a) / space.weight(site.kind), site, a, b))
-    left_over = overall_ratio * space.shape.decoder_parameters
-    left_over -= sum(ratio * space.weight(site.kind) for site, ratio in wishes.items())
-    for _, site, a, b in sorted(steps):
-        if left_over <= 0:
-            break
-        removed = (b - a) * space.weight(site.kind)
-        wishes[site] = a + min(1.0, left_over / removed) * (b - a)
-        left_over -= removed
-    return wishes
+
+    def __init__(self, space: Space, damage: Damage) -> None:
+        self._space = space
+        self._steps = {  # of each site: damage a parameter, from ratio, to ratio
+            site: [
+                ((right - left) / (b - a) / space.weight(site.kind), a, b)
+                for (a, left), (b, right) in pairwise(
+                    _hull([(o.ratio, damage(site, o.ratio)) for o in widths])
+                )
+            ]
+            for site, widths in space.allowed.items()
+        }
+
+    def cheapest(self, overall_ratio: float, prices: Mapping[Site, float] | None = None) -> dict[Site, float]:
+        """Each site's ratio, to be projected. Where the space ends before the overall ratio, its end.
+
+        `prices`, if given, are what each site's damage is multiplied by.
+        """
+        space, prices = self._space, prices or {}
+        wishes = {site: widths[0].ratio for site, widths in space.allowed.items()}
+        left_over = overall_ratio * space.shape.decoder_parameters
+        left_over -= sum(ratio * space.weight(site.kind) for site, ratio in wishes.items())
+        steps = [
+            (cost * prices.get(site, 1.0), site, a, b)
+            for site, own in self._steps.items()
+            for cost, a, b in own
+        ]
+        for _, site, a, b in sorted(steps):
+            if left_over <= 0:
+                break
+            removed = (b - a) * space.weight(site.kind)
+            wishes[site] = a + min(1.0, left_over / removed) * (b - a)
+            left_over -= removed
+        return wishes
+
+
+def cheapest(space: Space, damage: Damage, overall_ratio: float) -> dict[Site, float]:
+    """Each site's ratio such that damages add up to least at an overall ratio (`Allocation`)."""
+    return Allocation(space, damage).cheapest(overall_ratio)
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:

@@ -17,8 +17,8 @@ import torch
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.budget import Budget
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.evaluate.elastic import Batch, ElasticNetwork
 from stages.params import Narrowing, Sample, TrainPredictor
 from stages.sample import designs

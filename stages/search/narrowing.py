@@ -104,10 +104,13 @@ def narrowed(
 ) -> tuple[list[NarrowedSite], Space]:
     """What a predictor decides for every site, and the space that it narrows.
 
-    A site that no pair cuts stays dense: nothing is known of it.
+    A site that no pair cuts and that has no damage curve stays dense: nothing is known of it.
     """
     importance = importances(search.narrowing.by, predictor, features, pairs, search.objective)
-    cut = [s for s in features.shape.sites() if pairs[f"ratio.{s.layer:02d}.{s.kind}"].max() > 0]
+    curves = () if features.curves is None else features.curves.points
+    cut = [
+        s for s in features.shape.sites() if s in curves or pairs[f"ratio.{s.layer:02d}.{s.kind}"].max() > 0
+    ]
     sites = narrow(features.shape, cut, importance, search.narrowing)
     return sites, space_of(features.shape, granularity, sites)
 

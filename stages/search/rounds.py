@@ -22,7 +22,7 @@ from stages.build_dataset.features import Features
 from stages.params import Search, TrainPredictor
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
-from stages.search import allocation, tpe
+from stages.search import tpe
 from stages.search.tpe import Question, Trial, objective_of
 from stages.train_predictor.predictor import Predictor
 
@@ -143,15 +143,12 @@ class GuidedSearch:
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
         name = f"round-{number} {ratio:g} {digest}"
         seed = self.search.seed + number
-        question = Question(space, ratio, self.budget.tolerance, forecast, seed, name, limited)
+        curves = self.features.curves
+        damage = None if curves is None else curves.damage
+        question = Question(space, ratio, self.budget.tolerance, forecast, seed, name, limited, damage)
         if self.storage is not None and number == 1:
             tpe.forget_others(self.storage, name)
         starts = self.best(known, overall_ratio)
-        if self.features.curves is not None:
-            starts = [
-                question.project(allocation.cheapest(space, self.features.curves.damage, ratio)),
-                *starts,
-            ]
         return tpe.search(question, self.search, starts, self.storage)
 
     def _limited(self, space: Space) -> Limited | None:

@@ -1,8 +1,12 @@
 """Search on forecasts alone: Optuna proposes wishes that are projected onto the budget.
 
 Every trial's wishes are projected to an architecture of the budget (`Space.project`), so that each
-trial is feasible and the sampler learns of the objective only. Few meaningful dimensions first, a
-ratio for a bundle of neighbouring sites of one kind; then every site for itself, near the best found.
+trial is feasible and the sampler learns of the objective only. Few meaningful dimensions first, one
+for a bundle of neighbouring sites of one kind; then every site's ratio for itself, near the best found.
+Where damage curves are known, a bundle's dimension is the price of its cuts: what its damages are
+multiplied by before the cheapest cuts are chosen, so that every trial is a good architecture if the
+curves are right up to these factors. Else it is a ratio.
+
 The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for
 hyper-parameter optimization"; Optuna's is multivariate); NSGA-II (Deb et al. 2002) and random
 search stand under the same interface.
@@ -10,6 +14,7 @@ search stand under the same interface.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +30,12 @@ from stages.files import InputError
 from stages.params import Search
 from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
+from stages.search.allocation import Allocation, Damage
 
 NEAR = 0.15
 """How far a site's wish may stray from the best bundled architecture when each site moves for itself."""
+PRICE = 1.0
+"""The logarithm of a bundle's price lies between minus and plus this."""
 _POPULATION = 50  # NSGA-II's
 
 Wishes = Mapping[Site, float]
@@ -56,6 +64,8 @@ class Question:
     """Names everything that the answer depends on: what an interrupted study is found again by."""
     limited: Limited | None = None
     """Limits of bytes or milliseconds, which then decide in the place of ratio and tolerance."""
+    damage: Damage | None = None
+    """The sites' damage curves, if they are known."""
 
     def project(self, wishes: Wishes) -> Architecture:
         if self.limited is not None:
@@ -91,7 +101,9 @@ def search(
     starts: Sequence[Architecture] = (),
     storage: Path | None = None,
 ) -> list[Trial]:
-    """Half of `section.trials` over bundles, from an even cut; half over sites, from the best so far.
+    """Half of `section.trials` over bundles, half over sites, from the best so far.
+
+    Over bundles it starts from the cheapest cuts by the damage curves, or from an even one.
 
     `starts` are architectures known or thought to be good; the second half begins with them too, and
     moves around the best forecast among them and the first half's. Reproducible:
@@ -99,16 +111,15 @@ def search(
     an interrupted one goes on (its later trials then differ from an uninterrupted one's).
     """
     kept = None if storage is None else _open(storage)
-    bundled = _Phase(question, section, kept, "bundles", _bundled(question.space, section.bundle))
-    even = {d.name: d.clip(question.overall_ratio) for d in bundled.dimensions}
-    trials = bundled.run(section.trials - section.trials // 2, [even])
+    bundled = _bundles(question, section, kept)
+    trials = bundled.run(section.trials - section.trials // 2, [bundled.even])
     if section.trials < 2:
         return trials
     best = min(trials, key=lambda t: (t.objective, t.number))
     promising = [best.architecture, *starts]
     forecasts = [best.objective, *(objective_of(question.forecast(a), section.objective) for a in starts)]
     around = promising[forecasts.index(min(forecasts))]
-    single = _Phase(question, section, kept, "sites", _single(question.space, around))
+    single = _Phase(question, section, kept, "sites", _single(question.space, around), _ratios)
     return trials + single.run(section.trials // 2, [_wishes(single, a) for a in promising], len(trials))
 
 
@@ -125,13 +136,27 @@ def forget_others(storage: Path, name: str) -> None:
         storage.unlink()
 
 
-def _bundled(space: Space, size: int) -> list[_Dimension]:
-    made = []
-    for group in bundles(space.limits, size):
+def _bundles(question: Question, section: Search, storage: BaseStorage | None) -> _Phase:
+    """The study over bundles: of prices where damage curves are known, else of ratios."""
+    space, made = question.space, []
+    for group in bundles(space.limits, section.bundle):
         name = f"{group[0].layer:02d}-{group[-1].layer:02d}.{group[0].kind}"
         low = min(space.limits[site][0] for site in group)
-        made.append(_Dimension(name, group, low, max(space.limits[site][1] for site in group)))
-    return made
+        high = max(space.limits[site][1] for site in group)
+        made.append(_Dimension(name, group, *((low, high) if question.damage is None else (-PRICE, PRICE))))
+    if question.damage is None:
+        return _Phase(question, section, storage, "bundles", made, _ratios)
+    allocation = Allocation(space, question.damage)
+
+    def cheapest(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
+        prices = {site: math.exp(values[d.name]) for d in dimensions for site in d.sites}
+        return allocation.cheapest(question.overall_ratio, prices)
+
+    return _Phase(question, section, storage, "prices", made, cheapest)
+
+
+def _ratios(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
+    return {site: values[d.name] for d in dimensions for site in d.sites}
 
 
 def _single(space: Space, around: Architecture) -> list[_Dimension]:
@@ -159,8 +184,10 @@ class _Phase:
         storage: BaseStorage | None,
         label: str,
         dimensions: Sequence[_Dimension],
+        wishes: Callable[[Sequence[_Dimension], Mapping[str, float]], Wishes],
     ) -> None:
         self.question = question
+        self._wishes = wishes
         self.dimensions = dimensions
         self._weights = section.objective
         self._label = label
@@ -190,8 +217,14 @@ class _Phase:
             bar.set_postfix_str(f"best {best:.4f}")
         return trials
 
+    @property
+    def even(self) -> dict[str, float]:
+        """All dimensions alike: the overall ratio for all, or the curves' own prices."""
+        of_all = self.question.overall_ratio if self.question.damage is None else 0.0
+        return {d.name: d.clip(of_all) for d in self.dimensions}
+
     def _project(self, values: Mapping[str, float]) -> Architecture:
-        return self.question.project({site: values[d.name] for d in self.dimensions for site in d.sites})
+        return self.question.project(self._wishes(self.dimensions, values))
 
     def _trial(self, number: int, values: Mapping[str, float], architecture: Architecture) -> Trial:
         forecast = self.question.forecast(architecture)

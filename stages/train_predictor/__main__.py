@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from stages.build_dataset import table
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.files import write_json
 from stages.params import Params
 from stages.sample import designs

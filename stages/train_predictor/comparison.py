@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from stages.budget import Budget
-from stages.build_dataset.features import is_damage
+from stages.build_dataset.features import is_trusted
 from stages.params import TrainPredictor
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
@@ -38,7 +38,7 @@ class Contestant:
 
 def own(name: str, section: TrainPredictor, features: Sequence[str]) -> Contestant:
     """Our predictor of the kind that the section names."""
-    trusted = np.array([is_damage(feature) for feature in features])
+    trusted = np.array([is_trusted(feature) for feature in features])
     return Contestant(name, features, lambda x, y, sign: Model.fit(x, y, sign, section, trusted).forecast)
 
 

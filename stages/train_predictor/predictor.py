@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from stages.build_dataset.features import Array, Features, is_damage
+from stages.build_dataset.features import Array, Features, is_trusted
 from stages.files import InputError, read_json, write_json
 from stages.params import TrainPredictor
 from stages.train_predictor.models import Model
@@ -60,7 +60,7 @@ class Predictor:
     ) -> Predictor:
         """Fit one model a target on the rows of `pairs`. Reproducible."""
         values = pairs[list(features)].to_numpy()
-        trusted = np.array([is_damage(name) for name in features])
+        trusted = np.array([is_trusted(name) for name in features])
         models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section, trusted) for t in targets}
         return cls(section.model, tuple(features), models)
 

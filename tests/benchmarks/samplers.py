@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.samplers --data data                  # pairs and predictor of a finished run
     python -m tests.benchmarks.samplers --synthetic                  # made-up pairs of SmolLM2-135M's shape
-    python -m tests.benchmarks.samplers --synthetic --from-nothing   # without the search's good start
+    python -m tests.benchmarks.samplers --synthetic --from-nothing   # as if there were no damage curves
 
 Each sampler asks the search of the pipeline (`stages.search.tpe`) for the best forecast within
 params.yaml's budget, with several seeds; the best forecast objective (nats a token, lower is better)
-and the CPU seconds of a search are printed. The start is the pipeline's first one, the cheapest cuts by
-damage curves; half of the forecasts are of bundled sites, before it. Nothing is measured.
+and the CPU seconds of a search are printed. With damage curves all start from the cheapest cuts by
+these and search their prices; without, from an even cut. Nothing is measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ import pandas as pd
 from stages import params
 from stages.architecture import Architecture, ModelShape
 from stages.build_dataset import table
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.files import InputError
 from stages.params import Params, Search
 from stages.sample import designs
@@ -38,14 +38,8 @@ from tests.small import SMOLLM2, write_scores
 SAMPLERS = ("tpe", "nsga2", "random")
 NOISE = 0.01
 """Nats a token, of a made-up measurement."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every sampler is given alike."""
-
-    question: Question
-    starts: Sequence[Architecture]
+MISTAKE = 0.4
+"""Standard deviation of the logarithm of what made-up damage curves are wrong by, a factor a site."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,12 @@ def synthetic(shape: ModelShape, section: Params) -> tuple[Features, pd.DataFram
     designed = designs.all_designs(shape, section.sample, section.budget)
     metrics = {d.architecture: measured(d.architecture) for d in designed}
     texts = [t.removeprefix("log_ppl.") for t in section.search.objective if t.startswith("log_ppl.")]
-    curves = DamageCurves.of_pairs(shape, metrics, texts)
+    wrong = costs * np.exp(rng.normal(0, MISTAKE, len(sites)))
+    expected = {
+        site: [(r, float(cost * r**power)) for r in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        for site, cost, power in zip(sites, wrong, powers, strict=True)
+    }
+    curves = DamageCurves.of_pairs(shape, metrics, texts, DamageCurves(expected))
     with tempfile.TemporaryDirectory() as folder:
         write_scores(Path(folder) / "scores", shape)
         features = Features.of_model(shape, section.sample.bundle, Path(folder) / "scores", curves)
@@ -98,12 +97,12 @@ def finished(data: Path, section: Params) -> tuple[Features, pd.DataFrame, Predi
     return features, pairs, Predictor.load(data / "train_predictor" / "predictor")
 
 
-def setting_of(
+def question_of(
     features: Features, pairs: pd.DataFrame, predictor: Predictor, section: Params, from_nothing: bool
-) -> Setting:
-    """The pipeline's question of its first round, at params.yaml's overall ratio, and its start.
+) -> Question:
+    """The pipeline's question of its first round, at params.yaml's overall ratio.
 
-    `from_nothing` has no start, nor has a run without damage curves.
+    `from_nothing` leaves the damage curves out of the search, not of the features.
 
     Raises:
         InputError: the budget states no overall ratio.
@@ -118,22 +117,20 @@ def setting_of(
         found = predictor.forecast(features.row(architecture)[None])
         return {target: float(values[0]) for target, values in found.items()}
 
-    question = Question(space, ratio, section.budget.tolerance, forecast, 0, "samplers")
-    if from_nothing or features.curves is None:
-        return Setting(question, [])
-    return Setting(question, [question.project(allocation.cheapest(space, features.curves.damage, ratio))])
+    damage = None if from_nothing or features.curves is None else features.curves.damage
+    return Question(space, ratio, section.budget.tolerance, forecast, 0, "samplers", damage=damage)
 
 
-def compare(setting: Setting, search: Search, forecasts: Sequence[int], seeds: int) -> Iterator[Result]:
+def compare(question: Question, search: Search, forecasts: Sequence[int], seeds: int) -> Iterator[Result]:
     """Every sampler at every number of forecasts, with seeds 0, 1, …"""
-    for trials in forecasts:
+    for count in forecasts:
         for sampler in SAMPLERS:
-            section = search.model_copy(update={"sampler": sampler, "trials": trials})
+            section = search.model_copy(update={"sampler": sampler, "trials": count})
             best, start = [], time.process_time()
             for seed in range(seeds):
-                question = Question(**setting.question.__dict__ | {"seed": seed})
-                best.append(min(t.objective for t in tpe.search(question, section, setting.starts)))
-            yield Result(sampler, trials, best, (time.process_time() - start) / seeds)
+                trials = tpe.search(replace(question, seed=seed), section)
+                best.append(min(trial.objective for trial in trials))
+            yield Result(sampler, count, best, (time.process_time() - start) / seeds)
 
 
 def main() -> None:
@@ -143,19 +140,20 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="folder of a finished run, made with this params.yaml")
     source.add_argument("--synthetic", action="store_true")
-    parser.add_argument("--from-nothing", action="store_true", help="without the cheapest cuts as a start")
+    parser.add_argument("--from-nothing", action="store_true", help="without damage curves in the search")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--forecasts", type=int, nargs="+", default=[200, 400, 1000])
     arguments = parser.parse_args()
     section = params.load()
     made = synthetic(SMOLLM2, section) if arguments.synthetic else finished(arguments.data, section)
-    setting = setting_of(*made, section, arguments.from_nothing)
-    for architecture in setting.starts:
-        forecast = objective_of(setting.question.forecast(architecture), section.search.objective)
-        print(f"the start, the cheapest cuts by damage curves, is forecast at {forecast:.4f}")
+    question = question_of(*made, section, arguments.from_nothing)
+    if question.damage is not None:
+        wishes = allocation.cheapest(question.space, question.damage, question.overall_ratio)
+        start = question.forecast(question.project(wishes))
+        print(f"the cheapest cuts by damage curves: {objective_of(start, section.search.objective):.4f}")
     print("| forecasts | sampler | best forecast objective: mean (min to max) | CPU s a search |")
     print("| --- | --- | --- | --- |")
-    for r in compare(setting, section.search, arguments.forecasts, arguments.seeds):
+    for r in compare(question, section.search, arguments.forecasts, arguments.seeds):
         spread = f"{np.mean(r.best):.4f} ({min(r.best):.4f} to {max(r.best):.4f})"
         print(f"| {r.forecasts:,} | {r.sampler} | {spread} | {r.cpu_s:.1f} |", flush=True)
 

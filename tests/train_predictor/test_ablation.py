@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.train_predictor import ablation, comparison
 from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 
@@ -44,7 +44,7 @@ def test_every_feature_belongs_to_one_group(features: Features):
     assert list(found) == list(ablation.GROUPS)
     assert sorted(name for names in found.values() for name in names) == sorted(features.names)
     sizes = [len(names) for names in found.values()]
-    assert sizes == [12, 6, 2, 2, 1, 3]  # 6 layers of 2 sites, in bands of 2 layers
+    assert sizes == [12, 6, 2, 2, 1, 9]  # 6 layers of 2 sites, in bands of 2 layers
     assert found["means by kind"] == ["ratio.attention", "ratio.mlp"]
 
 
@@ -61,7 +61,7 @@ def test_a_feature_of_no_group_is_an_error_that_says_where_to_add_it():
 def test_rows_are_all_features_and_then_each_group_left_out(features: Features, table: pd.DataFrame):
     rows = table[table["target"] == "log_ppl.a"]
     assert list(rows["predictor"]) == [ablation.ALL, *(f"without {group}" for group in ablation.GROUPS)]
-    assert list(rows["features"]) == [26, 14, 20, 24, 24, 25, 23]
+    assert list(rows["features"]) == [32, 20, 26, 30, 30, 31, 23]
     assert list(table.loc[table["target"] == "quiz.accuracy", "predictor"]) == [ablation.ALL]
 
 

@@ -6,7 +6,8 @@
 
 `--corpora` holds wikitext2/, ptb/ and mmlu/ (`setting.py` names the files). `search` runs the methods
 on validation text and appends a row each to RESULTS/rows-*.jsonl; `final` measures their
-architectures on the test splits, once each, and appends to RESULTS/finals-*.jsonl. Processes that share a
+architectures on the test splits, once each, and appends to RESULTS/finals-*.jsonl; `--what again`
+repairs each once more before, layer after layer. Processes that share a
 RESULTS folder must differ in regime, seed, ratios or (for `final`) shard. A go that is killed is started
 again.
 """
@@ -114,6 +115,7 @@ def result(
                 "achieved_ratio": round(architecture.overall_ratio(network.shape), 6),
                 "evaluations": evaluations,
                 "gpu_seconds": round(sum(seconds[a] for a in known), 2),
+                "curvature_seconds": round(setting.curvature_seconds, 2),
                 "objective": objective_of(count.known[architecture], params.search.objective),
                 "trace": [None if v is None else round(v, 4) for v in trace]
                 if evaluations == spent[-1]
@@ -138,15 +140,18 @@ def final(arguments: argparse.Namespace) -> None:
         row["architecture"]: Architecture.from_json(row["widths"])
         for p in sorted(arguments.results.glob(f"rows-{regime.name}-*.jsonl"))
         for row in read(p)
+        if not arguments.methods or row["method"] in arguments.methods
     }
     setting = opened(regime, arguments)
     dense = setting.bench.network.shape.dense()
     wanted = {dense.id: dense, **wanted}
     todo = sorted(a for a in wanted if a not in done)
     todo = [a for i, a in enumerate(todo) if i % arguments.shards == arguments.shard]
-    evaluators = (
-        setting.on_texts() if arguments.what == "texts" else setting.on_questions(arguments.questions)
-    )
+    evaluators = {
+        "texts": setting.on_texts,
+        "again": lambda: setting.on_texts(again=True),
+        "questions": lambda: setting.on_questions(arguments.questions),
+    }[arguments.what]()
     for key in todo:
         started = time.perf_counter()
         row: dict[str, Any] = {
@@ -158,8 +163,9 @@ def final(arguments: argparse.Namespace) -> None:
         }
         for evaluator in evaluators:
             metrics, samples = evaluator.measure(wanted[key])
-            row["metrics"] |= metrics
-            row["standard_errors"] |= {n: standard_error(values) for n, values in samples.items()}
+            suffix = ".again" if arguments.what == "again" else ""
+            row["metrics"] |= {n + suffix: value for n, value in metrics.items()}
+            row["standard_errors"] |= {n + suffix: standard_error(values) for n, values in samples.items()}
         row |= {
             "seconds": round(time.perf_counter() - started, 2),
             **origin(setting, arguments),
@@ -237,11 +243,11 @@ def main() -> None:
         command.add_argument(
             "--windows", type=int, default=16, help="of 1,024 tokens of each text, in the search"
         )
+        command.add_argument("--methods", nargs="+", choices=methods.ALL)
         if name == "search":
             command.add_argument("--ratios", type=float, nargs="+")
-            command.add_argument("--methods", nargs="+", choices=methods.ALL)
         else:
-            command.add_argument("--what", choices=("texts", "questions"), required=True)
+            command.add_argument("--what", choices=("texts", "again", "questions"), required=True)
             command.add_argument("--questions", type=int, help="of MMLU; all if not given")
             command.add_argument("--shard", type=int, default=0)
             command.add_argument("--shards", type=int, default=1)

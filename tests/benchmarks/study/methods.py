@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from stages.architecture import Architecture, ModelShape
-from stages.build_dataset.damage import DamageCurves
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.params import Narrowing, Params
 from stages.sample import designs
-from stages.search import baselines, narrowing
+from stages.search import allocation, baselines, narrowing
 from stages.search.baselines import Counter, Problem
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.train_predictor.predictor import Predictor
@@ -32,7 +32,7 @@ def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
     designed = [d.architecture for d in designs.all_designs(shape, params.sample, params.budget)]
     count(designed)
     known = {a: count.known[a] for a in designed}
-    curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts))
+    curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts), setting.expected)
     features = Features.of_model(shape, params.sample.bundle, setting.scores, curves)
 
     def measure(architectures: Sequence[Architecture], number: int) -> Mapping[Architecture, Metrics]:
@@ -61,14 +61,24 @@ def evaluations_of_ours(shape: ModelShape, params: Params) -> int:
     return len(designed) + params.search.rounds * params.search.per_round
 
 
-def finer(params: Params) -> Params:
-    """Our default with damage curves of four points and a fourth round: where a measurement is cheap."""
+def resized(params: Params, spread: int, rounds: int) -> Params:
+    """Our default with another number of pairs and rounds."""
     return params.model_copy(
         update={
-            "sample": params.sample.model_copy(update={"single_site_ratios": [0.15, 0.3, 0.5, 0.7]}),
-            "search": params.search.model_copy(update={"rounds": params.search.rounds + 1}),
+            "sample": params.sample.model_copy(update={"spread": spread}),
+            "search": params.search.model_copy(update={"rounds": rounds}),
         }
     )
+
+
+def fewer(params: Params) -> Params:
+    """What a user does where a measurement is dear: 16 pairs and two rounds."""
+    return resized(params, 16, 2)
+
+
+def more(params: Params) -> Params:
+    """What a user does where a measurement is cheap: three times the rounds."""
+    return resized(params, params.sample.spread, 3 * params.search.rounds)
 
 
 Run = Callable[[Setting, Params, Problem, Counter], Architecture]
@@ -79,6 +89,13 @@ def _paper(setting: Setting, params: Params, problem: Problem, count: Counter) -
     problem = Problem(problem.shape, sample, problem.budget, problem.weights, problem.seed)
     features = Features.of_model(problem.shape, sample.bundle, setting.scores)
     return baselines.paper(problem, count, features, params.train_predictor, PAPER_NARROWING)
+
+
+def _curvature(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+    """The cheapest cuts by the expected damage curves: one measurement, which chooses nothing."""
+    found = problem.meet(allocation.cheapest(problem.space, setting.expected.damage, problem.ratio))
+    count([found])
+    return found
 
 
 def _shortgpt(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
@@ -97,8 +114,8 @@ def _start(place: int) -> Run:
 
 def checkpoints(shape: ModelShape, params: Params) -> list[int]:
     """The numbers of evaluations at which evolution is judged: those of ours, and twice the default's."""
-    default, more = (evaluations_of_ours(shape, p) for p in (params, finer(params)))
-    return sorted({default, 2 * default, more})
+    spent = [evaluations_of_ours(shape, p) for p in (fewer(params), params, more(params))]
+    return sorted({*spent, 2 * spent[1]})
 
 
 ALL: Mapping[str, Run] = {
@@ -111,12 +128,14 @@ ALL: Mapping[str, Run] = {
         problem, count, evaluations_of_ours(problem.shape, params)
     ),
     "paper": _paper,
+    "curvature": _curvature,
     "ours": lambda setting, params, problem, count: ours(setting, params, count),
-    "ours-finer": lambda setting, params, problem, count: ours(setting, finer(params), count),
+    "ours-fewer": lambda setting, params, problem, count: ours(setting, fewer(params), count),
+    "ours-more": lambda setting, params, problem, count: ours(setting, more(params), count),
     # one child a generation: on validation text it did better than eight at equal evaluations
     "evolution": lambda setting, params, problem, count: baselines.evolution(
         problem, count, checkpoints(problem.shape, params)[-1], offspring=1
     ),
 }
-SEEDLESS = ("uniform", "simple", "shortgpt", "2ssp", "greedy")
+SEEDLESS = ("uniform", "simple", "shortgpt", "2ssp", "greedy", "curvature")
 """Methods that draw nothing: they run once, as seed 0."""

@@ -13,6 +13,8 @@ RESULTS = Path(__file__).parent / "results"
 FIGURES = {
     "ppl.wikitext2": "WikiText-2",
     "ppl.ptb": "PTB",
+    "ppl.wikitext2.again": "WikiText-2, repaired again",
+    "ppl.ptb.again": "PTB, repaired again",
     "mmlu.letter.accuracy": "MMLU, five-shot by letter",
     "mmlu.accuracy": "MMLU, zero-shot by likelihood",
 }

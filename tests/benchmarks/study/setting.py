@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ REGIMES = {
     for r in (
         Regime("repaired", (0.2, 0.3, 0.4), {"calibration": {"samples": 120, "sequence_length": 1024}}),
         Regime(
-            "taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "ours", "ours-finer")
+            "taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "curvature", "ours")
         ),
     )
 }
@@ -101,15 +102,19 @@ class Setting:
         self.scores = scores
         self.bench = open_workbench(params, scores)
         self.selection = replace(self.bench, questions={}).evaluator("selection", params.evaluate.measurement)
+        started = time.perf_counter()
+        path = scores.with_name(f"{scores.stem}-curvature.json")
+        self.expected = self.bench.calibration.curves(self.bench.network, self.bench.scores, path)
+        self.curvature_seconds = time.perf_counter() - started
 
-    def on_texts(self) -> list[Evaluator]:
-        """On the test splits of the texts, each at its own length."""
+    def on_texts(self, again: bool = False) -> list[Evaluator]:
+        """On the test splits of the texts, each at its own length; repaired `again` if asked for."""
         made = []
         for name in TEXTS:
             bench: Workbench = replace(self.bench, texts={name: self.bench.texts[name]}, questions={})
             asked = {"windows": None, "sequence_length": LENGTHS[name]}
             measurement = self.params.evaluate.measurement.model_copy(update=asked)
-            made.append(bench.evaluator("report", measurement))
+            made.append(bench.evaluator("report", measurement, again))
         return made
 
     def on_questions(self, questions: int | None) -> list[Evaluator]:

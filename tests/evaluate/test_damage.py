@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, Kind, Site
-from stages.build_dataset.damage import FLOOR, DamageCurves, only_cut
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import FLOOR, DamageCurves, only_cut
 from stages.files import InputError
 from stages.sample import designs
 from tests.small import COMMITTED, SMALL, architectures_of, random_architectures, write_scores
@@ -95,7 +95,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert DamageCurves.read(tmp_path / "none.json") is None
     damaged = (tmp_path / "damage.json").read_text(encoding="utf-8").replace("mlp", "mpl", 1)
     (tmp_path / "damage.json").write_text(damaged, encoding="utf-8")
-    with pytest.raises(InputError, match="build-dataset"):
+    with pytest.raises(InputError, match="is damaged"):
         DamageCurves.read(tmp_path / "damage.json")
 
 
@@ -103,12 +103,56 @@ def test_features_are_sums_of_damages(tmp_path: Path):
     path = tmp_path / "scores.safetensors"
     write_scores(path, SMALL)
     features = Features.of_model(SMALL, 2, path, curves())
-    assert features.names[-3:] == ["damage", "damage.attention", "damage.mlp"]
+    bands = [f"damage.{band}.{kind}" for band in ("00-01", "02-03", "04-05") for kind in Kind]
+    assert features.names[-9:] == ["damage", "damage.attention", "damage.mlp", *bands]
     for architecture in random_architectures(SMALL, 4):
         each = [curves().damage(site, architecture.site_ratio(SMALL, site)) for site in SMALL.sites()]
-        found = features.row(architecture)[-3:]
-        assert found == pytest.approx([sum(each), sum(each[0::2]), sum(each[1::2])])
+        found = features.row(architecture)[-9:]
+        of_bands = [each[i] + each[i + 2] for i in (0, 1, 4, 5, 8, 9)]
+        assert found == pytest.approx([sum(each), sum(each[0::2]), sum(each[1::2]), *of_bands])
     assert sum(features.shares("damage.mlp").values()) == pytest.approx(1)
     dearest = max(features.shares("damage").items(), key=lambda item: item[1])[0]
     assert dearest == list(SMALL.sites())[int(COSTS.argmax())]
     assert set(features.shares("damage.mlp")) == {s for s in SMALL.sites() if s.kind is Kind.MLP}
+    assert features.sites_of("damage.02-03.mlp") == [Site(2, Kind.MLP), Site(3, Kind.MLP)]
+
+
+@given(POINTS, POINTS)
+@settings(deadline=None)
+def test_what_is_measured_corrects_what_is_expected(
+    expected: list[tuple[float, float]], measured: list[tuple[float, float]]
+):
+    """The corrected curve meets what was measured where the expected one has points, and keeps its shape."""
+    site, other = Site(0, Kind.MLP), Site(1, Kind.MLP)
+    rising = [
+        (r, 0.01 + sum(abs(d) for _, d in sorted(expected)[: i + 1]))
+        for i, (r, _) in enumerate(sorted(expected))
+    ]
+    curve = DamageCurves({site: rising, other: rising})
+    found = curve.corrected({site: [(rising[0][0], 0.5)]})
+    factor = 0.5 / rising[0][1]
+    assert [d for _, d in found.points[site]] == pytest.approx([d * factor for _, d in rising])
+    assert found.points[other] == rising
+    new = Site(2, Kind.MLP)
+    assert curve.corrected({new: sorted(measured)}).points[new] == sorted(measured)
+    at_all = curve.corrected({site: [(r, d * (2 + i)) for i, (r, d) in enumerate(rising)]})
+    assert [d for _, d in at_all.points[site]] == pytest.approx(
+        [d * (2 + i) for i, (_, d) in enumerate(rising)]
+    )
+
+
+def test_single_sites_correct_the_expected_curves():
+    flat = DamageCurves({site: [(0.25, 0.1), (0.5, 0.2)] for site in SMALL.sites()})
+    alone = [d.architecture for d in designs.single_site(SMALL, SECTION)]
+    found = DamageCurves.of_pairs(SMALL, {a: law(a) for a in (SMALL.dense(), *alone)}, ["a", "b"], flat)
+    assert found is not None
+    for place, site in enumerate(SMALL.sites()):
+        ratio = next(a.site_ratio(SMALL, site) for a in alone if only_cut(SMALL, a) == site)
+        assert found.damage(site, ratio) == pytest.approx(max(COSTS[place] * ratio**2, FLOOR), rel=0.01)
+    assert DamageCurves.of_pairs(SMALL, {SMALL.dense(): law(SMALL.dense())}, ["a", "b"], flat) == flat
+
+
+def test_a_key_tells_what_was_computed_from_something_else(tmp_path: Path):
+    curves().write(tmp_path / "curvature.json", "one")
+    assert DamageCurves.read(tmp_path / "curvature.json", "one") == curves()
+    assert DamageCurves.read(tmp_path / "curvature.json", "two") is None

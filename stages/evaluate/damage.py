@@ -1,7 +1,10 @@
-"""Damage curves: what cutting one site alone costs, measured, and read off at any ratio.
+"""Damage curves: what cutting one site alone costs, expected or measured, and read off at any ratio.
 
 Damages of sites nearly add up in log PPL, so the sum of an architecture's damages ranks it well
 before anything is learned; what trees and weights learn on top are the interactions.
+
+`curvature` gives every site's whole curve without measuring a cut; where sites were cut alone (the
+single-site design), what was measured of them corrects it.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ _ALONE = 2.0  # the slope of a curve of one point
 class DamageCurves:
     """Rise of the mean log PPL of all texts, nats a token, when a site alone is cut to a ratio.
 
-    Between measured points a power of the ratio, as below the first and beyond the last one; never
-    falling. A site that was not cut alone has the median curve of its kind.
+    Between points a power of the ratio, as below the first and beyond the last one; never
+    falling. A site without points has the median curve of its kind.
     """
 
     points: Mapping[Site, Points]
@@ -44,15 +47,19 @@ class DamageCurves:
         shape: ModelShape,
         metrics: Mapping[Architecture, Mapping[str, float]],
         texts: Sequence[str],
+        expected: DamageCurves | None = None,
     ) -> DamageCurves | None:
-        """Curves from the measured architectures that cut one site; None if there are none.
+        """Curves from the measured architectures that cut one site, and what is `expected` without.
+
+        Where a site has both, the expected curve is scaled to go through what was measured. None if
+        there is neither.
 
         Raises:
             InputError: the dense model is not among the measured ones.
         """
         alone = {a: site for a in metrics if (site := only_cut(shape, a)) is not None}
         if not alone:
-            return None
+            return expected
         if shape.dense() not in metrics:
             raise InputError("sites were cut alone, but the dense model was not measured; run `dvc repro`")
 
@@ -64,7 +71,23 @@ class DamageCurves:
         for architecture, site in alone.items():
             ratio = architecture.site_ratio(shape, site)
             found.setdefault(site, []).append((ratio, level(architecture) - base))
-        return cls({site: sorted(points) for site, points in sorted(found.items())})
+        measured = {site: sorted(points) for site, points in sorted(found.items())}
+        return cls(measured) if expected is None else expected.corrected(measured)
+
+    def corrected(self, measured: Mapping[Site, Points]) -> DamageCurves:
+        """These curves, each times a factor that takes it through the site's measured points.
+
+        Between them the factor is a power of the ratio, before the first and after the last constant.
+        """
+        made = dict(self.points)
+        for site, points in measured.items():
+            if site not in made:
+                made[site] = points
+                continue
+            at = np.log([ratio for ratio, _ in points])
+            factors = np.log([max(d, FLOOR) / self.damage(site, ratio) for ratio, d in points])
+            made[site] = [(r, d * float(np.exp(np.interp(np.log(r), at, factors)))) for r, d in made[site]]
+        return DamageCurves(made)
 
     def damage(self, site: Site, ratio: float) -> float:
         """Nats a token, at least 0."""
@@ -86,25 +109,29 @@ class DamageCurves:
             found[site] = np.log(ratios), np.log(np.maximum.accumulate(np.maximum(damages, FLOOR)))
         return found
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, key: str | None = None) -> None:
+        """Write the points, and the `key` of what they were computed from, if one is given."""
         rows = {str(site): [list(point) for point in points] for site, points in self.points.items()}
-        write_json(path, SCHEMA, VERSION, {"unit": "nats a token, mean of the texts", "points": rows})
+        about = {"unit": "nats a token, mean of the texts"} | ({} if key is None else {"key": key})
+        write_json(path, SCHEMA, VERSION, {**about, "points": rows})
 
     @classmethod
-    def read(cls, path: Path) -> DamageCurves | None:
-        """Read what `write` wrote; None where it holds no points.
+    def read(cls, path: Path, key: str | None = None) -> DamageCurves | None:
+        """Read what `write` wrote; None where it holds no points, or was computed from another key.
 
         Raises:
             InputError: the file is missing, of another schema, or damaged.
         """
         document = read_json(path, SCHEMA, VERSION)
+        if key is not None and document.get("key") != key:
+            return None
         try:
             points = {}
             for name, rows in document["points"].items():
                 layer, _, kind = name.partition(".")
                 points[Site(int(layer), Kind(kind))] = [(float(ratio), float(d)) for ratio, d in rows]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error}); run `dvc repro build-dataset`") from error
+            raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
         return cls(points) if points else None
 
 
