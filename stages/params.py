@@ -193,7 +193,7 @@ class BuildDataset(Section):
 
 class TrainPredictor(Section):
     seed: Natural
-    model: Literal["additive+xgboost", "xgboost", "additive"]
+    model: Literal["curves+xgboost", "curves", "additive+xgboost", "xgboost", "additive"]
     folds: Annotated[int, Field(ge=2)]
     trees: Count
     depth: Count
@@ -284,6 +284,18 @@ class Params(Section):
                     f"search.objective names {name!r}, which search.measurement.question_formats "
                     f"{self.search.measurement.question_formats} do not measure; add its format"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _curves_are_known(self) -> Params:
+        kind = self.train_predictor.model
+        known = self.evaluate.curvature_tokens or self.sample.single_site_ratios
+        if kind.startswith("curves") and not known:
+            raise ValueError(
+                f"train_predictor.model is {kind!r}, which needs damage curves, but "
+                "evaluate.curvature_tokens is 0 and sample.single_site_ratios is empty; "
+                "set one of them, or take additive+xgboost"
+            )
         return self
 
     @model_validator(mode="after")

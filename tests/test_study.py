@@ -50,10 +50,10 @@ def test_every_method_runs_for_every_seed_but_those_that_draw_nothing() -> None:
 
 
 def test_ours_spends_what_its_params_say() -> None:
-    assert methods.evaluations_of_ours(SMOLLM2, COMMITTED) == 3 + 56 + 3 * 8
-    assert methods.evaluations_of_ours(SMOLLM2, methods.fewer(COMMITTED)) == 3 + 16 + 2 * 8
-    assert methods.evaluations_of_ours(SMOLLM2, methods.more(COMMITTED)) == 3 + 56 + 9 * 8
-    assert methods.checkpoints(SMOLLM2, COMMITTED) == [35, 83, 131, 166]
+    assert methods.evaluations_of_ours(SMOLLM2, COMMITTED) == 3 + 24 + 5 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.fewer(COMMITTED)) == 3 + 8 + 3 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.more(COMMITTED)) == 3 + 24 + 12 * 8
+    assert methods.checkpoints(SMOLLM2, COMMITTED) == [35, 67, 123, 134]
 
 
 def test_validation_text_is_divided_at_a_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 | ``mass.KIND`` | the share of all importance scores of that kind in removed units |
 | ``overall_ratio`` | the fraction of all decoder-layer parameters removed |
 | ``damage``, ``damage.KIND`` | the sum of the sites' own damages (`DamageCurves`), nats a token |
-| ``damage.AA-BB.KIND`` | the same of a band's sites |
+| ``damage.AA-BB.KIND``, ``damage.LL.KIND`` | the same of a band's sites, and of one site |
 
 The damages are there where curvature or the single-site design tells them.
 
@@ -18,6 +18,7 @@ law of the features.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,7 +101,10 @@ class Features:
         sites = [f"ratio.{site.layer:02d}.{site.kind}" for site in self.sites]
         kinds = [f"{what}.{kind}" for what in ("ratio", "mass") for kind in Kind]
         of_bands = [name.replace("band", DAMAGE, 1) for name, _ in self._bands]
-        damages = [DAMAGE, *(f"{DAMAGE}.{kind}" for kind in Kind), *of_bands] if self.curves else []
+        of_sites = [name.replace("ratio", DAMAGE, 1) for name in sites]
+        damages = (
+            [DAMAGE, *(f"{DAMAGE}.{kind}" for kind in Kind), *of_bands, *of_sites] if self.curves else []
+        )
         return [*sites, *(name for name, _ in self._bands), *kinds, "overall_ratio", *damages]
 
     def shares(self, feature: str) -> dict[Site, float]:
@@ -116,8 +120,9 @@ class Features:
 
     def sites_of(self, feature: str) -> list[Site]:
         """The sites that a feature speaks of."""
-        if feature in self.names[: len(self.sites)]:
-            return [self.sites[self.names.index(feature)]]
+        alone = feature.replace(DAMAGE, "ratio", 1) if is_of_site(feature) else feature
+        if alone in self.names[: len(self.sites)]:
+            return [self.sites[self.names.index(alone)]]
         for name, places in self._bands:
             if feature in (name, name.replace("band", DAMAGE, 1)):
                 return [self.sites[place] for place in places]
@@ -154,7 +159,13 @@ class Features:
             return []
         each = np.array([self._damage(site, widths[site.layer]) for site in self.sites])
         of_bands = [float(each[places].sum()) for _, places in self._bands]
-        return [float(each.sum()), float(each[0::2].sum()), float(each[1::2].sum()), *of_bands]
+        return [
+            float(each.sum()),
+            float(each[0::2].sum()),
+            float(each[1::2].sum()),
+            *of_bands,
+            *each.tolist(),
+        ]
 
     @cached_property
     def _site_damages(self) -> dict[tuple[Site, tuple[int, ...]], float]:
@@ -175,6 +186,11 @@ class Features:
 def is_damage(feature: str) -> bool:
     """Whether a feature is a sum of damages, of all sites or a band's."""
     return feature.split(".")[0] == DAMAGE
+
+
+def is_of_site(feature: str) -> bool:
+    """Whether a feature is one site's damage: what `Curves` are fitted on, and nothing else is."""
+    return re.fullmatch(rf"{DAMAGE}\.\d+\.[a-z]+", feature) is not None
 
 
 def is_trusted(feature: str) -> bool:

@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from stages.architecture import Architecture
+from stages.architecture import Architecture, Site
 from stages.budget import Budget
 from stages.build_dataset.features import Features
 from stages.params import Search, TrainPredictor
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
 from stages.search import tpe
+from stages.search.allocation import Damage
 from stages.search.tpe import Question, Trial, objective_of
 from stages.train_predictor.predictor import Predictor
 
@@ -143,13 +144,32 @@ class GuidedSearch:
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
         name = f"round-{number} {ratio:g} {digest}"
         seed = self.search.seed + number
-        curves = self.features.curves
-        damage = None if curves is None else curves.damage
+        damage = None if self.features.curves is None else self._damage(predictor, space)
         question = Question(space, ratio, self.budget.tolerance, forecast, seed, name, limited, damage)
         if self.storage is not None and number == 1:
             tpe.forget_others(self.storage, name)
         starts = self.best(known, overall_ratio)
         return tpe.search(question, self.search, starts, self.storage)
+
+    def _damage(self, predictor: Predictor, space: Space) -> Damage:
+        """What a predictor says that each width costs alone: the objective's rise, never falling."""
+        every = [
+            (site, option.ratio, space.architecture({site: option}))
+            for site, widths in space.allowed.items()
+            for option in widths
+        ]
+        forecasts = predictor.forecast(
+            self.features.matrix([self.features.shape.dense(), *(a for *_, a in every)])
+        )
+        values = [
+            objective_of({t: f[i] for t, f in forecasts.items()}, self.search.objective)
+            for i in range(len(every) + 1)
+        ]
+        found: dict[Site, dict[float, float]] = {}
+        for (site, ratio, _), value in zip(every, values[1:], strict=True):
+            before = max(found.get(site, {}).values(), default=0.0)
+            found.setdefault(site, {})[ratio] = max(before, float(value - values[0]))
+        return lambda site, ratio: found[site][ratio]
 
     def _limited(self, space: Space) -> Limited | None:
         return Limited(space, self.limits, self.budget.tolerance) if self.limits else None

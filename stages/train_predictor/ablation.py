@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from stages.budget import Budget
+from stages.build_dataset.features import is_damage, is_of_site
 from stages.params import TrainPredictor
 from stages.train_predictor import comparison
 from stages.train_predictor.comparison import own
@@ -20,7 +21,8 @@ GROUPS: Mapping[str, str] = {
     "means by kind": r"ratio\.[a-z]",
     "importance mass": r"mass\.",
     "overall ratio": r"overall_ratio$",
-    "damages": r"damage(\.|$)",
+    "damages of sites": r"damage\.\d+\.[a-z]",
+    "sums of damages": r"damage(\.|$)",
 }
 """Of features (`stages.build_dataset.features` documents them), by how their names begin."""
 
@@ -43,6 +45,13 @@ def groups(features: Sequence[str]) -> dict[str, list[str]]:
     return {group: names for group, names in found.items() if names}
 
 
+def _left_out(features: Sequence[str]) -> dict[str, list[str]]:
+    """Each group, and all damages together."""
+    found = groups(features)
+    damages = [name for name in features if is_damage(name)]
+    return found | ({"any damage": damages} if damages else {})
+
+
 def ablate(
     pairs: pd.DataFrame,
     features: Sequence[str],
@@ -53,13 +62,19 @@ def ablate(
     """A row a target and choice of features: all, then all without each group.
 
     Errors are those of `comparison.compare`, of the kind of predictor that `section` names;
-    ``predictor`` says what is left out and ``features`` how many features are left. A target without
-    a law, an accuracy, has the first row alone: a few questions do not tell features apart.
+    ``predictor`` says what is left out, and what is fitted instead where curves cannot be;
+    ``features`` how many features are left. A target without a law, an accuracy, has the first row
+    alone: a few questions do not tell features apart.
     """
     contestants = [own(ALL, section, features)]
-    for group, without in groups(features).items():
+    for group, without in _left_out(features).items():
         kept = [name for name in features if name not in set(without)]
-        if kept:
+        if not kept:
+            continue
+        if section.model.startswith("curves") and not any(is_of_site(name) for name in kept):
+            additive = section.model_copy(update={"model": section.model.replace("curves", "additive")})
+            contestants.append(own(f"without {group}: {additive.model}", additive, kept))
+        else:
             contestants.append(own(f"without {group}", section, kept))
     tables = [
         comparison.judged(contestants if law(target) else contestants[:1], pairs, [target], section, budget)

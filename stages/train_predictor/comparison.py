@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from stages.budget import Budget
-from stages.build_dataset.features import is_trusted
+from stages.build_dataset.features import is_of_site
 from stages.params import TrainPredictor
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
-from stages.train_predictor.models import Forecast, Model
+from stages.train_predictor.models import Forecast, Model, Roles
 from stages.train_predictor.predictor import COVERAGE, Predictor, errors, law, scale
 
 NEAR = 0.02
@@ -38,8 +38,8 @@ class Contestant:
 
 def own(name: str, section: TrainPredictor, features: Sequence[str]) -> Contestant:
     """Our predictor of the kind that the section names."""
-    trusted = np.array([is_trusted(feature) for feature in features])
-    return Contestant(name, features, lambda x, y, sign: Model.fit(x, y, sign, section, trusted).forecast)
+    roles = Roles.of(features)
+    return Contestant(name, features, lambda x, y, sign: Model.fit(x, y, sign, section, roles).forecast)
 
 
 def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contestant]:
@@ -60,9 +60,15 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
         model.fit(x / scaled, y)
         return lambda rows: model.predict(rows / scaled)
 
+    known = any(is_of_site(name) for name in features)
     return [
         ours("xgboost on ratios (the paper's)", "xgboost", ratios),
         ours("xgboost", "xgboost", features),
+        *(
+            [ours("curves", "curves", features), ours("curves+xgboost", "curves+xgboost", features)]
+            if known
+            else []
+        ),
         ours("additive", "additive", features),
         ours("additive+xgboost on ratios", "additive+xgboost", ratios),
         ours("additive+xgboost", "additive+xgboost", features),

@@ -5,6 +5,8 @@
 | ``xgboost`` | gradient-boosted trees (Chen & Guestrin 2016), monotone where the law is: the paper's |
 | ``additive`` | the non-negative linear model of `additive` |
 | ``additive+xgboost`` | the additive model, and trees on what it leaves over: the interactions |
+| ``curves`` | the damage curves corrected by the pairs: the Gaussian process of `curves` |
+| ``curves+xgboost`` | the same, and trees on what each pair's forecast by the others leaves over |
 
 scikit-learn's histogram trees and Gaussian process are references, which these are compared with: they
 are never searched with, since they cannot be saved without a pickle.
@@ -13,7 +15,7 @@ are never searched with, since they cannot be saved without a pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,77 +27,114 @@ from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 from xgboost import XGBRegressor
 from xgboost.core import XGBoostError
 
+from stages.build_dataset.features import is_of_site, is_trusted
 from stages.files import InputError
 from stages.params import TrainPredictor
 from stages.train_predictor.additive import Additive, Array
+from stages.train_predictor.curves import Curves
 
 Forecast = Callable[[Array], Array]
 """From features (n, F) to forecasts (n,)."""
 
 
 @dataclass(frozen=True)
+class Roles:
+    """Which features (F,) a model uses for what."""
+
+    trusted: NDArray[np.bool_]
+    """Those that the additive model explains by first."""
+    damages: NDArray[np.intp]
+    """Places of the sites' own damages, which the curves alone are fitted on."""
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Roles:
+        places = [place for place, name in enumerate(names) if is_of_site(name)]
+        return cls(np.array([is_trusted(name) for name in names]), np.array(places, dtype=np.intp))
+
+    @property
+    def plain(self) -> NDArray[np.intp]:
+        """Places of all other features."""
+        return np.setdiff1d(np.arange(len(self.trusted)), self.damages)
+
+
+@dataclass(frozen=True)
 class Model:
-    """Forecasts one target: the sum of its additive part and its trees; at least one is there."""
+    """Forecasts one target: the sum of its parts; at least one is there."""
 
     additive: Additive | None
+    curves: Curves | None
     trees: XGBRegressor | None
+    roles: Roles
 
     @classmethod
     def fit(
-        cls,
-        features: Array,
-        target: Array,
-        sign: int,
-        section: TrainPredictor,
-        trusted: NDArray[np.bool_] | None = None,
+        cls, features: Array, target: Array, sign: int, section: TrainPredictor, roles: Roles | None = None
     ) -> Model:
         """Fit the kind that the section names. `sign` is the law's: +1, -1, or 0 for none.
 
-        `trusted` (F,) are the features that the additive model explains by first.
+        Trees alone obey the law. On top of another model they may also take damage back, since
+        that model overstates it where cuts overlap: held to the law they forecast worse.
 
-        Trees alone obey the law. On top of the additive model they may also take damage back, since
-        the additive model overstates it where cuts overlap: held to the law they forecast worse.
+        Raises:
+            InputError: the kind needs damage curves, and the features have none.
         """
-        additive = None
-        if section.model != "xgboost":
-            additive = Additive.fit(features, target, sign, section.seed, trusted)
-            target = target - additive.forecast(features)
+        roles = roles or Roles.of([""] * features.shape[1])
+        plain = features[:, roles.plain]
+        additive = curves = None
+        if section.model.startswith("additive"):
+            additive = Additive.fit(plain, target, sign, section.seed, roles.trusted[roles.plain])
+            target, sign = target - additive.forecast(plain), 0
+        if section.model.startswith("curves"):
+            if not len(roles.damages):
+                raise InputError(
+                    f"train_predictor.model is {section.model}, but no damage curves are known; set "
+                    "evaluate.curvature_tokens or sample.single_site_ratios, or take additive+xgboost"
+                )
+            curves, target = Curves.fit(features[:, roles.damages], target)
             sign = 0
-        if section.model == "additive":
-            return cls(additive, None)
-        return cls(additive, _trees(section, sign, features.shape[1]).fit(features, target))
+        if not section.model.endswith("xgboost"):
+            return cls(additive, curves, None, roles)
+        trees = _trees(section, sign, plain.shape[1]).fit(plain, target)
+        return cls(additive, curves, trees, roles)
 
     def forecast(self, features: Array) -> Array:
         """Forecasts (n,) for features (n, F)."""
         total = np.zeros(len(features))
+        plain = features[:, self.roles.plain]
         if self.additive is not None:
-            total += self.additive.forecast(features)
+            total += self.additive.forecast(plain)
+        if self.curves is not None:
+            total += self.curves.forecast(features[:, self.roles.damages])
         if self.trees is not None:
             # inplace_predict spares the DMatrix: a search asks for one row at a time, thousands of times
-            total += self.trees.get_booster().inplace_predict(features, validate_features=False)
+            total += self.trees.get_booster().inplace_predict(plain, validate_features=False)
         return total
 
     def gains(self, features: Array) -> Array:
         """How much each feature decides, (F,): summing to 1, or all 0 where nothing decides.
 
         The trees' total gain: how much of the target's squared error (nats², summed over pairs) the
-        splits on it removed; and for the additive part the squared deviations that its terms cause
+        splits on it removed; and for the other parts the squared deviations that its terms cause
         on the features (n, F) fitted on.
         """
-        gains = np.zeros(features.shape[1])
+        gains, plain = np.zeros(features.shape[1]), self.roles.plain
         if self.trees is not None:
             for name, gain in self.trees.get_booster().get_score(importance_type="total_gain").items():
                 assert isinstance(gain, float)
-                gains[int(name.removeprefix("f"))] += gain
+                gains[plain[int(name.removeprefix("f"))]] += gain
         if self.additive is not None:
-            half = len(self.additive.weights) // 2
-            caused = features * self.additive.weights[:half] + features**2 * self.additive.weights[half:]
-            gains += caused.var(axis=0) * len(features)
+            half, known = len(self.additive.weights) // 2, features[:, plain]
+            caused = known * self.additive.weights[:half] + known**2 * self.additive.weights[half:]
+            gains[plain] += caused.var(axis=0) * len(features)
+        if self.curves is not None:
+            caused = self.curves.by_site(features[:, self.roles.damages])
+            gains[self.roles.damages] += caused.var(axis=0) * len(features)
         return gains / gains.sum() if gains.sum() > 0 else gains
 
     def to_bytes(self) -> bytes:
         """All that the forecasts depend on."""
-        additive = b"" if self.additive is None else json.dumps(self.additive.to_json()).encode()
+        parts = [None if part is None else part.to_json() for part in (self.additive, self.curves)]
+        additive = json.dumps(parts).encode()
         trees = b"" if self.trees is None else bytes(self.trees.get_booster().save_raw("ubj"))
         return additive + trees
 
@@ -105,19 +144,21 @@ class Model:
             self.trees.save_model(path)
         return {
             "additive": None if self.additive is None else self.additive.to_json(),
+            "curves": None if self.curves is None else self.curves.to_json(),
             "trees": None if self.trees is None else path.name,
         }
 
     @classmethod
-    def load(cls, folder: Path, content: Mapping[str, Any]) -> Model:
+    def load(cls, folder: Path, content: Mapping[str, Any], roles: Roles) -> Model:
         """Read what `save` wrote.
 
         Raises:
             InputError: the file of the trees is missing or damaged.
         """
         additive = None if content["additive"] is None else Additive.from_json(content["additive"])
+        curves = None if content["curves"] is None else Curves.from_json(content["curves"])
         if content["trees"] is None:
-            return cls(additive, None)
+            return cls(additive, curves, None, roles)
         path = folder / content["trees"]
         trees = XGBRegressor()
         try:
@@ -125,7 +166,7 @@ class Model:
             trees.get_booster().set_param("nthread", "1")  # a search asks for one row at a time
         except (XGBoostError, OSError) as error:
             raise InputError(f"{path} cannot be read; run `dvc repro train-predictor`") from error
-        return cls(additive, trees)
+        return cls(additive, curves, trees, roles)
 
 
 def _trees(section: TrainPredictor, sign: int, features: int) -> XGBRegressor:

@@ -18,12 +18,12 @@ import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from stages.build_dataset.features import Array, Features, is_trusted
+from stages.build_dataset.features import Array, Features
 from stages.files import InputError, read_json, write_json
 from stages.params import TrainPredictor
-from stages.train_predictor.models import Model
+from stages.train_predictor.models import Model, Roles
 
-SCHEMA, VERSION = "prunecast.predictor", 2
+SCHEMA, VERSION = "prunecast.predictor", 3
 COVERAGE = 0.8
 
 
@@ -60,8 +60,8 @@ class Predictor:
     ) -> Predictor:
         """Fit one model a target on the rows of `pairs`. Reproducible."""
         values = pairs[list(features)].to_numpy()
-        trusted = np.array([is_trusted(name) for name in features])
-        models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section, trusted) for t in targets}
+        roles = Roles.of(features)
+        models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section, roles) for t in targets}
         return cls(section.model, tuple(features), models)
 
     @property
@@ -110,8 +110,10 @@ class Predictor:
         path = folder / "predictor.json"
         document = read_json(path, SCHEMA, VERSION)
         try:
-            models = {target: Model.load(folder, content) for target, content in document["models"].items()}
-            return cls(document["kind"], tuple(document["features"]), models, document["half_widths"])
+            names = tuple(document["features"])
+            roles = Roles.of(names)
+            models = {t: Model.load(folder, content, roles) for t, content in document["models"].items()}
+            return cls(document["kind"], names, models, document["half_widths"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{path} is damaged ({type(error).__name__}: {error}); run `dvc repro train-predictor`"

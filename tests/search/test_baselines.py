@@ -155,7 +155,7 @@ def test_the_paper_measures_its_pairs_and_its_finalists(tmp_path: Path):
         insensitive_ratios=[0.2, 0.7],
         other_ratios=[0.1, 0.5],
     )
-    train = COMMITTED.train_predictor.model_copy(update={"trees": 30})
+    train = COMMITTED.train_predictor.model_copy(update={"trees": 30, "learning_rate": 0.05})
     count, _ = counter()
     found = baselines.paper(problem, count, features_of(tmp_path), train, narrow, 300, 5)
     assert count.evaluations == 65

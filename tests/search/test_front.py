@@ -33,7 +33,12 @@ def test_each_ratio_has_its_best_forecast_architecture(tmp_path: Path, limited: 
     """Also where the budget limits bytes: a further ratio replaces the budget, its limits included."""
     budget = budget_of(overall_ratio=0.25, tolerance=0.02, size_bytes=BYTES if limited else None)
     limits = limits_of(SMALL, budget, None)
-    features, train = features_of(tmp_path), COMMITTED.train_predictor.model_copy(update={"trees": 30})
+    features, train = (
+        features_of(tmp_path),
+        COMMITTED.train_predictor.model_copy(
+            update={"trees": 30, "model": "additive+xgboost", "learning_rate": 0.05}
+        ),
+    )
     guided = GuidedSearch(
         features, [TARGET], SEARCH, train, budget,
         lambda predictor, pairs: SPACE, lambda architectures, number: {}, None, limits,

@@ -31,7 +31,9 @@ SEARCH = COMMITTED.search.model_copy(
         "finalists": 3,
     }
 )
-TRAIN = COMMITTED.train_predictor.model_copy(update={"trees": 60})
+TRAIN = COMMITTED.train_predictor.model_copy(
+    update={"trees": 60, "model": "additive+xgboost", "learning_rate": 0.05}
+)
 SPACE = Space(SMALL, 4, dict.fromkeys(prunable_sites(SMALL, 0, 0), (0.0, 0.6)))
 COSTS = np.random.default_rng(3).exponential(size=12)
 

@@ -22,7 +22,9 @@ from stages.train_predictor.predictor import Predictor, errors, evaluate, law, s
 from tests.small import COMMITTED, SMALL, architectures_of, features_of, random_architectures
 
 TARGETS = ["log_ppl.wiki", "quiz.log_likelihood", "quiz.accuracy"]
-SECTION = COMMITTED.train_predictor.model_copy(update={"trees": 150, "seed": 0, "model": "xgboost"})
+SECTION = COMMITTED.train_predictor.model_copy(
+    update={"trees": 150, "seed": 0, "model": "xgboost", "learning_rate": 0.05}
+)
 
 
 def section_of(kind: str) -> TrainPredictor:

@@ -26,6 +26,7 @@ import torch
 from stages.architecture import Architecture
 from stages.evaluate.journal import Journal
 from stages.evaluate.measure import Work, standard_error
+from stages.files import InputError
 from stages.search.baselines import Counter, Problem
 from stages.search.rounds import Metrics
 from stages.search.tpe import objective_of
@@ -47,7 +48,11 @@ def search(arguments: argparse.Namespace) -> None:
     with Journal(arguments.results / f"journal-{name}.jsonl") as journal:
         for method, ratio in todo:
             started = time.perf_counter()
-            row = result(setting, regime, arguments, method, ratio, journal)
+            try:
+                row = result(setting, regime, arguments, method, ratio, journal)
+            except InputError as error:  # the paper's narrowed space may not reach a strong ratio
+                print(f"{name} {method} {ratio:g}: has no answer: {error}", flush=True)
+                continue
             for part in row:
                 append(rows, part)
             print(

@@ -72,13 +72,13 @@ def resized(params: Params, spread: int, rounds: int) -> Params:
 
 
 def fewer(params: Params) -> Params:
-    """What a user does where a measurement is dear: 16 pairs and two rounds."""
-    return resized(params, 16, 2)
+    """What a user does where a measurement is dear: 8 pairs and three rounds."""
+    return resized(params, 8, 3)
 
 
 def more(params: Params) -> Params:
-    """What a user does where a measurement is cheap: three times the rounds."""
-    return resized(params, params.sample.spread, 3 * params.search.rounds)
+    """What a user does where a measurement is cheap: twice the rounds, and two."""
+    return resized(params, params.sample.spread, 2 * params.search.rounds + 2)
 
 
 Run = Callable[[Setting, Params, Problem, Counter], Architecture]
@@ -131,11 +131,11 @@ ALL: Mapping[str, Run] = {
     "curvature": _curvature,
     "ours": lambda setting, params, problem, count: ours(setting, params, count),
     "ours-fewer": lambda setting, params, problem, count: ours(setting, fewer(params), count),
-    "ours-more": lambda setting, params, problem, count: ours(setting, more(params), count),
     # one child a generation: on validation text it did better than eight at equal evaluations
     "evolution": lambda setting, params, problem, count: baselines.evolution(
         problem, count, checkpoints(problem.shape, params)[-1], offspring=1
     ),
+    "ours-more": lambda setting, params, problem, count: ours(setting, more(params), count),
 }
 SEEDLESS = ("uniform", "simple", "shortgpt", "2ssp", "greedy", "curvature")
 """Methods that draw nothing: they run once, as seed 0."""

@@ -40,7 +40,11 @@ _TAYLOR = {
 REGIMES = {
     r.name: r
     for r in (
-        Regime("repaired", (0.2, 0.3, 0.4), {"calibration": {"samples": 120, "sequence_length": 1024}}),
+        Regime(
+            "repaired",
+            (0.2, 0.3, 0.4),
+            {"calibration": {"samples": 120, "sequence_length": 1024}, "curvature_tokens": 122_880},
+        ),
         Regime(
             "taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "curvature", "ours")
         ),
