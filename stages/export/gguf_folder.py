@@ -29,7 +29,7 @@ _HOW_TO_RUN = """Every file is the whole model with its tokenizer and chat templ
     llama-server -m {first}
 
 Layers differ in width, which llama.cpp reads in files of the architecture `deci`; where all are alike it is
-`llama`. `python -m stages.export.proof` measures speed, memory and perplexity against the dense model."""
+`llama`. Speed, memory and perplexity beside the dense model's are in `../report.html`, where they were measured."""
 
 
 def pruned_model(

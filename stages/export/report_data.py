@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stages.architecture import Architecture, ModelShape
+from stages.export.comparison import Proof
 
 WINNER = "winner"
 BASELINES = ("uniform", "simple")
@@ -92,8 +93,8 @@ class ReportData:
     "sensitive", "insensitive", "other" or "exempt". `history` is the best forecast objective of
     a round so far, trial by trial, round after round. `question_groups` and `protocol_entries`
     (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the budget in bytes
-    or milliseconds. `change_errors`, where known, maps a baseline to the
-    standard error of the
+    or milliseconds. `proof` compares the exported files with the dense model's, in speed and memory.
+    `change_errors`, where known, maps a baseline to the standard error of the
     winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
     """
@@ -115,6 +116,7 @@ class ReportData:
     question_groups: Sequence[QuestionGroup] = ()
     protocol_entries: Sequence[Mapping[str, Any]] = ()
     taken: Sequence[Taken] = ()
+    proof: Proof = field(default_factory=Proof)
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)

@@ -41,7 +41,6 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--spread", type=float, default=0.3, help="at least 0.1: widths are discrete")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
     proof.add_arguments(parser)
     arguments = parser.parse_args()
     section = params.load()
@@ -56,17 +55,14 @@ def main() -> None:
             export / "model", state, loaded.config, architecture, shape, loaded.tokenizer, None, torch.float32
         )
         gguf_folder.write_folder(export / "gguf", section.model, loaded, state, architecture, TYPES)
-        load = proof.load_of(section, loaded, arguments)
+        load = proof.load_of(section, loaded, bench.texts, proof.asked_for(arguments))
         found = proof.prove(section.model, loaded, export, architecture, load, work / "dense")
         kept = 1 - architecture.overall_ratio(shape)
         print(
             f"{section.model.source}, {100 * kept:.1f} % of the decoder layers kept, architecture "
-            f"{architecture.id}; {len(load.prompt)} tokens prefilled, {len(load.continuation)} decoded, "
-            f"{load.rounds} rounds, {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
+            f"{architecture.id}; PyTorch {torch.__version__}\n"
         )
-        print(proof.table(found))
-        if arguments.json:
-            proof.write(arguments.json, found, load, next(iter(section.corpora.texts)))
+        proof.show(found, arguments.json)
         if has_llama_cpp():
             _generate(export / "gguf" / "model-F16.gguf")
 
