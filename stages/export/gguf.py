@@ -27,7 +27,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.export.gguf_tokenizer import Fields, UnsupportedError
+from stages.export.gguf_fields import Fields, UnsupportedError
 from stages.families import FAMILIES, Family
 
 BLOCK = 32

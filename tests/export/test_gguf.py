@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 
 from stages.architecture import Architecture
 from stages.export.gguf import PrunedModel, write_file
-from stages.export.gguf_tokenizer import UnsupportedError
+from stages.export.gguf_fields import UnsupportedError
 from tests import tiny
 from tests.by_hand import run_by_hand
 from tests.export.deployable import EVERY_CASE, LAST_HOLLOW, UNIFORM, VOCABULARY, pruned_model
