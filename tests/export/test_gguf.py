@@ -149,6 +149,17 @@ def test_equal_widths_make_an_ordinary_llama_file(tmp_path: Path) -> None:
     assert fields["llama.feed_forward_length"] == 64
 
 
+@pytest.mark.parametrize("width", [[2, 3, 128], [2, 2, 64]], ids=["dense", "narrower"])
+def test_layers_that_are_gone_leave_an_ordinary_llama_file_of_fewer(tmp_path: Path, width: list[int]) -> None:
+    architecture = Architecture.from_json([[0, 0, 0], width, [0, 0, 0], width])
+    model, path = in_half_precision(pruned_model(tmp_path, architecture)), tmp_path / "model.gguf"
+    write_file(path, model, "F16")
+    fields = header(path)
+    assert (fields["general.architecture"], fields["llama.block_count"]) == ("llama", 2)
+    expected = run_by_hand(model.state, model.config, TOKENS)
+    torch.testing.assert_close(run_file_by_hand(path, TOKENS), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(
     ("file_type", "steps"), [("F16", 2048.0), ("Q8_0", 2 * 127.0), ("Q4_0", 8.0)], ids=["F16", "Q8_0", "Q4_0"]

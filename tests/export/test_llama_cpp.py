@@ -33,10 +33,21 @@ pytest.importorskip("llama_cpp")
 
 TOKENS = tiny.random_tokens(1, 120, vocabulary=VOCABULARY)[0].tolist()
 SILENT = Architecture.from_json([[0, 0, 64], [0, 0, 128], [0, 0, 0], [0, 0, 32]])
+ENDS_GONE = Architecture.from_json([[0, 0, 0], [2, 3, 128], [2, 3, 128], [0, 0, 0]])
 CASES: dict[str, tuple[str, Architecture, dict[str, Any]]] = {
     "llama": ("llama", EVERY_CASE, {}),
     "llama, last layer without MLP": ("llama", LAST_HOLLOW, {}),
     "llama, uniform": ("llama", UNIFORM, {}),
+    "llama, layers gone": (
+        "llama",
+        Architecture.from_json([[0, 0, 0], [2, 3, 128], [2, 3, 128], [0, 0, 0]]),
+        {},
+    ),
+    "qwen2, layers gone": (
+        "qwen2",
+        Architecture.from_json([[2, 2, 64], [0, 0, 0], [2, 2, 64], [2, 2, 64]]),
+        {},
+    ),
     "llama, no attention at all": ("llama", SILENT, {}),
     "llama, tied and biased": (
         "llama",
