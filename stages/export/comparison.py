@@ -149,7 +149,7 @@ def speedups(comparisons: Sequence[Comparison]) -> str:
 
 def flat(proof: Proof) -> dict[str, float]:
     """Speed-ups and shares under MLflow's flat names: ``proof.pytorch_float32.prefill_speedup``."""
-    found = {}
+    found: dict[str, float] = {}
     for c in proof.comparisons:
         name = f"proof.{c.runtime}_{c.weights}".lower().replace("llama.cpp", "llama_cpp")
         found |= {

@@ -13,6 +13,7 @@ import argparse
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,7 +72,7 @@ def _generate(path: Path) -> None:
     """Show that the tokenizer and the chat template work: an answer in llama.cpp."""
     from llama_cpp import Llama
 
-    model = Llama(str(path), n_ctx=256, n_gpu_layers=0, verbose=False)
+    model: Any = Llama(str(path), n_ctx=256, n_gpu_layers=0, verbose=False)
     question = "What is the capital of France?"
     answer = model.create_chat_completion(
         [{"role": "user", "content": question}], max_tokens=40, temperature=0
