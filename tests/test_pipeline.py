@@ -163,9 +163,11 @@ MEASUREMENT = {
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Repository:
-    """A repository in which `dvc repro` has run once."""
-    path = tmp_path_factory.mktemp("pipeline")
-    made = Repository(path, tiny_folder("llama"))
+    """A repository in which `dvc repro` has run once; there are spaces in its path and the model's."""
+    path = tmp_path_factory.mktemp("pipe line")
+    model = tmp_path_factory.mktemp("models") / "a model, with spaces"
+    shutil.copytree(tiny_folder("llama"), model)
+    made = Repository(path, model)
     made.run("git", "init", "-q")
     made.run("dvc", "init", "-q")
     made.run("dvc", "repro")
@@ -514,6 +516,11 @@ def _check_proof(repository: Repository, exported: dict[str, bytes]) -> None:
         assert f"{median:.2f} times as fast" in text
         assert "on 1 thread of a CPU" in text
     assert proof["remarks"][0] in report
+    head = repository.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert f"- git commit: {head}" in card
+    assert "- base model: a local folder" in card
+    assert "a model, with spaces" in card
+    assert str(repository.path) not in card, "a path of this machine"
     assert "speedup" not in exported["metrics.json"].decode()
 
 

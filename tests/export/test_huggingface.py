@@ -219,6 +219,7 @@ def test_tokenizer_generation_settings_and_dtype_come_along(tmp_path: Path) -> N
     text = "A model keeps ünits."
     assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
     assert tokenizer.special_tokens_map == original.special_tokens_map
+    assert tokenizer.chat_template == original.chat_template
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "w1"}], tokenize=False)
     assert chat == "<bos>w1<eos>"
     model.save_pretrained(tmp_path / "again")
