@@ -196,11 +196,12 @@ def test_what_the_report_and_the_card_print() -> None:
         "200.0 M", "800.0 MB", "1,000 MB", "100", "10", "20.00", "–",
     ]  # fmt: skip
     assert rows["pruned"][3] == ("120", "108 to 132")
-    against = rows["pruned against dense"]
+    against, shares = rows["compared"], rows["of the ideal"]
     assert [value for value, _ in against[:3]] == ["−25.0 %"] * 3
-    assert against[3] == ("1.20 times as fast", "1.10 to 1.30; ideal 1.25, reached 96 %")
-    assert against[4] == ("1.50 times as fast", "1.40 to 1.60; ideal 2.00, reached 75 %")
+    assert (against[3], shares[3]) == (("1.20 times as fast", "1.10 to 1.30"), ("96 %", "of 1.25 times"))
+    assert (against[4], shares[4]) == (("1.50 times as fast", "1.40 to 1.60"), ("75 %", "of 2.00 times"))
     assert against[5][0] == "+25.0 %"
+    assert {len(cells) for _, cells in torch_.rows} == {len(report_proof.COLUMNS)}
     assert dict(llama.rows)["pruned"][6] == ("3.0e-06 nats", "logits within 0.01")
     card = report_proof.card(shown)
     assert (
