@@ -22,7 +22,7 @@ AGREEMENT = (
 
 @dataclass(frozen=True)
 class ProofTable:
-    """One runtime and type of weights: `rows` are dense, pruned, both compared, and the share of the ideal."""
+    """A runtime and type of weights: `rows` are dense, pruned, both compared, and the share of the ideal."""
 
     name: str
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]

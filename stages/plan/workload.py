@@ -264,7 +264,7 @@ def forecast_s(params: Params) -> float:
 
 
 def proof_s(params: Params, shape: ModelShape, like: Architecture) -> float:
-    """Seconds of the proof of speed in PyTorch on a CPU of two cores; llama.cpp, where installed, is more.
+    """Seconds of the proof of speed in PyTorch on one thread; llama.cpp, where installed, is not counted.
 
     Measured for SmolLM2-135M: `PROOF_FLOPS` a second for prompts and windows, `PROOF_BYTES` of weights a
     second for the tokens after a prompt, and `PROOF_START_S` to write the dense model and load both twice.
