@@ -64,8 +64,8 @@ regression-update: install ## measure that baseline anew, say what changes, and 
 ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT=… for another port)
 	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
-proof: install ## compare speed, memory and size of the export with the dense model's; llama.cpp where installed
-	@.venv/bin/python -m stages.export.proof
+proof: install ## the report's proof of speed again, with more rounds (ARGS="--threads 2 --prompt 512")
+	@.venv/bin/python -m stages.export.proof $(ARGS)
 
 report: ## say where the report of the last run is
 	@test -f data/export/report.html || { echo "There is no report yet: run 'make repro' first." >&2; exit 1; }

@@ -238,9 +238,20 @@ class Search(Section):
     measurement: Measurement
 
 
+class Proof(Section):
+    """What the exported and the dense model are timed on, side by side: tokens, rounds, windows of text."""
+
+    threads: Count | None
+    prompt: Count
+    continuation: Count
+    rounds: Count
+    windows: Count
+
+
 class Export(Section):
     dtype: Literal["float32", "bfloat16", "float16"]
     gguf: list[Literal["F16", "Q8_0", "Q4_0"]]
+    proof: Proof | None
     measurement: Measurement
 
     @model_validator(mode="after")

@@ -135,5 +135,6 @@ def test_what_a_kill_must_not_lose_persists() -> None:
         "data/export/metrics.json",
         "data/export/model",
         "data/export/pictures",
+        "data/export/proof.json",
         "data/export/report.html",
     }

@@ -64,7 +64,7 @@ class Repository:
                 "min_distance": 1,
                 "measurement": MEASUREMENT,
             },
-            export={"measurement": MEASUREMENT},
+            export={"measurement": MEASUREMENT, "proof": None},
             tracking={"experiment": MLFLOW_EXPERIMENT},
         )
         self.change(
@@ -169,9 +169,11 @@ MEASUREMENT = {
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[..., Path]) -> Repository:
-    """A repository in which `dvc repro` has run once."""
-    path = tmp_path_factory.mktemp("pipeline")
-    made = Repository(path, tiny_folder("llama"))
+    """A repository in which `dvc repro` has run once; there are spaces in its path and the model's."""
+    path = tmp_path_factory.mktemp("pipe line")
+    model = tmp_path_factory.mktemp("models") / "a model, with spaces"
+    shutil.copytree(tiny_folder("llama"), model)
+    made = Repository(path, model)
     made.run("git", "init", "-q")
     made.run("dvc", "init", "-q")
     made.run("dvc", "repro")
@@ -504,8 +506,15 @@ def test_killed_and_started_again(repository: Repository) -> None:
     assert len(logged_of_killed) == len(rows)
 
 
+KILLED_AT = {
+    "the new weights are written, and nothing else yet": "model/model.safetensors",
+    "the proof of speed is under way": "dense/model/model.safetensors",
+    "the files are about to take their places": "model/README.md",
+}
+
+
 def test_a_killed_export_leaves_the_previous_one(repository: Repository) -> None:
-    """Killed when the new weights are written, and nothing else yet."""
+    """Killed at several moments, each seen by what lies beside the export by then."""
     folder = repository.path / "data" / "export"
 
     def contents() -> dict[str, bytes]:
@@ -513,28 +522,58 @@ def test_a_killed_export_leaves_the_previous_one(repository: Repository) -> None
         return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".partial" not in p.parts}
 
     params, before = repository.params(), contents()
-    assert {"report.html", "metrics.json", "model/model.safetensors", "model/README.md"} < set(before)
-    repository.change(export={"dtype": "bfloat16"})
-    process = subprocess.Popen(
-        ["dvc", "repro", "--single-item", "export"], cwd=repository.path, env=repository.environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (folder / ".partial" / "model" / "model.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    time.sleep(1)
-    assert (folder / ".partial").exists(), "the export was over before it was killed: a blind test"
-    assert contents() == before
+    assert {"report.html", "metrics.json", "proof.json", "model/README.md"} < set(before)
+    assert "export.proof in params.yaml is null" in before["report.html"].decode()
+    proof = {"threads": 1, "prompt": 16, "continuation": 4, "rounds": 2, "windows": 2}
+    repository.change(export={"dtype": "bfloat16", "proof": proof})
+    for moment, name in KILLED_AT.items():
+        process = subprocess.Popen(
+            ["dvc", "repro", "--single-item", "export"], cwd=repository.path, env=repository.environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (folder / ".partial" / name).exists():
+            assert process.poll() is None, f"over before {moment}"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        time.sleep(1)
+        assert (folder / ".partial").exists(), f"over before it was killed where {moment}: a blind test"
+        assert contents() == before, moment
     repository.stage("export")
     assert not (folder / ".partial").exists()
     after = contents()
     assert after.keys() == before.keys()
     assert len(after["model/model.safetensors"]) < 0.6 * len(before["model/model.safetensors"])
+    _check_proof(repository, after)
     repository.write_params(params)
+
+
+def _check_proof(repository: Repository, exported: dict[str, bytes]) -> None:
+    """The stage measured its own export, and report, card and file tell the same of it."""
+    proof, final = repository.json("export/proof.json"), repository.json("export/metrics.json")["contenders"]
+    (row,) = proof["comparisons"]
+    assert (row["runtime"], row["weights"]) == ("PyTorch", "bfloat16")
+    for ours, theirs in (("dense", "dense"), ("pruned", "winner")):
+        assert row[ours]["parameters"] == final[theirs]["parameters"]
+        assert row[ours]["size_bytes"] == pytest.approx(2 * final[theirs]["parameters"], rel=0.2)
+        assert row[ours]["perplexity"] == pytest.approx(final[theirs]["ppl.prose"], rel=0.5)
+        assert row[ours]["memory_bytes"] > 0
+    low, median, high = (row["decode_speedup"][key] for key in ("minimum", "median", "maximum"))
+    assert 0 < low <= median <= high
+    assert proof["remarks"] == ["llama.cpp was not measured: no GGUF file was exported."]
+    report, card = exported["report.html"].decode(), exported["model/README.md"].decode()
+    for text in (report, card):
+        assert f"{median:.2f} times as fast" in text
+        assert "on 1 thread of a CPU" in text
+    assert proof["remarks"][0] in report
+    head = repository.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert f"- git commit: {head}" in card
+    assert "- base model: a local folder" in card
+    assert "a model, with spaces" in card
+    assert str(repository.path) not in card, "a path of this machine"
+    assert "speedup" not in exported["metrics.json"].decode()
 
 
 BAD: list[tuple[str, dict[str, dict[str, Any]], str, list[str]]] = [

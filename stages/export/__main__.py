@@ -19,12 +19,15 @@ from stages.evaluate.elastic import ElasticNetwork
 from stages.evaluate.journal import Journal, Row, evaluation_of
 from stages.evaluate.measure import Work
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export import check, evidence, forecast_evidence, gguf_folder, model_card
+from stages.export import check, comparison, evidence, forecast_evidence, gguf_folder, model_card, proof
 from stages.export.base_model import BaseModel, read_base_model
+from stages.export.comparison import Proof
 from stages.export.deployed import taken
 from stages.export.huggingface import write_folder
 from stages.export.question_groups import question_groups
 from stages.export.report import ReportData, build_report, metrics, write_pictures
+from stages.export.runtimes import has_llama_cpp
+from stages.export.speed import Load
 from stages.export.staging import replacing, require_space
 from stages.files import write_json, write_text
 from stages.params import Export, Params
@@ -38,6 +41,7 @@ from stages.tracking import Tracker, open_tracker
 
 HERE = DATA / "export"
 MODEL, GGUF, PICTURES, REPORT, METRICS = "model", "gguf", "pictures", "report.html", "metrics.json"
+PROOF = "proof.json"
 _GGUF_BYTES = {"F16": 2.0, "Q8_0": 1.1, "Q4_0": 0.6}  # a parameter
 
 
@@ -57,11 +61,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
 
 def _size_bytes(winner: Architecture, shape: ModelShape, section: Export) -> int:
-    """About what the export takes on the disk."""
+    """About what the export takes on the disk, the dense model of the proof included."""
     parameters = shape.total_parameters - shape.decoder_parameters + winner.kept_parameters(shape)
     dtype: torch.dtype = getattr(torch, section.dtype)
-    bytes_each = dtype.itemsize + sum(_GGUF_BYTES[kind] for kind in section.gguf)
-    return int(parameters * bytes_each) + 30_000_000  # tokenizers, pictures, report
+    files = sum(_GGUF_BYTES[kind] for kind in section.gguf)
+    size = parameters * (dtype.itemsize + files) + 30_000_000  # tokenizers, pictures, report
+    if section.proof is not None:
+        size += shape.total_parameters * (dtype.itemsize + (files if has_llama_cpp() else 0))
+    return int(size)
 
 
 def _make(
@@ -73,6 +80,8 @@ def _make(
     again = params.search.repair_again
     evaluator = bench.evaluator("report", params.export.measurement, again)
     winner = evidence.same_architecture(candidates, outcome.WINNER)
+    asked = params.export.proof
+    load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
     checks = export_architecture(bench, winner, new / MODEL, getattr(torch, params.export.dtype))
     names = [*BASELINES, outcome.WINNER]
     work = [Work(evidence.same_architecture(candidates, name), name) for name in names]
@@ -85,6 +94,7 @@ def _make(
 
     measured = evaluator.measure_all(work, journal, log, "final table")
     rows = {w.design: measured[w.architecture.id] for w in work}
+    proven = _prove(bench, winner, new, load)
     texts = list(params.corpora.texts)
     narrowed_by, narrowed = forecast_evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
     errors = DATA / "train_predictor" / "metrics.json"
@@ -116,6 +126,7 @@ def _make(
         trust=forecast_evidence.trust(
             errors, DATA / "train_predictor" / "ablation.csv", DATA / "search" / "rounds.csv"
         ),
+        proof=proven,
     )
     _write(new, data, read_base_model(params.model), f"prunecast-{MODEL}" if tracker.run else "")
     return data, rows[outcome.WINNER]
@@ -172,6 +183,15 @@ def _write_and_check(
     ]
 
 
+def _prove(bench: Workbench, winner: Architecture, new: Path, load: Load | None) -> Proof:
+    """The proof of what was written to `new`, beside which the dense model stands for a while."""
+    if load is None:
+        return Proof(remarks=("Nothing was measured: export.proof in params.yaml is null.",))
+    found = proof.prove(bench.params.model, bench.checkpoint, new, winner, load, new / "dense")
+    print(comparison.speedups(found.comparisons), *found.remarks, sep="\n", flush=True)
+    return found
+
+
 def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) -> list[tuple[str, str]]:
     commit = invocation.git_commit()
     return [
@@ -192,6 +212,7 @@ def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> Non
     pictures = write_pictures(data, new / PICTURES)
     write_text(new / REPORT, build_report(data))
     write_json(new / METRICS, "prunecast.final-metrics", 1, metrics(data))
+    comparison.write(new / PROOF, data.proof)
     shown = [picture for picture in pictures if picture.stem in model_card.PICTURES]
     for file in (*shown, *base.terms):
         shutil.copy(file, new / MODEL)
@@ -209,9 +230,10 @@ def _log(data: ReportData, winner_row: Row, tracker: Tracker) -> None:
     tracker.tag_evaluations({winner_row.key: {"prunecast.role": outcome.WINNER}})
     tracker.log_stage(
         evidence.flat_metrics(data.contenders, metrics(data)["winner_change_percent"])
-        | {f"winner.{t.name}": t.measured[outcome.WINNER] for t in data.taken},
+        | {f"winner.{t.name}": t.measured[outcome.WINNER] for t in data.taken}
+        | comparison.flat(data.proof),
         {},
-        [HERE / REPORT, HERE / METRICS, HERE / PICTURES],
+        [HERE / REPORT, HERE / METRICS, HERE / PROOF, HERE / PICTURES],
     )
     winner, card = data.winner, (HERE / MODEL / "README.md").read_text(encoding="utf-8")
     registered = tracker.log_model(

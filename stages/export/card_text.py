@@ -35,8 +35,8 @@ from stages.export.modeling_prunecast import register
 register()  # once a process, before from_pretrained
 ```"""
 PLAIN = """\
-Every layer has the same width: a plain model of its family, which loads and serves wherever the base
-model does."""
+Every layer that is left has the same width: a plain model of its family, which loads and serves wherever
+the base model does."""
 
 
 def summary(winner: Contender, base: BaseModel) -> str:

@@ -27,7 +27,8 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.export.gguf_tokenizer import Fields, UnsupportedError
+from stages.export.gguf_fields import Fields, UnsupportedError
+from stages.export.huggingface import kept_layers
 from stages.families import FAMILIES, Family
 
 BLOCK = 32
@@ -71,7 +72,7 @@ def check_supported(model: PrunedModel) -> None:
         raise UnsupportedError(f"the rope type {kind!r} cannot be written; expected one of {_ROPE_TYPES}")
     if kind == "yarn" and (unusual := _unusual_yarn(rope)):
         raise UnsupportedError(f"the yarn rope sets {unusual}, which llama.cpp does not read alike")
-    if not _kept(model.architecture):
+    if not kept_layers(model.architecture):
         raise UnsupportedError("every layer is gone, and llama.cpp loads no model without layers")
 
 
@@ -90,7 +91,7 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
     types = {name: _type_of(name, tensor, file_type, model.shape) for name, tensor in tensors.items()}
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    blocks = [model.architecture.widths[layer] for layer in _kept(model.architecture)]
+    blocks = [model.architecture.widths[layer] for layer in kept_layers(model.architecture)]
     writer = GGUFWriter(None, "llama" if len(set(_written(blocks))) == 1 else "deci")
     _describe(writer, model, _written(blocks), file_type)
     for name, tensor in tensors.items():
@@ -122,11 +123,6 @@ def _unusual_yarn(rope: Mapping[str, Any]) -> list[str]:
     return sorted(given.keys() - _YARN_KEYS) + [
         key for key, usual in _YARN_DEFAULTS.items() if given.get(key, usual) != usual
     ]
-
-
-def _kept(architecture: Architecture) -> list[int]:
-    """The layers that kept anything."""
-    return [i for i, width in enumerate(architecture.widths) if width.has_attention or width.has_mlp]
 
 
 def _written(widths: list[LayerWidth]) -> list[LayerWidth]:
@@ -188,7 +184,7 @@ def _tensors(model: PrunedModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under llama.cpp's name, in float32, shaped as the file says."""
     family, state, shape = FAMILIES[model.shape.family], model.state, model.shape
     yield "token_embd.weight", state[family.embedding]
-    for index, layer in enumerate(_kept(model.architecture)):
+    for index, layer in enumerate(kept_layers(model.architecture)):
         width, prefix = model.architecture.widths[layer], family.layer.format(layer=layer)
         if width.has_attention:
             attention = _attention(family, state, prefix, shape.head_dim)

@@ -12,7 +12,8 @@ from torch import Tensor
 from stages.architecture import Architecture
 from stages.evaluate.checkpoint import Checkpoint
 from stages.export.gguf import PrunedModel, write_file
-from stages.export.gguf_tokenizer import Fields, UnsupportedError, copied, derived
+from stages.export.gguf_fields import Fields, UnsupportedError
+from stages.export.gguf_tokenizer import copied, departures, derived
 from stages.files import write_text
 from stages.params import Model
 from stages.sample.source import locate
@@ -29,7 +30,12 @@ _HOW_TO_RUN = """Every file is the whole model with its tokenizer and chat templ
     llama-server -m {first}
 
 Layers differ in width, which llama.cpp reads in files of the architecture `deci`; where all are alike it is
-`llama`. `python -m stages.export.proof` measures speed, memory and perplexity against the dense model."""
+`llama`. The report has speed, memory and perplexity beside the dense model's, where measured."""
+_DEPARTURES = """
+
+llama.cpp tokenises otherwise than transformers:
+
+{departures}"""
 
 
 def pruned_model(
@@ -100,4 +106,7 @@ def _write(
         return [("GGUF", reason)], _README.format(name=title, body=f"No file was written: {error}.")
     files = "\n".join(f"- `model-{kind}.gguf`: {size}" for kind, (_, size) in zip(types, lines, strict=True))
     body = _HOW_TO_RUN.format(files=files, first=f"model-{types[0]}.gguf")
+    if locate(source).kind != "gguf" and (found := departures(loaded.tokenizer)):
+        body += _DEPARTURES.format(departures="\n".join(f"- {words}" for words in found))
+        lines.append(("GGUF tokenizer", "llama.cpp tokenises otherwise: " + "; ".join(found)))
     return lines, _README.format(name=title, body=body)

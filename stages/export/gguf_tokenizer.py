@@ -1,31 +1,29 @@
 """A tokenizer as the `tokenizer.*` fields of a GGUF file: copied from the source's file, or derived.
 
 llama.cpp tokenises by its own code, which knows a pre-tokenizer (how text is split before merging) only
-by name. So a tokenizer is derived only where its pre-tokenizer is one of those, part by part.
+by name. So a byte-level BPE is derived only where its pre-tokenizer is one of those, part by part; BPE of
+SentencePiece (Llama 2, Mistral) is in `gguf_sentencepiece`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from gguf import GGUFReader, GGUFValueType, Keys, TokenType
+from gguf import GGUFReader, GGUFValueType, Keys
 
-
-class UnsupportedError(ValueError):
-    """llama.cpp cannot hold this model or tokenizer exactly; the message names what it lacks."""
-
-
-class Field(NamedTuple):
-    """A value of a GGUF file's header; `element` is the type of an array's items."""
-
-    value: Any
-    type: GGUFValueType
-    element: GGUFValueType | None = None
-
-
-Fields = dict[str, Field]
+from stages.export import gguf_sentencepiece
+from stages.export.gguf_fields import (
+    REMEDY,
+    Field,
+    Fields,
+    UnsupportedError,
+    chat_templates,
+    check_added,
+    special,
+    tokens,
+)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -43,9 +41,6 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 ASCII otherwise than Mistral's own pattern."""
 
 _NOT_PLAIN = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
-_SPECIAL = {"bos": Keys.Tokenizer.BOS_ID, "eos": Keys.Tokenizer.EOS_ID}
-_SPECIAL |= {"unk": Keys.Tokenizer.UNK_ID, "pad": Keys.Tokenizer.PAD_ID}
-_REMEDY = "Name the same model as a GGUF file in model.source, and its own tokenizer fields are copied"
 
 
 def copied(path: Path) -> Fields:
@@ -60,16 +55,42 @@ def copied(path: Path) -> Fields:
 def derived(tokenizer: Any, rows: int) -> Fields:
     """The fields of a transformers tokenizer for a model of so many embedding rows.
 
-    Unicode normalisation (Qwen's NFC) is not among them: llama.cpp takes text as it comes.
+    Where llama.cpp then treats some text otherwise, `departures` says so.
 
     Raises:
-        UnsupportedError: it is no byte-level BPE, llama.cpp knows no such pre-tokenizer, it has no merges or
-            no end-of-sequence token, or it has more tokens than the embedding has rows.
+        UnsupportedError: it is no byte-level BPE and none of SentencePiece's, llama.cpp knows no such
+            pre-tokenizer, it has no merges or no end-of-sequence token, or it has more tokens than the
+            embedding has rows.
     """
+    content = _content(tokenizer)
+    if content["model"].get("byte_fallback"):
+        fields = gguf_sentencepiece.fields(content, tokenizer.unk_token_id, rows)
+    else:
+        fields = _byte_level(content, rows)
+    return fields | special(tokenizer) | chat_templates(tokenizer.chat_template)
+
+
+def departures(tokenizer: Any) -> list[str]:
+    """What llama.cpp tokenises otherwise than transformers, though every field is right."""
+    content = _content(tokenizer)
+    if content["model"].get("byte_fallback"):
+        return gguf_sentencepiece.departures(content)
+    if (content["normalizer"] or {}).get("type") == "NFC":
+        return [
+            "text that is not in Unicode's form NFC, which transformers normalises and llama.cpp does not"
+        ]
+    return []
+
+
+def _content(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer.json of it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UnsupportedError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json. {_REMEDY}")
-    content = json.loads(backend.to_str())
+        raise UnsupportedError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json. {REMEDY}")
+    return dict(json.loads(backend.to_str()))
+
+
+def _byte_level(content: dict[str, Any], rows: int) -> Fields:
     model = content["model"]
     pre = _pre_tokenizer(content)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -77,9 +98,10 @@ def derived(tokenizer: Any, rows: int) -> Fields:
         raise UnsupportedError(
             "the tokenizer has no merges, and llama.cpp loads no byte-level BPE without them"
         )
-    names, types = _tokens(model["vocab"], content["added_tokens"], rows)
+    check_added(content)
+    names, types = tokens(model["vocab"], content["added_tokens"], rows)
     text, integer = GGUFValueType.STRING, GGUFValueType.INT32
-    fields = {
+    return {
         Keys.Tokenizer.MODEL: Field("gpt2", text),
         Keys.Tokenizer.PRE: Field(pre, text),
         Keys.Tokenizer.LIST: Field(names, GGUFValueType.ARRAY, text),
@@ -87,21 +109,6 @@ def derived(tokenizer: Any, rows: int) -> Fields:
         Keys.Tokenizer.MERGES: Field(merges, GGUFValueType.ARRAY, text),
         Keys.Tokenizer.ADD_PREFIX: Field(False, GGUFValueType.BOOL),
     }
-    if tokenizer.eos_token_id is None:
-        raise UnsupportedError(
-            "the tokenizer has no end-of-sequence token; llama.cpp would take token 11 for it"
-        )
-    for name, key in _SPECIAL.items():
-        token = getattr(tokenizer, f"{name}_token_id")
-        if token is not None:
-            fields[key] = Field(token, GGUFValueType.UINT32)
-    ids = tokenizer("a")["input_ids"]
-    for key, added in (
-        (Keys.Tokenizer.ADD_BOS, tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id),
-        (Keys.Tokenizer.ADD_EOS, ids[-1] == tokenizer.eos_token_id),
-    ):
-        fields[key] = Field(added, GGUFValueType.BOOL)
-    return fields | _chat_templates(tokenizer.chat_template)
 
 
 def _pre_tokenizer(content: dict[str, Any]) -> str:
@@ -114,14 +121,14 @@ def _pre_tokenizer(content: dict[str, Any]) -> str:
     if model["type"] != "BPE" or not plain or (normalizer or {"type": "NFC"})["type"] != "NFC":
         raise UnsupportedError(
             f"the tokenizer is a {model['type']} with the normalizer {(normalizer or {}).get('type')}; "
-            f"only byte-level BPE can be derived. {_REMEDY}"
+            f"only byte-level BPE and SentencePiece's BPE with byte fallback can be derived. {REMEDY}"
         )
     parts = _parts(content["pre_tokenizer"] or {"type": "none"})
     name = _PRE_TOKENIZERS.get((parts, bool(model.get("ignore_merges"))))
     if name is None:
         raise UnsupportedError(
             f"llama.cpp has no name for this tokenizer's way to split text, {list(parts)}"
-            f"{' without merging whole words' if model.get('ignore_merges') else ''}. {_REMEDY}"
+            f"{' without merging whole words' if model.get('ignore_merges') else ''}. {REMEDY}"
         )
     return name
 
@@ -138,33 +145,3 @@ def _parts(pre_tokenizer: dict[str, Any]) -> tuple[str, ...]:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex}:
             return (_GPT2,) if regex else ()
     return (f"unknown: {pre_tokenizer['type']}",)
-
-
-def _tokens(
-    vocabulary: dict[str, int], added: list[dict[str, Any]], rows: int
-) -> tuple[list[str], list[int]]:
-    """Name and type of the token of every embedding row; rows without a token are unused."""
-    largest = max([*vocabulary.values(), *(token["id"] for token in added)])
-    if largest >= rows:
-        raise UnsupportedError(
-            f"the tokenizer has a token {largest}, but the model's embedding has {rows} rows"
-        )
-    names, types = [f"[PAD{row}]" for row in range(rows)], [int(TokenType.UNUSED)] * rows
-    for name, row in vocabulary.items():
-        names[row], types[row] = name, int(TokenType.NORMAL)
-    for token in added:
-        kind = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
-        names[token["id"]], types[token["id"]] = token["content"], int(kind)
-    return names, types
-
-
-def _chat_templates(templates: str | dict[str, str] | None) -> Fields:
-    named = {"default": templates} if isinstance(templates, str) else templates or {}
-    others = sorted(name for name in named if name != "default")
-    text = GGUFValueType.STRING
-    fields = {f"{Keys.Tokenizer.CHAT_TEMPLATE}.{name}": Field(named[name], text) for name in others}
-    if others:
-        fields[Keys.Tokenizer.CHAT_TEMPLATES] = Field(others, GGUFValueType.ARRAY, text)
-    if "default" in named:
-        fields[Keys.Tokenizer.CHAT_TEMPLATE] = Field(named["default"], text)
-    return fields

@@ -1,6 +1,7 @@
 """Write a pruned model as a Hugging Face folder.
 
-Equal widths in every layer make a plain model of its family. Otherwise the folder carries
+Equal widths in every layer that is left make a plain model of its family: layers that lost everything are
+left out, and the others counted anew. Otherwise the folder carries
 `modeling_prunecast.py` and loads with
 ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
 """
@@ -8,6 +9,7 @@ Equal widths in every layer make a plain model of its family. Otherwise the fold
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from safetensors import safe_open
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.export.modeling_prunecast import CAUSAL_LM_CLASSES, auto_map
-from stages.families import FAMILIES
+from stages.families import FAMILIES, Family
 
 _NOT_CARRIED_OVER = (  # of the source, not of what is exported
     "architectures",
@@ -64,6 +66,8 @@ def write_folder(
     """
     architecture.check(shape)
     model = _build(base_config, architecture, shape)
+    if model.config.num_hidden_layers < shape.layers:
+        state = _renumbered(state, architecture, FAMILIES[shape.family])
     _check_state(model, state, _tied_names(model, shape))
     model.load_state_dict(
         {name: _own(tensor, dtype) for name, tensor in state.items()}, strict=False, assign=True
@@ -95,14 +99,44 @@ def _plain_config(
     settings: Mapping[str, Any], architecture: Architecture, shape: ModelShape
 ) -> transformers.PretrainedConfig | None:
     """The family's own configuration, or None if it cannot say what the architecture keeps."""
-    width = architecture.widths[0]
-    if len(set(architecture.widths)) > 1 or not (width.has_attention and width.has_mlp):
+    kept = kept_layers(architecture)
+    widths = {architecture.widths[layer] for layer in kept}
+    if len(widths) != 1:
         return None
+    (width,) = widths
+    if not (width.has_attention and width.has_mlp):
+        return None
+    changes = {**_attributes(width), "num_hidden_layers": len(kept)}
+    if settings.get("layer_types"):  # full or sliding attention
+        changes["layer_types"] = [settings["layer_types"][layer] for layer in kept]
     try:
-        config = transformers.AutoConfig.for_model(shape.family, **{**settings, **_attributes(width)})
+        config = transformers.AutoConfig.for_model(shape.family, **{**settings, **changes})
     except StrictDataclassClassValidationError:  # Llama wants the heads to divide the hidden size
         return None
     return config
+
+
+def kept_layers(architecture: Architecture) -> list[int]:
+    """The layers that kept anything."""
+    return [i for i, width in enumerate(architecture.widths) if width.has_attention or width.has_mlp]
+
+
+def _renumbered(
+    state: Mapping[str, torch.Tensor], architecture: Architecture, family: Family
+) -> dict[str, torch.Tensor]:
+    """The tensors under the numbers that their layers have once empty layers are left out."""
+    numbers = {old: new for new, old in enumerate(kept_layers(architecture))}
+    pattern = re.compile(re.escape(family.layer).replace(r"\{layer\}", r"(\d+)"))
+
+    def renamed(name: str) -> str:
+        found = pattern.match(name)
+        if found is None:
+            return name
+        if int(found[1]) not in numbers:  # a name that no model has: it is found surplus
+            return f"{name} of an empty layer"
+        return family.layer.format(layer=numbers[int(found[1])]) + name[found.end() :]
+
+    return {renamed(name): tensor for name, tensor in state.items()}
 
 
 def _per_layer_config(settings: Mapping[str, Any], architecture: Architecture, shape: ModelShape) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from stages.export import card_text
+from stages.export import card_text, report_proof
 from stages.export.base_model import BaseModel
 from stages.export.card_text import flat, line, markdown_text
 from stages.export.report import format_metric, millions
@@ -77,6 +77,8 @@ def model_card(
         "Measured on the report part of each corpus, which nothing was chosen by; ± is the standard error.",
         markdown_text("\n".join(remarks)),
         shown.get("tradeoff", ""),
+        "## How much smaller and faster it is" if data.proof.comparisons else "",
+        markdown_text(report_proof.card(data.proof)),
         "## How it was chosen",
         card_text.choice(data),
         "## Limits",

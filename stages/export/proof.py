@@ -1,20 +1,24 @@
 """Proof that the export is smaller and faster: dense against pruned, in PyTorch and llama.cpp.
 
-    python -m stages.export.proof [--prompt 512] [--continuation 64] [--rounds 5] [--windows 4]
+The stage `export` makes it of what it has just written, as `export.proof` in params.yaml asks. With more
+rounds, of the export that is there (the stage's own files stay as they are):
 
-Writes data/export/proof.json and prints it as a table. It is no part of the stage `export`, whose outputs
-are the same every time. llama.cpp is measured where llama-cpp-python is installed
-(``pip install prunecast[llama-cpp]``, which compiles for ten minutes).
+    python -m stages.export.proof [--prompt 512] [--continuation 64] [--rounds 5] [--windows 4] [--threads N]
+
+llama.cpp is measured where llama-cpp-python is installed (``pip install prunecast[llama-cpp]``, which
+compiles for ten minutes).
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,51 +27,105 @@ from stages import params
 from stages.architecture import Architecture
 from stages.evaluate import checkpoint, perplexity
 from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.corpora import load_texts
+from stages.evaluate.corpora import Corpus, Document, load_texts
 from stages.evaluate.elastic import ElasticNetwork
-from stages.export import gguf_folder, huggingface
+from stages.export import comparison, gguf_folder, huggingface
+from stages.export.comparison import Comparison, Conditions, Proof
 from stages.export.evidence import same_architecture
 from stages.export.runtimes import has_llama_cpp
-from stages.export.speed import Artifact, Comparison, Figures, Load, compare, tensor_bytes
-from stages.files import InputError, write_json
+from stages.export.speed import Artifact, Load, References, compare, tensor_bytes
+from stages.files import InputError
 from stages.params import Model, Params
 from stages.search import outcome
 from stages.stage import DATA
 
-SCHEMA, VERSION = "prunecast.proof", 1
 HERE = DATA / "export"
 KL_BAR = 1e-4
-"""Most that an F16 file may differ from the folder of the same weights, in nats a token."""
+"""Most that an F16 file may differ from the float32 folder of the same weights, in nats a token."""
+NOT_INSTALLED = "llama-cpp-python is not installed (pip install '.[llama-cpp]')"
 
 
 def prove(
     source: Model, loaded: Checkpoint, export: Path, architecture: Architecture, load: Load, scratch: Path
-) -> list[Comparison]:
+) -> Proof:
     """Compare the exports in `export` (its folders ``model`` and ``gguf``) with the dense model's own.
 
-    The dense model is written to `scratch` in the same formats first, by the same code.
+    The dense model is written to `scratch` in the same formats first, by the same code. Nothing of
+    `scratch` is left.
 
     Raises:
         InputError: the exported folder does not hold that architecture.
     """
-    folder, shape = export / "model", loaded.shape
+    start, folder, before = time.perf_counter(), export / "model", torch.get_num_threads()
     _check_current(folder, loaded, architecture)
-    dtype = huggingface_dtype(folder)
-    types = sorted(p.stem.removeprefix("model-") for p in (export / "gguf").glob("model-*.gguf"))
-    types = types if has_llama_cpp() else []
-    dense, state = shape.dense(), ElasticNetwork(loaded, torch.device("cpu")).sliced_state(shape.dense())
+    exported = sorted(p.stem.removeprefix("model-") for p in (export / "gguf").glob("model-*.gguf"))
+    types = exported if has_llama_cpp() else []
+    remarks = _unmeasured(exported)
+    found: list[Comparison] = []
+    try:
+        remarks += _write_dense(source, loaded, scratch, huggingface_dtype(folder), types)
+        references = References(load, scratch)
+        for runtime, weights, name in _pairs(str(huggingface_dtype(folder)).removeprefix("torch."), types):
+            if not (scratch / name).exists():
+                continue
+            print(f"proof: measuring {runtime}, {weights}", flush=True)
+            theirs = Artifact(scratch / name, loaded.shape.dense(), scratch / "model")
+            ours = Artifact(export / name, architecture, folder)
+            try:
+                found.append(compare(runtime, weights, theirs, ours, loaded.shape, load, references))
+            except (InputError, ValueError) as error:  # a llama.cpp that cannot load the file
+                if runtime == "PyTorch":
+                    raise
+                remarks.append(f"{runtime}, {weights} was not measured: {error}")
+    finally:
+        torch.set_num_threads(before)  # each runtime takes its own
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Proof(tuple(found), _conditions(load, start), (*remarks, *_suspicious(found)))
+
+
+def _write_dense(
+    source: Model, loaded: Checkpoint, scratch: Path, dtype: torch.dtype, types: Sequence[str]
+) -> list[str]:
+    """The dense model in the formats of the export; says what could not be written."""
+    shape, dense = loaded.shape, loaded.shape.dense()
+    state = ElasticNetwork(loaded, torch.device("cpu")).sliced_state(dense)
     huggingface.write_folder(
         scratch / "model", state, loaded.config, dense, shape, None, loaded.generation_config, dtype
     )
-    gguf_folder.write_folder(scratch / "gguf", source, loaded, state, dense, types)
-    del state
-    found = []
-    for runtime, weights, name in _pairs(str(dtype).removeprefix("torch."), types):
-        print(f"measuring {runtime}, {weights}", file=sys.stderr, flush=True)
-        theirs = Artifact(scratch / name, dense, scratch / "model")
-        ours = Artifact(export / name, architecture, folder)
-        found.append(compare(runtime, weights, theirs, ours, shape, load))
-    return found
+    state = {name: tensor.float() for name, tensor in state.items()}
+    lines = gguf_folder.write_folder(scratch / "gguf", source, loaded, state, dense, types)
+    return [f"llama.cpp was not measured: the dense model's {k} {v}" for k, v in lines if "not written" in v]
+
+
+def _unmeasured(exported: Sequence[str]) -> list[str]:
+    if not exported:
+        return ["llama.cpp was not measured: no GGUF file was exported."]
+    return [] if has_llama_cpp() else [f"llama.cpp was not measured: {NOT_INSTALLED}."]
+
+
+def _suspicious(found: Sequence[Comparison]) -> list[str]:
+    """F16 files of a float32 folder that compute something else."""
+    exact = any(c.runtime == "PyTorch" and c.weights == "float32" for c in found)
+    return [
+        f"The F16 file differs from the folder by {c.pruned.kl:.1e} nats a token; rounding explains "
+        f"{KL_BAR:g} in a model of ordinary perplexity. Compare their answers before you ship it."
+        for c in found
+        if exact and c.weights == "F16" and not c.pruned.kl <= KL_BAR
+    ]
+
+
+def _conditions(load: Load, start: float) -> Conditions:
+    return Conditions(
+        prompt=len(load.prompt),
+        continuation=len(load.continuation),
+        rounds=load.rounds,
+        windows=load.windows.shape[0],
+        window_tokens=load.windows.shape[1],
+        text=load.text,
+        threads=load.threads,
+        machine=platform.processor() or platform.machine(),
+        seconds=round(time.perf_counter() - start),
+    )
 
 
 def huggingface_dtype(folder: Path) -> torch.dtype:
@@ -101,81 +159,62 @@ def _check_current(folder: Path, loaded: Checkpoint, architecture: Architecture)
         )
 
 
-def table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons in Markdown; speeds as median (minimum to maximum)."""
-    rows = [
-        "| runtime | model | parameters | on disk | memory | prefill, tokens/s | decode, tokens/s "
-        "| perplexity | KL to the folder |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    ]
-    for c in comparisons:
-        for name, figures in (("dense", c.dense), ("pruned", c.pruned)):
-            rows.append(f"| {c.runtime} {c.weights} | {name} | {_cells(figures)} |")
-    rows.append(
-        "\n| runtime | prefill: times as fast | ideal | of the ideal | decode: times as fast | ideal "
-        "| of the ideal |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
-    for c in comparisons:
-        parts = [
-            f"{speedup} | {ideal:.3f} | {speedup.median / ideal:.2f}"
-            for speedup, ideal in (
-                (c.prefill_speedup, c.ideal_prefill),
-                (c.decode_speedup, c.ideal_decode),
-            )
-        ]
-        rows.append(f"| {c.runtime} {c.weights} | {' | '.join(parts)} |")
-    return "\n".join(rows)
-
-
-def _cells(figures: Figures) -> str:
-    return " | ".join(
-        (
-            f"{figures.parameters / 1e6:.1f} M",
-            f"{figures.size_bytes / 1e6:.1f} MB",
-            f"{figures.memory_bytes / 1e6:.0f} MB",
-            str(figures.prefill),
-            str(figures.decode),
-            f"{figures.perplexity:.3f}",
-            f"{figures.kl:.1e}",
-        )
-    )
-
-
-def write(path: Path, comparisons: Sequence[Comparison], load: Load, text: str) -> None:
-    """Write the comparisons and how they were measured; sizes in bytes, speeds in tokens a second."""
-    protocol = {
-        "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "prompt_tokens": len(load.prompt),
-        "continuation_tokens": len(load.continuation),
-        "rounds": load.rounds,
-        "text": text,
-        "windows": list(load.windows.shape),
-    }
-    rows = [asdict(comparison) for comparison in comparisons]
-    write_json(path, SCHEMA, VERSION, {"protocol": protocol, "comparisons": rows})
-
-
-def load_of(section: Params, loaded: Checkpoint, arguments: argparse.Namespace) -> Load:
+def load_of(
+    section: Params, loaded: Checkpoint, texts: Mapping[str, Corpus[Document]], asked: params.Proof
+) -> Load:
     """Prompt, continuation and windows from the report part of the first text corpus.
 
     Raises:
-        InputError: the text is too short.
+        InputError: the text is too short, or prompt and continuation exceed the model's context.
     """
-    name, corpus = next(iter(load_texts(section.corpora).items()))
+    name, corpus = next(iter(texts.items()))
     documents, where = corpus.parts["report"], f"corpora.texts.{name}, part report,"
     protocol = section.export.measurement.text
-    windows = perplexity.windows(documents, loaded.tokenizer, protocol, arguments.windows, where).tokens
-    together = arguments.prompt + arguments.continuation
-    one = replace(protocol, sequence_length=together, stride=together)
+    windows = perplexity.windows(documents, loaded.tokenizer, protocol, asked.windows, where).tokens
+    together = asked.prompt + asked.continuation
+    if together > loaded.context_tokens:
+        raise InputError(
+            f"export.proof: prompt and continuation are {together} tokens together; expected at most the "
+            f"{loaded.context_tokens} of the model's context"
+        )
+    one = replace(protocol, sequence_length=together, stride=together, bos="none")
     tokens = perplexity.windows(documents, loaded.tokenizer, one, 1, where).tokens[0].tolist()
-    return Load(tokens[: arguments.prompt], tokens[arguments.prompt :], arguments.rounds, windows)
+    threads = asked.threads or torch.get_num_threads()
+    return Load(tokens[: asked.prompt], tokens[asked.prompt :], asked.rounds, windows, name, threads)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", type=int, default=512, help="tokens processed at once; default: 512")
-    parser.add_argument("--continuation", type=int, default=64, help="tokens generated; default: 64")
-    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--windows", type=int, default=4, help="windows of text for perplexity; default: 4")
+    for name, default, words in (
+        ("prompt", 512, "tokens processed at once"),
+        ("continuation", 64, "tokens generated"),
+        ("rounds", 5, "rounds that count"),
+        ("windows", 4, "windows of text for perplexity"),
+    ):
+        parser.add_argument(f"--{name}", type=_count, default=default, help=f"{words}; default: {default}")
+    parser.add_argument("--threads", type=_count, help="default: PyTorch's own number")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def asked_for(arguments: argparse.Namespace) -> params.Proof:
+    keys = params.Proof.model_fields
+    return params.Proof(**{key: getattr(arguments, key) for key in keys})
+
+
+def show(proof: Proof, path: Path | None) -> None:
+    """Print the table, and write the figures where a path is given."""
+    print(comparison.table(proof.comparisons))
+    if proof.conditions is not None:
+        print(f"\n{proof.conditions.words()}")
+    for remark in proof.remarks:
+        print(f"\n{remark}")
+    if path is not None:
+        comparison.write(path, proof)
 
 
 def main() -> None:
@@ -187,16 +226,13 @@ def main() -> None:
         section = params.load(arguments.params)
         winner = same_architecture(outcome.read(DATA / "search" / "outcome.json"), outcome.WINNER)
         loaded = checkpoint.load(section.model)
-        load = load_of(section, loaded, arguments)
-        with tempfile.TemporaryDirectory(dir=HERE, prefix=".dense-") as scratch:
-            found = prove(section.model, loaded, HERE, winner, load, Path(scratch))
+        load = load_of(section, loaded, load_texts(section.corpora), asked_for(arguments))
+        with tempfile.TemporaryDirectory(prefix="prunecast-dense-") as scratch:
+            proof = prove(section.model, loaded, HERE, winner, load, Path(scratch) / "dense")
     except InputError as error:
         print(f"prunecast proof: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    write(HERE / "proof.json", found, load, next(iter(section.corpora.texts)))
-    print(table(found))
-    if not has_llama_cpp():
-        print("\nllama.cpp was not measured: llama-cpp-python is not installed", file=sys.stderr)
+    show(proof, arguments.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.architecture import Kind, Site
-from stages.export import report_tables
+from stages.export import report_proof, report_tables
 from stages.export.charts import COLOURS
 from stages.export.pictures import Panel, Picture, pictures, write_pictures
 from stages.export.report_data import (
@@ -97,6 +97,10 @@ def build_report(data: ReportData) -> str:
         parts=PARTS,
         taken=[_taken(data, t) for t in data.taken],
         limits_note=LIMITS_NOTE,
+        proof_tables=report_proof.proof_tables(data.proof),
+        proof_columns=report_proof.COLUMNS,
+        proof_ideal=report_proof.IDEAL,
+        proof_agreement=report_proof.AGREEMENT,
         held_out=sum(m.held_out for m in data.pairs),
         percent=percent,
         millions=millions,

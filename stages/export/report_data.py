@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stages.architecture import Architecture, ModelShape
+from stages.export.comparison import Proof
 from stages.export.report_parts import FRONT, FrontPoint, NarrowedSite, Trust
 
 WINNER = "winner"
@@ -92,7 +93,8 @@ class ReportData:
     `narrowed` is by site ("12.attention"), `narrowed_by` "importance" or "damage". `history` is the
     best forecast objective of a round so far, trial by trial, round after round. `question_groups` and
     `protocol_entries` (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the
-    budget in bytes or milliseconds. `change_errors`, where known, maps a baseline to the standard error
+    budget in bytes or milliseconds. `proof` compares the exported files with the dense model's, in speed
+    and memory. `change_errors`, where known, maps a baseline to the standard error
     of the winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
     """
@@ -116,6 +118,7 @@ class ReportData:
     narrowed_by: str = "importance"
     front: Sequence[FrontPoint] = ()
     trust: Trust = field(default_factory=Trust)
+    proof: Proof = field(default_factory=Proof)
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)

@@ -7,35 +7,24 @@ model's work over the pruned one's: FLOPs for a prompt, bytes of weights for a g
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from gguf import GGUFReader
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from stages.architecture import Architecture, ModelShape
+from stages.export.comparison import Comparison, Figures, Spread
 from stages.export.memory import peak_memory
 from stages.export.runtimes import PyTorch, Runtime, open_runtime
 from stages.families import FAMILIES
-
-
-@dataclass(frozen=True)
-class Spread:
-    minimum: float
-    median: float
-    maximum: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(min(values), statistics.median(values), max(values))
-
-    def __str__(self) -> str:
-        return f"{self.median:.4g} ({self.minimum:.4g} to {self.maximum:.4g})"
 
 
 @dataclass(frozen=True)
@@ -43,42 +32,16 @@ class Load:
     """What is asked of every model.
 
     `prompt` is processed at once, then `continuation` token by token; both `rounds` times after a
-    round that does not count. `windows` (count, L) are the texts of perplexity and agreement.
+    round that does not count, on so many threads. `windows` (count, L) of the corpus `text` give
+    perplexity and agreement.
     """
 
     prompt: Sequence[int]
     continuation: Sequence[int]
     rounds: int
     windows: Tensor
-
-
-@dataclass(frozen=True)
-class Figures:
-    """One artifact. Speeds are tokens a second; memory is what loading and running it added at most to
-    its process; `kl` (nats a token) and `logit_difference` compare with the folder of the same weights."""
-
-    parameters: int
-    size_bytes: int
-    memory_bytes: int
-    prefill: Spread
-    decode: Spread
-    perplexity: float
-    kl: float
-    logit_difference: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Dense and pruned in one runtime; speed-ups are those of the rounds, dense over pruned time."""
-
-    runtime: str
-    weights: str
-    dense: Figures
-    pruned: Figures
-    prefill_speedup: Spread
-    decode_speedup: Spread
-    ideal_prefill: float
-    ideal_decode: float
+    text: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -90,16 +53,52 @@ class Artifact:
     folder: Path
 
 
+class References:
+    """What folders compute of the windows in PyTorch: logits, once for all that is compared with them.
+
+    They are kept in files of `scratch` (float32, windows * L * vocabulary * 4 bytes a folder).
+    """
+
+    def __init__(self, load: Load, scratch: Path) -> None:
+        self.windows, self.threads = load.windows, load.threads
+        self._scratch = scratch
+        self._files: dict[Path, list[Path]] = {}
+
+    def logits(self, folder: Path) -> Iterator[Tensor]:
+        """(L, vocabulary) of every window."""
+        if folder not in self._files:
+            self._files[folder] = self._computed(folder, self._scratch / f"logits-{len(self._files)}")
+        for file in self._files[folder]:
+            yield torch.from_numpy(np.load(file))
+
+    def _computed(self, folder: Path, place: Path) -> list[Path]:
+        model, files = PyTorch(folder, self.threads), []
+        place.mkdir(parents=True)
+        for index, window in enumerate(self.windows):
+            files.append(place / f"{index}.npy")
+            np.save(files[-1], model.logits(window.tolist()).numpy())
+        return files
+
+
 def compare(
-    runtime: str, weights: str, dense: Artifact, pruned: Artifact, shape: ModelShape, load: Load
+    runtime: str,
+    weights: str,
+    dense: Artifact,
+    pruned: Artifact,
+    shape: ModelShape,
+    load: Load,
+    references: References,
 ) -> Comparison:
     """Measure two artifacts of one runtime side by side."""
     both = (dense, pruned)
-    agreements = [_agreement(artifact, load.windows) for artifact in both]
-    context, threads = len(load.prompt) + len(load.continuation), torch.get_num_threads()
-    memories = [
-        peak_memory(artifact.path, threads, len(load.prompt), len(load.continuation)) for artifact in both
-    ]
+    agreements = [_agreement(artifact, references) for artifact in both]
+    context, threads = len(load.prompt) + len(load.continuation), load.threads
+    with ThreadPoolExecutor() as pool:  # at once: how long it takes does not matter here
+        waiting = [
+            pool.submit(peak_memory, artifact.path, threads, len(load.prompt), len(load.continuation))
+            for artifact in both
+        ]
+    memories = [each.result() for each in waiting]
     prefill, decode = _times([open_runtime(artifact.path, threads, context) for artifact in both], load)
     figures = [
         Figures(
@@ -173,20 +172,18 @@ def _times(models: Sequence[Runtime], load: Load) -> tuple[list[list[float]], li
     return prefill, decode
 
 
-def _agreement(artifact: Artifact, windows: Tensor) -> tuple[float, float, float]:
+def _agreement(artifact: Artifact, references: References) -> tuple[float, float, float]:
     """Perplexity, KL divergence a token from the folder of the same weights, largest logit difference."""
-    threads = torch.get_num_threads()
-    model = open_runtime(artifact.path, threads, windows.shape[1], every_logit=True)
-    reference = model if artifact.path == artifact.folder else PyTorch(artifact.folder, threads)
+    windows, model = references.windows, None
+    if artifact.path != artifact.folder:
+        model = open_runtime(artifact.path, references.threads, windows.shape[1], every_logit=True)
     loss, divergence, difference = 0.0, 0.0, 0.0
-    for window in windows:
-        logits = model.logits(window.tolist())
-        ours = logits.log_softmax(-1)
-        loss -= float(ours[:-1].gather(1, window[1:, None]).double().mean())
-        if reference is not model:
-            expected = reference.logits(window.tolist())
-            divergence += kl(expected, logits)
-            difference = max(difference, float((expected - logits).abs().max()))
+    for window, expected in zip(windows, references.logits(artifact.folder), strict=True):
+        found = expected if model is None else model.logits(window.tolist())
+        loss += float(cross_entropy(found[:-1], window[1:]))
+        if model is not None:
+            divergence += kl(expected, found)
+            difference = max(difference, float((expected - found).abs().max()))
     return math.exp(loss / len(windows)), divergence / len(windows), difference
 
 

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from stages.files import InputError
 
 PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -26,9 +28,10 @@ def replacing(parent: Path) -> Iterator[Path]:
     Files get the permissions that the umask leaves, whoever wrote them.
 
     Raises:
-        InputError: the disk is full.
+        InputError: nothing can be written there, or the disk is full.
     """
     new = parent / PARTIAL
+    _require_writable(parent)
     parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(new, ignore_errors=True)  # what a kill left
     new.mkdir()
@@ -54,15 +57,30 @@ def require_space(folder: Path, size_bytes: int) -> None:
     """Refuse to begin what the disk has no room for.
 
     Raises:
-        InputError: less than `size_bytes` are free where `folder` is, or will be.
+        InputError: less than `size_bytes` are free where `folder` is, or will be, or nothing can be written.
     """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    existing = _require_writable(folder)
     free = shutil.disk_usage(existing).free
     if free < size_bytes:
         raise InputError(
             f"{folder} has {free / 1e6:,.0f} MB of free space; the export needs about "
             f"{size_bytes / 1e6:,.0f} MB. Free some space, or set export.dtype to one of 16 bits"
         )
+
+
+def _require_writable(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists. Raises InputError unless a file can be made there."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        if error.errno not in (*_FORBIDDEN, *_FULL):
+            raise
+        raise InputError(
+            f"{existing} cannot be written to ({error.strerror}). What is there is left as it is; make it "
+            "writable for this user, free some space, or run the stage in a copy of the repository"
+        ) from error
+    return existing
 
 
 def _means_full(error: Exception) -> bool:

@@ -21,6 +21,7 @@ from stages.plan.reading import Reading
 from stages.sample import designs
 from stages.sample.space import options
 
+PROOF_FLOPS, PROOF_BYTES, PROOF_START_S = 0.09e12, 8e9, 15.0
 GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
 
@@ -224,7 +225,10 @@ def _search(params: Params, shape: ModelShape, readings: Mapping[str, Reading], 
 def _export(params: Params, shape: ModelShape, readings: Mapping[str, Reading]) -> list[Step]:
     uniform = designs.uniform(shape, params.sample, params.budget)
     contenders = len(designs.BASELINES) + 1
-    return [_alone("export", "measure the final table", shape, uniform, readings["final table"], contenders)]
+    found = [_alone("export", "measure the final table", shape, uniform, readings["final table"], contenders)]
+    if params.export.proof is not None:
+        found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
+    return found
 
 
 def _alone(
@@ -257,3 +261,24 @@ def forecast_s(params: Params) -> float:
     """
     trials = params.search.trials
     return trials * 0.015 + (2 * (trials / 2) ** 2 * 76e-6 if params.search.sampler == "tpe" else 0.0)
+
+
+def proof_s(params: Params, shape: ModelShape, like: Architecture) -> float:
+    """Seconds of the proof of speed in PyTorch on one thread; llama.cpp, where installed, is not counted.
+
+    Measured for SmolLM2-135M: `PROOF_FLOPS` a second for prompts and windows, `PROOF_BYTES` of weights a
+    second for the tokens after a prompt, and `PROOF_START_S` to write the dense model and load both twice.
+    """
+    asked = params.export.proof
+    if asked is None:
+        return 0.0
+    sequence = params.export.measurement.text.sequence_length
+    seconds, itemsize = PROOF_START_S, getattr(torch, params.export.dtype).itemsize
+    for widths in (shape.dense().widths, like.widths):
+        outside = shape.total_parameters - shape.decoder_parameters
+        weights = outside + sum(shape.site_parameters(kind, width) for width in widths for kind in Kind)
+        prompts = (asked.rounds + 2) * asked.prompt * token_flops(shape, widths, asked.prompt / 2)
+        texts = asked.windows * sequence * (token_flops(shape, widths, sequence / 2) + 2.0 * outside)
+        read = (asked.rounds + 2) * asked.continuation * weights * itemsize
+        seconds += (prompts + texts) / PROOF_FLOPS + read / PROOF_BYTES
+    return seconds

@@ -13,6 +13,7 @@ import argparse
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,6 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--spread", type=float, default=0.3, help="at least 0.1: widths are discrete")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
     proof.add_arguments(parser)
     arguments = parser.parse_args()
     section = params.load()
@@ -56,17 +56,14 @@ def main() -> None:
             export / "model", state, loaded.config, architecture, shape, loaded.tokenizer, None, torch.float32
         )
         gguf_folder.write_folder(export / "gguf", section.model, loaded, state, architecture, TYPES)
-        load = proof.load_of(section, loaded, arguments)
+        load = proof.load_of(section, loaded, bench.texts, proof.asked_for(arguments))
         found = proof.prove(section.model, loaded, export, architecture, load, work / "dense")
         kept = 1 - architecture.overall_ratio(shape)
         print(
             f"{section.model.source}, {100 * kept:.1f} % of the decoder layers kept, architecture "
-            f"{architecture.id}; {len(load.prompt)} tokens prefilled, {len(load.continuation)} decoded, "
-            f"{load.rounds} rounds, {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
+            f"{architecture.id}; PyTorch {torch.__version__}\n"
         )
-        print(proof.table(found))
-        if arguments.json:
-            proof.write(arguments.json, found, load, next(iter(section.corpora.texts)))
+        proof.show(found, arguments.json)
         if has_llama_cpp():
             _generate(export / "gguf" / "model-F16.gguf")
 
@@ -75,7 +72,7 @@ def _generate(path: Path) -> None:
     """Show that the tokenizer and the chat template work: an answer in llama.cpp."""
     from llama_cpp import Llama
 
-    model = Llama(str(path), n_ctx=256, n_gpu_layers=0, verbose=False)
+    model: Any = Llama(str(path), n_ctx=256, n_gpu_layers=0, verbose=False)
     question = "What is the capital of France?"
     answer = model.create_chat_completion(
         [{"role": "user", "content": question}], max_tokens=40, temperature=0

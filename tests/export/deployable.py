@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import generate_merges
 
 from stages.architecture import Architecture
 from stages.evaluate.elastic import ElasticNetwork
@@ -89,8 +91,6 @@ def trained_tokenizer(
     fast.add_tokens(["<tool>"])
     fast.chat_template = CHAT
     if bos:
-        from tokenizers.processors import TemplateProcessing
-
         fast.backend_tokenizer.post_processor = TemplateProcessing(
             single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
         )
@@ -124,3 +124,32 @@ def folder_of(tmp_path: Path, model: PrunedModel) -> Path:
         folder, model.state, model.config, model.architecture, model.shape, None, None, torch.float32
     )
     return folder
+
+
+SENTENCEPIECE = Path(__file__).with_name("sentencepiece.vocab")
+"""What `sentencepiece` 0.2.3 trained, a piece and its score a line: BPE with byte fallback, digits split,
+identity normalisation, as Llama 2's (`spm_train --model_type=bpe --vocab_size=700 --byte_fallback
+--split_digits --allow_whitespace_only_pieces --normalization_rule_name=identity
+--remove_extra_whitespaces=false --character_coverage=0.995`, on the README)."""
+
+
+def sentencepiece_tokenizer(prefix: str = "normalizer", **changes: Any) -> PreTrainedTokenizerFast:
+    """That vocabulary as transformers keeps it: merges made by transformers' own function.
+
+    `prefix` says when a space is put before text: by a "normalizer", as in Llama 2's tokenizer.json, or by
+    a pre-tokenizer "always", "first" or "never", as transformers 5 builds its LlamaTokenizer.
+    """
+    pieces = [line.split("\t")[0] for line in SENTENCEPIECE.read_text().splitlines()]
+    vocabulary = {piece: row for row, piece in enumerate(pieces)}
+    settings = {"vocab": vocabulary, "merges": generate_merges(vocabulary), "byte_fallback": True} | changes
+    tokenizer = Tokenizer(models.BPE(fuse_unk=True, **settings))
+    if prefix == "normalizer":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prefix, split=False)
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = CHAT
+    return fast

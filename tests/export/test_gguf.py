@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 
 from stages.architecture import Architecture
 from stages.export.gguf import PrunedModel, write_file
-from stages.export.gguf_tokenizer import UnsupportedError
+from stages.export.gguf_fields import UnsupportedError
 from tests import tiny
 from tests.by_hand import run_by_hand
 from tests.export.deployable import EVERY_CASE, LAST_HOLLOW, UNIFORM, VOCABULARY, pruned_model
@@ -147,6 +147,17 @@ def test_equal_widths_make_an_ordinary_llama_file(tmp_path: Path) -> None:
     assert fields["general.architecture"] == "llama"
     assert (fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]) == (4, 2)
     assert fields["llama.feed_forward_length"] == 64
+
+
+@pytest.mark.parametrize("width", [[2, 3, 128], [2, 2, 64]], ids=["dense", "narrower"])
+def test_layers_that_are_gone_leave_an_ordinary_llama_file_of_fewer(tmp_path: Path, width: list[int]) -> None:
+    architecture = Architecture.from_json([[0, 0, 0], width, [0, 0, 0], width])
+    model, path = in_half_precision(pruned_model(tmp_path, architecture)), tmp_path / "model.gguf"
+    write_file(path, model, "F16")
+    fields = header(path)
+    assert (fields["general.architecture"], fields["llama.block_count"]) == ("llama", 2)
+    expected = run_by_hand(model.state, model.config, TOKENS)
+    torch.testing.assert_close(run_file_by_hand(path, TOKENS), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -12,7 +12,14 @@ from stages.export.gguf import write_file
 from stages.export.staging import replacing
 from stages.params import Model
 from tests import tiny
-from tests.export.deployable import SIZES, UNIFORM, VOCABULARY, pruned_model, trained_tokenizer
+from tests.export.deployable import (
+    SIZES,
+    UNIFORM,
+    VOCABULARY,
+    pruned_model,
+    sentencepiece_tokenizer,
+    trained_tokenizer,
+)
 
 
 @pytest.fixture
@@ -73,6 +80,21 @@ def test_a_refusal_leaves_its_reason_and_no_file(tmp_path: Path) -> None:
         assert lines[0][1].startswith(f"not written: {reason}")
         assert f"No file was written: {reason}" in readme
         assert [p.name for p in folder.iterdir()] == ["README.md"]
+
+
+def test_a_sentencepiece_model_is_written_and_what_llama_cpp_does_otherwise_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "Llama-Tiny"
+    tiny.random_model("llama", 0, **SIZES | {"vocab_size": 704}).save_pretrained(source)
+    sentencepiece_tokenizer("always").save_pretrained(source)
+    lines, readme = write(tmp_path / "export" / "gguf", source, ["Q8_0"])
+    assert [label for label, _ in lines] == ["GGUF Q8_0", "GGUF tokenizer"]
+    assert "llama.cpp tokenises otherwise: text that begins with a space" in lines[1][1]
+    assert "\n- text that begins with a space" in readme
+    assert name_of(tmp_path / "export" / "gguf" / "model-Q8_0.gguf") == "Llama-Tiny, 36 % pruned"
+    sentencepiece_tokenizer("normalizer").save_pretrained(source)
+    lines, readme = write(tmp_path / "export" / "gguf", source, ["Q8_0"])
+    assert [label for label, _ in lines] == ["GGUF Q8_0"]
+    assert "otherwise" not in readme
 
 
 def test_a_file_that_cannot_be_written_takes_the_others_along(tmp_path: Path, source: Path) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import TokenType
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from stages.export.gguf import write_file
-from stages.export.gguf_tokenizer import Fields, UnsupportedError, copied, derived
+from stages.export.gguf_fields import Fields, UnsupportedError
+from stages.export.gguf_tokenizer import copied, departures, derived
 from tests import tiny
 from tests.export.deployable import (
     CHAT,
     NEMO,
     PRE_TOKENIZERS,
+    SENTENCEPIECE,
     UNIFORM,
     VOCABULARY,
     pruned_model,
+    sentencepiece_tokenizer,
     split,
     trained_tokenizer,
 )
@@ -92,7 +96,10 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (sentencepiece_like, "the tokenizer is a BPE with the normalizer None; only byte-level BPE"),
+        (
+            sentencepiece_like,
+            r"prepare text as this SentencePiece tokenizer does, by \['Metaspace'\]",
+        ),
         (lambda: trained_tokenizer(split(r"\w+|\W+")), r"no name for .*\\\\w\+.*copied"),
         (lambda: trained_tokenizer(split(NEMO), ignore_merges=True), "llama.cpp has no name for"),
         (lambda: trained_tokenizer(pre_tokenizers.Metaspace()), "'unknown: Metaspace'"),
@@ -115,6 +122,102 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 def test_what_cannot_be_derived_is_refused(make: Any, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         derived(make(), VOCABULARY)
+
+
+def test_fields_of_a_sentencepiece_tokenizer() -> None:
+    found = values(derived(sentencepiece_tokenizer(), 704))
+    pieces = [line.split("\t") for line in SENTENCEPIECE.read_text().splitlines()]
+    assert found["ggml.tokens"][:700] == [piece for piece, _ in pieces]
+    types = found["ggml.token_type"]
+    assert types[:3] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL]
+    assert types[3:259] == [TokenType.BYTE] * 256
+    assert types[259:700] == [TokenType.NORMAL] * 441
+    assert types[700:] == [TokenType.UNUSED] * 4
+    assert (found["ggml.model"], found["ggml.add_space_prefix"]) == ("llama", True)
+    assert (found["ggml.add_bos_token"], found["ggml.add_eos_token"]) == (True, False)
+    assert [found[f"ggml.{name}_token_id"] for name in ("unknown", "bos", "eos")] == [0, 1, 2]
+    assert found["chat_template"] == CHAT
+    assert "ggml.merges" not in found
+    merged = list(range(259, 626))  # SentencePiece's own order of scores
+    assert merged == sorted(merged, key=lambda row: -found["ggml.scores"][row])
+    assert len({found["ggml.scores"][row] for row in merged}) == len(merged)
+
+
+@pytest.mark.parametrize(("prefix", "count"), [("normalizer", 0), ("always", 1), ("first", 2), ("never", 0)])
+def test_what_sentencepiece_and_transformers_do_otherwise_is_told(prefix: str, count: int) -> None:
+    tokenizer = sentencepiece_tokenizer(prefix)
+    assert values(derived(tokenizer, 704))["ggml.add_space_prefix"] is (prefix != "never")
+    assert len(departures(tokenizer)) == count
+    assert departures(trained_tokenizer()) == []
+
+
+def without_a_byte() -> Any:
+    tokenizer = sentencepiece_tokenizer()
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"]["<0xNO>"] = content["model"]["vocab"].pop("<0x7F>")
+    return rebuilt(content)
+
+
+def with_merges(change: Any) -> Any:
+    content = json.loads(sentencepiece_tokenizer().backend_tokenizer.to_str())
+    change(content["model"]["merges"])
+    return rebuilt(content)
+
+
+def doubled(merges: list[Any]) -> int:
+    """The place of the first of two merges that make the same token."""
+    made = ["".join(pair) for pair in merges]
+    return next(i for i in range(len(made) - 1) if made[i] == made[i + 1])
+
+
+def tear(merges: list[Any]) -> None:
+    """One of them goes to the end."""
+    merges.append(merges.pop(doubled(merges)))
+
+
+def rebuilt(content: dict[str, Any]) -> PreTrainedTokenizerFast:
+    backend = Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def with_added(**flags: Any) -> Any:
+    tokenizer = sentencepiece_tokenizer()
+    tokenizer.add_tokens([AddedToken("<tool>", **flags)])
+    return tokenizer
+
+
+def with_lower_case() -> Any:
+    tokenizer = sentencepiece_tokenizer("always")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (without_a_byte, r"has no token <0x7F> \(of 1 bytes\)"),
+        (lambda: with_merges(lambda merges: merges.pop(200)), r"and no merge does so.*copied"),
+        (lambda: with_merges(tear), "do not stand together"),
+        (lambda: with_added(normalized=True), "'<tool>' is found in normalised text"),
+        (lambda: with_added(normalized=False, rstrip=True), "'<tool>' is matched with rstrip"),
+        (with_lower_case, r"by \['Lowercase', 'Metaspace'\]"),
+        (lambda: sentencepiece_tokenizer(ignore_merges=True), r"\['ignore_merges'\]"),
+    ],
+    ids=["byte", "merge", "order", "normalised", "rstrip", "lower-case", "ignore-merges"],
+)
+def test_a_sentencepiece_tokenizer_that_llama_cpp_would_run_otherwise(make: Any, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        derived(make(), 704)
+
+
+def test_merges_of_one_token_may_come_in_any_order_among_themselves() -> None:
+    def swap(merges: list[Any]) -> None:
+        first = doubled(merges)
+        merges[first], merges[first + 1] = merges[first + 1], merges[first]
+
+    assert derived(with_merges(swap), 704)
 
 
 def test_more_tokens_than_embeddings_are_refused() -> None:

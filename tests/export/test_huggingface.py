@@ -112,6 +112,71 @@ def test_equal_widths_need_no_code_of_ours(
     tiny.assert_same(logits(model), logits(masked(dense, architecture)))
 
 
+GONE = (0, 0, 0)
+FEWER = {
+    "first and last gone": [GONE, (2, 3, 64), (2, 3, 64), GONE],
+    "one gone": [(2, 3, 64), (2, 3, 64), GONE, (2, 3, 64)],
+    "narrower, too": [(1, 3, 33), GONE, (1, 3, 33), (1, 3, 33)],
+    "one left": [GONE, GONE, (2, 2, 20), GONE],
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("case", FEWER)
+@pytest.mark.parametrize("name", tiny.EXPORTED)
+def test_layers_that_are_gone_leave_a_plain_model_of_fewer(
+    tmp_path: Path, name: str, case: str, tied: bool
+) -> None:
+    """Loaded without code of ours; equal to the prefix view and to transformers' own masked model."""
+    dense = variant(name, tie_word_embeddings=tied)
+    dense.save_pretrained(tmp_path / "dense")
+    tiny.byte_tokenizer().save_pretrained(tmp_path / "dense")
+    shape = tiny.shape_of(dense)
+    architecture = tiny.fitted(Architecture.from_json([list(width) for width in FEWER[case]]), shape)
+    network = tiny.network_of(tmp_path / "dense")
+    folder = export(tmp_path / "model", dense, architecture, state=network.sliced_state(architecture))
+    config = config_of(folder)
+    left = [width for width in architecture.widths if width.has_mlp]
+    assert (config["model_type"], config["num_hidden_layers"]) == (dense.config.model_type, len(left))
+    assert not {"auto_map", "per_layer_config", "base_model_type"} & config.keys()
+    assert not list(folder.glob("*.py"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert (type(model), len(model.model.layers)) == (type(dense), len(left))
+    before, found = logits(dense), logits(model)
+    few = tiny.random_tokens(2, 5)  # the prefix view goes no further than Mistral's window
+    tiny.assert_same(tiny.reference_logits(model, few), tiny.elastic_logits(network, architecture, few))
+    tiny.assert_same(found, logits(masked(dense, architecture)))
+    assert not torch.allclose(before, found, atol=0.1), "the pruning changes nothing: a blind test"
+    tokens = tiny.random_tokens(2, 9)
+    assert torch.equal(tiny.greedy(model, tokens), tiny.greedy(model, tokens, use_cache=False))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("gone", range(4))
+def test_each_layer_that_is_left_keeps_its_kind_of_attention(tmp_path: Path, family: str, gone: int) -> None:
+    """Two layers of full attention, then two of a sliding window shorter than the text."""
+    dense = random_model(family, use_sliding_window=True, sliding_window=4, max_window_layers=2)
+    kinds = dense.config.layer_types
+    assert len(set(kinds)) == 2
+    architecture = Architecture.from_json([[0, 0, 0] if i == gone else [2, 3, 64] for i in range(LAYERS)])
+    folder = export(tmp_path / "model", dense, architecture)
+    assert config_of(folder)["layer_types"] == [kind for i, kind in enumerate(kinds) if i != gone]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    reference = masked(dense, architecture)
+    tiny.assert_same(logits(model), logits(reference))
+    tokens = tiny.random_tokens(2, 11)
+    assert torch.equal(tiny.greedy(model, tokens), tiny.greedy(reference, tokens))
+
+
+def test_a_tensor_of_an_empty_layer_is_not_taken_for_another_layers(tmp_path: Path) -> None:
+    dense = random_model("llama")
+    architecture = Architecture.from_json([[2, 3, 64], [0, 0, 0], [2, 3, 64], [2, 3, 64]])
+    name = "model.layers.1.mlp.up_proj.weight"
+    state = sliced(dense, architecture) | {name: dense.state_dict()[name]}
+    with pytest.raises(ValueError, match=f"has '{name} of an empty layer', which its architecture does not"):
+        export(tmp_path / "model", dense, architecture, state=state)
+
+
 def test_equal_widths_that_llama_refuses_use_our_code(tmp_path: Path) -> None:
     """Llama wants its heads to divide the hidden size: 5 of 6 heads do not divide 36."""
     dense = random_model("llama", num_key_value_heads=6)  # six groups of one head
@@ -154,6 +219,7 @@ def test_tokenizer_generation_settings_and_dtype_come_along(tmp_path: Path) -> N
     text = "A model keeps ünits."
     assert tokenizer(text)["input_ids"] == original(text)["input_ids"]
     assert tokenizer.special_tokens_map == original.special_tokens_map
+    assert tokenizer.chat_template == original.chat_template
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "w1"}], tokenize=False)
     assert chat == "<bos>w1<eos>"
     model.save_pretrained(tmp_path / "again")

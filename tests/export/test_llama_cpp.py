@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.export.deployable import (
     VOCABULARY,
     folder_of,
     pruned_model,
+    sentencepiece_tokenizer,
     trained_tokenizer,
 )
 
@@ -31,10 +33,21 @@ pytest.importorskip("llama_cpp")
 
 TOKENS = tiny.random_tokens(1, 120, vocabulary=VOCABULARY)[0].tolist()
 SILENT = Architecture.from_json([[0, 0, 64], [0, 0, 128], [0, 0, 0], [0, 0, 32]])
+ENDS_GONE = Architecture.from_json([[0, 0, 0], [2, 3, 128], [2, 3, 128], [0, 0, 0]])
 CASES: dict[str, tuple[str, Architecture, dict[str, Any]]] = {
     "llama": ("llama", EVERY_CASE, {}),
     "llama, last layer without MLP": ("llama", LAST_HOLLOW, {}),
     "llama, uniform": ("llama", UNIFORM, {}),
+    "llama, layers gone": (
+        "llama",
+        Architecture.from_json([[0, 0, 0], [2, 3, 128], [2, 3, 128], [0, 0, 0]]),
+        {},
+    ),
+    "qwen2, layers gone": (
+        "qwen2",
+        Architecture.from_json([[2, 2, 64], [0, 0, 0], [2, 2, 64], [2, 2, 64]]),
+        {},
+    ),
     "llama, no attention at all": ("llama", SILENT, {}),
     "llama, tied and biased": (
         "llama",
@@ -112,6 +125,66 @@ def test_text_is_tokenised_alike(tmp_path: Path, name: str, bos: bool) -> None:
         assert llama.tokenize(text.encode(), add_bos=True, special=True) == expected
         assert llama.detokenize(expected[bos:], special=True).decode() == text
     assert len(expected) < len(TEXT.encode()), "nothing is merged: a blind test"
+
+
+SENTENCES = {  # ids by sentencepiece 0.2.3 itself
+    "The model's 1234 widths: naïve, 日本語 🦙": [
+        429, 370, 676, 631, 626, 657, 656, 659, 662, 579, 631, 658, 302, 629, 198, 178, 653, 627, 646, 626,
+        233, 154, 168, 233, 159, 175, 235, 173, 161, 626, 243, 162, 169, 156,
+    ],
+    " two  spaces\tand\n\nlines ": [
+        259, 628, 613, 259, 631, 357, 638, 274, 12, 518, 13, 13, 635, 270, 274, 626,
+    ],
+    "    if x == 3.14:\n        return": [
+        260, 626, 411, 626, 663, 626, 692, 692, 626, 659, 642, 657, 662, 658, 13, 277, 263, 628, 641, 630,
+        634,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["normalizer", "always", "first", "never"])
+def test_sentencepiece_is_tokenised_alike(tmp_path: Path, prefix: str) -> None:
+    """But for what `departures` names: of that, both sides are shown to be as it says."""
+    from stages.export.gguf_tokenizer import derived
+
+    tokenizer = sentencepiece_tokenizer(prefix)
+    model = pruned_model(tmp_path, UNIFORM, vocab_size=704)
+    fields = derived(tokenizer, 704)
+    write_file(tmp_path / "model.gguf", type(model)(**{**vars(model), "tokenizer": fields}), "F16")
+    llama = LlamaCpp(tmp_path / "model.gguf", 1, 32).model
+
+    def ids(text: str) -> list[int]:
+        return list(llama.tokenize(text.encode(), add_bos=True, special=True))
+
+    rng = random.Random(0)
+    parts = [
+        *TEXT.split(),
+        *(" " * n for n in range(1, 7)),
+        "\n",
+        "\t",
+        "🦙",
+        "▁",
+        "ababa",
+        "aaaaa",
+        "<0x0A>",
+        "007",
+    ]
+    control = ["<s>", "</s>", "<unk>"] if prefix in ("normalizer", "never") else []
+    for text in (
+        TEXT,
+        TEXT.upper(),
+        "a" + TEXT[::-1],
+        *("a" + "".join(rng.choices([*parts, *control], k=9)) for _ in range(300)),
+    ):
+        assert ids(text) == tokenizer(text)["input_ids"], text
+    assert llama.detokenize(ids(TEXT)[1:]).decode().removeprefix(" ") == TEXT
+    assert len(ids(TEXT)) < len(TEXT.encode()), "nothing is merged: a blind test"
+    if prefix != "never":
+        for text, expected in SENTENCES.items():
+            assert ids(text) == [1, *expected]
+    spaced, after = " hello", "a</s>b"
+    assert (ids(spaced) == tokenizer(spaced)["input_ids"]) == (prefix in ("normalizer", "never"))
+    assert (ids(after) == tokenizer(after)["input_ids"]) == (prefix != "first")
 
 
 def test_the_chat_template_is_used(tmp_path: Path) -> None:

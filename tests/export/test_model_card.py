@@ -13,6 +13,7 @@ import yaml
 
 from stages.architecture import Architecture, LayerWidth
 from stages.export.base_model import BaseModel
+from stages.export.comparison import Comparison, Conditions, Figures, Proof, Spread
 from stages.export.model_card import body, model_card
 from stages.export.report import ReportData
 
@@ -177,3 +178,17 @@ def test_values_that_are_not_finite(report_data: ReportData) -> None:
 def test_card_is_the_same_twice(report_data: ReportData) -> None:
     cards = {model_card(report_data, report_data.winner, BASE, pictures=["widths.png"]) for _ in range(2)}
     assert len(cards) == 1
+
+
+def test_how_much_faster_it_is_stands_in_the_card_where_it_was_measured(report_data: ReportData) -> None:
+    speed = Spread(9, 10, 11)
+    one = Figures(100, 800_000_000, 10**9, speed, speed, 20, 0, 0)
+    found = Comparison(
+        "PyTorch", "float32", one, one, Spread(1.1, 1.2, 1.3), Spread(1.4, 1.5, 1.6), 1.25, 2.0
+    )
+    proof = Proof((found,), Conditions(256, 16, 3, 2, 512, "news", 1, "<b>x86", 40))
+    card = model_card(dataclasses.replace(report_data, proof=proof), report_data.winner, BASE)
+    assert "## How much smaller and faster it is\n" in card
+    assert "| 1.20 times as fast (1.10 to 1.30) | 96 % | 1.50 times as fast (1.40 to 1.60) | 75 % |" in card
+    assert "&lt;b>x86" in card
+    assert "smaller and faster it is" not in model_card(report_data, report_data.winner, BASE)

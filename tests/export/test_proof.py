@@ -17,10 +17,11 @@ import yaml
 from torch import Tensor
 
 from stages.architecture import Architecture
-from stages.export import gguf_folder, huggingface, proof, speed
+from stages.export import comparison, gguf_folder, huggingface, proof, report_proof, speed
+from stages.export.comparison import Comparison, Conditions, Proof, Spread
 from stages.export.gguf import write_file
 from stages.export.runtimes import PyTorch, has_llama_cpp
-from stages.export.speed import Comparison, Load, Spread, bytes_a_token, kl, prefill_flops
+from stages.export.speed import Load, bytes_a_token, kl, prefill_flops
 from stages.files import InputError
 from stages.params import PARTS
 from stages.search import outcome
@@ -59,11 +60,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(exported: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Comparison]:
+def proven(exported: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Proof:
     dense, export = exported
-    load = Load(list(range(4, 34)), [5, 6, 7], 2, WINDOWS)
-    scratch = tmp_path_factory.mktemp("scratch")
-    return proof.prove(tiny.source_of(dense), tiny.load(dense), export, EVERY_CASE, load, scratch)
+    load = Load(list(range(4, 34)), [5, 6, 7], 2, WINDOWS, "llamas", 1)
+    scratch = tmp_path_factory.mktemp("scratch") / "dense"
+    made = proof.prove(tiny.source_of(dense), tiny.load(dense), export, EVERY_CASE, load, scratch)
+    assert not scratch.exists()
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(proven: Proof) -> Sequence[Comparison]:
+    return proven.comparisons
 
 
 def perplexity(folder: Path) -> float:
@@ -73,7 +81,7 @@ def perplexity(folder: Path) -> float:
     return math.exp(float(F.cross_entropy(logits[:, :-1].flatten(0, 1), WINDOWS[:, 1:].flatten())))
 
 
-def test_each_artifact_is_described(exported: tuple[Path, Path], found: list[Comparison]) -> None:
+def test_each_artifact_is_described(exported: tuple[Path, Path], found: Sequence[Comparison]) -> None:
     dense, export = exported
     shape = tiny.load(dense).shape
     first = found[0]
@@ -93,34 +101,125 @@ def test_each_artifact_is_described(exported: tuple[Path, Path], found: list[Com
     assert 1 < first.ideal_decode < first.ideal_prefill
 
 
-def test_llama_cpp_is_measured_where_it_is_installed(found: list[Comparison]) -> None:
+def test_llama_cpp_is_measured_where_it_is_installed(proven: Proof, found: Sequence[Comparison]) -> None:
     if not has_llama_cpp():
         assert len(found) == 1
+        assert "llama-cpp-python is not installed" in proven.remarks[0]
         return
+    assert proven.remarks == ()
     assert [(c.runtime, c.weights) for c in found[1:]] == [("llama.cpp", "Q8_0")]
     assert 0 < found[1].pruned.kl < 0.1
     assert 0 < found[1].pruned.logit_difference < 2
     assert found[1].pruned.perplexity == pytest.approx(found[0].pruned.perplexity, rel=0.1)
 
 
-def test_table_and_file(found: list[Comparison], tmp_path: Path) -> None:
-    text = proof.table(found)
+def test_table_and_file(proven: Proof, found: Sequence[Comparison], tmp_path: Path) -> None:
+    text = comparison.table(found)
     assert f"| PyTorch float32 | pruned | {found[0].pruned.parameters / 1e6:.1f} M |" in text
     share = found[0].decode_speedup.median / found[0].ideal_decode
     assert f"{found[0].ideal_decode:.3f} | {share:.2f} |" in text
-    proof.write(tmp_path / "proof.json", found, Load([1, 2], [3], 2, WINDOWS), "news")
+    comparison.write(tmp_path / "proof.json", proven)
     document = json.loads((tmp_path / "proof.json").read_text())
     assert document["schema"] == "prunecast.proof"
-    assert document["protocol"]["windows"] == [2, 40]
+    conditions = document["conditions"]
+    assert (conditions["windows"], conditions["window_tokens"], conditions["text"]) == (2, 40, "llamas")
+    assert (conditions["prompt"], conditions["continuation"], conditions["rounds"]) == (30, 3, 2)
+    assert conditions["threads"] == 1
     row = document["comparisons"][0]
     assert row["pruned"]["prefill"]["median"] == found[0].pruned.prefill.median
+
+
+@pytest.mark.parametrize("missing", ["no file", "not installed", "does not load"])
+def test_what_was_not_measured_is_said(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """And does not stop the rest: here nothing is timed but PyTorch."""
+    dense, export = tmp_path / "dense", tmp_path / "export"
+    dense.symlink_to(exported[0])
+    shutil.copytree(exported[1], export)
+
+    def refuse(runtime: str, weights: str, *_: Any) -> Comparison:
+        if runtime == "llama.cpp":
+            raise ValueError("Failed to load model from file")
+        return comparison_of(1.0, 1.0, weights)
+
+    monkeypatch.setattr(proof, "compare", refuse)
+    monkeypatch.setattr(proof, "has_llama_cpp", lambda: missing != "not installed")
+    if missing == "no file":
+        (export / "gguf" / "model-Q8_0.gguf").unlink()
+    load = Load([4], [5], 1, WINDOWS, "llamas", 1)
+    made = proof.prove(
+        tiny.source_of(dense), tiny.load(dense), export, EVERY_CASE, load, tmp_path / "scratch"
+    )
+    assert [c.runtime for c in made.comparisons] == ["PyTorch"]
+    expected = {
+        "no file": "no GGUF file was exported",
+        "not installed": "llama-cpp-python is not installed (pip install '.[llama-cpp]')",
+        "does not load": "llama.cpp, Q8_0 was not measured: Failed to load model",
+    }
+    assert expected[missing] in " ".join(made.remarks)
+    assert len(made.remarks) == 1
+
+
+def comparison_of(prefill: float, decode: float, weights: str, kl: float = 0.0) -> Comparison:
+    """Dense at 100 and 10 tokens a second, the pruned model so many times as fast; ideals of 1.25 and 2."""
+
+    def figures(size: int, times: tuple[float, float], perplexity: float, kl: float) -> comparison.Figures:
+        bases = (100 * times[0], 10 * times[1])
+        speeds = [Spread.of([0.9 * base, base, 1.1 * base]) for base in bases]
+        return comparison.Figures(size, 4 * size, 5 * size, speeds[0], speeds[1], perplexity, kl, 0.01)
+
+    return Comparison(
+        "PyTorch" if weights == "float32" else "llama.cpp", weights,
+        figures(200_000_000, (1, 1), 20.0, 0.0), figures(150_000_000, (prefill, decode), 25.0, kl),
+        Spread.of([prefill - 0.1, prefill, prefill + 0.1]), Spread.of([decode - 0.1, decode, decode + 0.1]),
+        1.25, 2.0,
+    )  # fmt: skip
+
+
+def test_a_file_that_computes_something_else_is_told() -> None:
+    exact, bad, rounded = (
+        comparison_of(1, 1, w, kl) for w, kl in (("float32", 0), ("F16", 2e-4), ("Q8_0", 1.0))
+    )
+    assert proof._suspicious([exact, rounded]) == []
+    (remark,) = proof._suspicious([exact, bad, rounded])
+    assert "The F16 file differs from the folder by 2.0e-04 nats a token" in remark
+    assert len(proof._suspicious([exact, comparison_of(1, 1, "F16", math.nan)])) == 1
+
+
+def test_what_the_report_and_the_card_print() -> None:
+    conditions = Conditions(512, 16, 3, 2, 128, "news", 1, "x86_64", 40)
+    shown = Proof((comparison_of(1.2, 1.5, "float32"), comparison_of(1.25, 2, "F16", 3e-6)), conditions)
+    torch_, llama = report_proof.proof_tables(shown)
+    rows = dict(torch_.rows)
+    assert [value for value, _ in rows["dense"]] == [
+        "200.0 M", "800.0 MB", "1,000 MB", "100", "10", "20.00", "–",
+    ]  # fmt: skip
+    assert rows["pruned"][3] == ("120", "108 to 132")
+    against, shares = rows["compared"], rows["of the ideal"]
+    assert [value for value, _ in against[:3]] == ["−25.0 %"] * 3
+    assert (against[3], shares[3]) == (("1.20 times as fast", "1.10 to 1.30"), ("96 %", "of 1.25 times"))
+    assert (against[4], shares[4]) == (("1.50 times as fast", "1.40 to 1.60"), ("75 %", "of 2.00 times"))
+    assert against[5][0] == "+25.0 %"
+    assert {len(cells) for _, cells in torch_.rows} == {len(report_proof.COLUMNS)}
+    assert dict(llama.rows)["pruned"][6] == ("3.0e-06 nats", "logits within 0.01")
+    card = report_proof.card(shown)
+    assert (
+        "| PyTorch, float32 | 800 → 600 MB | 1,000 → 750 MB | 1.20 times as fast (1.10 to 1.30) | 96 % "
+        "| 1.50 times as fast (1.40 to 1.60) | 75 % |"
+    ) in card
+    assert "2 windows of 128 tokens of news. Took 40 s." in card
+    assert report_proof.card(Proof(remarks=("nothing",))) == ""
+    flat = comparison.flat(shown)
+    assert flat["proof.pytorch_float32.prefill_share_of_ideal"] == pytest.approx(0.96)
+    assert flat["proof.llama_cpp_f16.decode_speedup"] == 2
 
 
 def test_another_architecture_than_the_exported_one_is_refused(
     exported: tuple[Path, Path], tmp_path: Path
 ) -> None:
     dense, export = exported
-    load = Load([4], [5], 1, WINDOWS)
+    load = Load([4], [5], 1, WINDOWS, "llamas", 1)
     with pytest.raises(InputError, match="Run `dvc repro` to export"):
         proof.prove(tiny.source_of(dense), tiny.load(dense), export, UNIFORM, load, tmp_path)
 
@@ -144,20 +243,27 @@ def test_the_command_reads_what_the_pipeline_wrote(
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(speed, "peak_memory", lambda *_: 1000)
+    before = {p: p.read_bytes() for p in (tmp_path / "data").rglob("*") if p.is_file()}
     arguments = ["--prompt", "20", "--continuation", "3", "--rounds", "1", "--windows", "2"]
+    arguments += ["--threads", "1", "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", ["proof", *arguments])
     proof.main()
     assert "| PyTorch float32 | pruned |" in capsys.readouterr().out
-    written = json.loads((tmp_path / "data" / "export" / "proof.json").read_text())
-    assert written["protocol"]["windows"] == [2, 50]
-    assert written["protocol"]["text"] == "llamas"
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["conditions"]["window_tokens"] == 50
+    assert written["conditions"]["text"] == "llamas"
     assert written["comparisons"][0]["pruned"]["memory_bytes"] == 1000
-    assert not list((tmp_path / "data" / "export").glob(".dense-*"))
+    assert {p: p.read_bytes() for p in (tmp_path / "data").rglob("*") if p.is_file()} == before
     monkeypatch.setattr(sys, "argv", ["proof", "--windows", "1000"])
     with pytest.raises(SystemExit) as stopped:
         proof.main()
     assert stopped.value.code == 2
     assert "Lower windows or sequence_length" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["proof", "--prompt", "510", "--continuation", "3"])
+    with pytest.raises(SystemExit):
+        proof.main()
+    expected = "prompt and continuation are 513 tokens together; expected at most the 512"
+    assert expected in capsys.readouterr().err
 
 
 def test_ideals_of_smollm2_by_hand() -> None:
@@ -209,7 +315,7 @@ class Recorder:
 def test_models_take_turns_and_the_first_round_does_not_count() -> None:
     log: list[str] = []
     models = [Recorder("dense", log), Recorder("pruned", log)]
-    prefill, decode = speed._times(models, Load([1, 2, 3], [4, 5], 3, WINDOWS))
+    prefill, decode = speed._times(models, Load([1, 2, 3], [4, 5], 3, WINDOWS, "llamas", 1))
     turn = ["dense prefill 3", "dense decode 2", "pruned prefill 3", "pruned decode 2"]
     assert log == turn * 4
     assert [len(times) for times in (*prefill, *decode)] == [3] * 4

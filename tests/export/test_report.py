@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from stages.export import charts, pictures, report
+from stages.export.comparison import Comparison, Conditions, Figures, Proof, Spread
 from stages.export.report import (
     Contender,
     ReportData,
@@ -352,3 +353,32 @@ def test_limits_of_the_budget_are_shown_with_forecast_and_measured(report_data: 
     assert "What the budget limits" not in build_report(without)
     assert any("The budgets differ" in caveat for caveat in verdict(without).caveats)
     assert not any("The budgets differ" in caveat for caveat in verdict(limited).caveats)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_proof_of_speed_is_shown_and_what_was_not_measured(report_data: ReportData) -> None:
+    def figures(scale: float) -> Figures:
+        speeds = Spread(90 / scale, 100 / scale, 110 / scale), Spread(9 / scale, 10 / scale, 11 / scale)
+        return Figures(int(2e8 * scale), int(8e8 * scale), int(1e9 * scale), *speeds, 20 / scale, 0.0, 0.0)
+
+    faster = Spread(1.1, 1.2, 1.3)
+    one = Comparison("PyTorch", "float32", figures(1), figures(0.8), faster, faster, 1.25, 1.5)
+    conditions = Conditions(256, 16, 3, 2, 512, "news", 2, "<x86>", 40)
+    proof = Proof((one,), conditions, ("llama.cpp was not measured: it is not there.",))
+    text = _Page(build_report(dataclasses.replace(report_data, proof=proof))).text
+    for words in (
+        "pruned 160.0 M 640.0 MB 800 MB 125 112 to 138 12.5 11.2 to 13.8 25.00",
+        "compared −20.0 % −20.0 % −20.0 % 1.20 times as fast 1.10 to 1.30",
+        "1.10 to 1.30 +25.0 %",
+        "of the ideal 96 % of 1.25 times 80 % of 1.50 times",
+        "on 2 threads of a CPU (<x86>); dense and pruned in turn, 3 rounds",
+        "llama.cpp was not measured: it is not there.",
+    ):
+        assert words in text
+    assert metrics(dataclasses.replace(report_data, proof=proof)) == metrics(report_data), (
+        "timings in metrics"
+    )
+    assert "Smaller and faster" not in build_report(report_data)
+    nothing = Proof(remarks=("Nothing was measured.",))
+    bare = _Page(build_report(dataclasses.replace(report_data, proof=nothing))).text
+    assert "Smaller and faster: the exported files beside the dense model's Nothing was measured." in bare

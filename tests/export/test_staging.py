@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,34 @@ def test_room_is_asked_for_before_the_work(tmp_path: Path) -> None:
     require_space(tmp_path / "not" / "there", 1000)
     with pytest.raises(InputError, match=r"MB of free space; the export needs about 1,000,000,000,000 MB"):
         require_space(tmp_path / "not" / "there", 10**18)
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder with an export in which this process may not write; where it is root's, as nobody."""
+    root = Path(tempfile.mkdtemp())
+    write(root / "export", "first")
+    root.chmod(0o755)
+    (root / "export").chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield root / "export"
+    finally:
+        os.seteuid(user)
+        (root / "export").chmod(0o755)
+        shutil.rmtree(root)
+
+
+def test_a_folder_that_may_not_be_written_is_one_clear_error(read_only: Path) -> None:
+    before = contents(read_only)
+    with pytest.raises(
+        InputError, match=r"export cannot be written to \(Permission denied\).*make it writable"
+    ):
+        require_space(read_only, 1000)
+    with pytest.raises(InputError, match="cannot be written to"):
+        write(read_only, "second")
+    with pytest.raises(InputError, match="cannot be written to"):
+        write(read_only / "not" / "there", "second")
+    assert contents(read_only) == before

@@ -118,6 +118,22 @@ def test_what_the_search_asks_for_is_in_the_plan() -> None:
     assert again[0].flops > 0
 
 
+def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
+    def seconds(proof: Any) -> list[float]:
+        export = COMMITTED.export.model_copy(update={"proof": proof})
+        loaded = COMMITTED.model_copy(update={"export": export})
+        reading = estimated(loaded.corpora, "report", export.measurement, 1024)
+        measured = dict.fromkeys(("pair", "finalist", "final table"), reading)
+        found = workload.steps(loaded, SMOLLM2, measured, torch.float32)
+        return [step.cpu_s for step in found if step.what.startswith("prove speed")]
+
+    asked = COMMITTED.export.proof
+    assert asked is not None
+    assert 20 < seconds(asked)[0] < 45  # 26 s were measured on an idle machine
+    assert seconds(asked.model_copy(update={"rounds": 9}))[0] > seconds(asked)[0] + 15
+    assert seconds(None) == []
+
+
 def test_memory_of_the_taylor_pass_grows_by_the_states_of_its_tokens_alone() -> None:
     few, many = (memory.taylor_bytes(SMOLLM2, tokens, 512, 2) for tokens in (4096, 16384))
     assert many - few == (16384 - 4096) * 32 * 576 * 2  # of 30 layers, and those before and after
