@@ -22,7 +22,7 @@ from stages.build_dataset.features import Features
 from stages.params import Search, TrainPredictor
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
-from stages.search import tpe
+from stages.search import allocation, tpe
 from stages.search.allocation import Damage
 from stages.search.tpe import Question, Trial, objective_of
 from stages.train_predictor.predictor import Predictor
@@ -105,7 +105,10 @@ class GuidedSearch:
                 predictor = self.learn(known)
             space = self.narrow(predictor, self.table(known))
             trials = self.ask(predictor, space, number, known)
-            chosen = tpe.finalists(trials, self.search.per_round, self.search.min_distance, list(known))
+            first_cuts = self._cheapest(predictor, space) if number == 1 else []
+            taken = [*known, *(t.architecture for t in first_cuts)]
+            more = self.search.per_round - len(first_cuts)
+            chosen = first_cuts + tpe.finalists(trials, more, self.search.min_distance, taken)
             measured = self.measure([t.architecture for t in chosen], number)
             rounds.append(Round(number, predictor, trials, chosen, measured))
             after(rounds[-1])
@@ -150,6 +153,17 @@ class GuidedSearch:
             tpe.forget_others(self.storage, name)
         starts = self.best(known, overall_ratio)
         return tpe.search(question, self.search, starts, self.storage)
+
+    def _cheapest(self, predictor: Predictor, space: Space) -> list[Trial]:
+        """The cheapest cuts by the damage curves as they are, before any pair corrects them."""
+        limited, ratio = self._limited(space), self.budget.overall_ratio
+        if self.features.curves is None or limited is not None or ratio is None:
+            return []
+        wishes = allocation.cheapest(space, self.features.curves.damage, ratio)
+        found = space.project(wishes, ratio, self.budget.tolerance, at_least=True)
+        forecasts = predictor.forecast(self.features.row(found)[None])
+        forecast = {target: float(values[0]) for target, values in forecasts.items()}
+        return [Trial(-1, found, forecast, objective_of(forecast, self.search.objective))]
 
     def _damage(self, predictor: Predictor, space: Space) -> Damage:
         """What a predictor says that each width costs alone: the objective's rise, never falling."""

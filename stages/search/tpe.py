@@ -34,7 +34,7 @@ from stages.search.allocation import Allocation, Damage
 
 NEAR = 0.15
 """How far a site's wish may stray from the best bundled architecture when each site moves for itself."""
-PRICE = 1.0
+PRICE = 0.7
 """The logarithm of a bundle's price lies between minus and plus this."""
 _POPULATION = 50  # NSGA-II's
 
@@ -79,6 +79,7 @@ class _Dimension:
     sites: Sequence[Site]
     low: float
     high: float
+    start: float
 
     def clip(self, ratio: float) -> float:
         return min(max(ratio, self.low), self.high)
@@ -115,6 +116,9 @@ def search(
     trials = bundled.run(section.trials - section.trials // 2, [bundled.even])
     if section.trials < 2:
         return trials
+    if question.damage is not None:
+        single = _prices(question, section, kept, "prices of sites", bundled.best)
+        return trials + single.run(section.trials // 2, [single.even], len(trials))
     best = min(trials, key=lambda t: (t.objective, t.number))
     promising = [best.architecture, *starts]
     forecasts = [best.objective, *(objective_of(question.forecast(a), section.objective) for a in starts)]
@@ -138,21 +142,43 @@ def forget_others(storage: Path, name: str) -> None:
 
 def _bundles(question: Question, section: Search, storage: BaseStorage | None) -> _Phase:
     """The study over bundles: of prices where damage curves are known, else of ratios."""
-    space, made = question.space, []
-    for group in bundles(space.limits, section.bundle):
-        name = f"{group[0].layer:02d}-{group[-1].layer:02d}.{group[0].kind}"
-        low = min(space.limits[site][0] for site in group)
-        high = max(space.limits[site][1] for site in group)
-        made.append(_Dimension(name, group, *((low, high) if question.damage is None else (-PRICE, PRICE))))
-    if question.damage is None:
-        return _Phase(question, section, storage, "bundles", made, _ratios)
-    allocation = Allocation(space, question.damage)
+    groups = bundles(question.space.limits, section.bundle)
+    if question.damage is not None:
+        return _prices(question, section, storage, "prices", {tuple(group): 0.0 for group in groups})
+    made = []
+    for group in groups:
+        limits = [question.space.limits[site] for site in group]
+        low, high = min(low for low, _ in limits), max(high for _, high in limits)
+        made.append(_Dimension(_name(group), group, low, high, question.overall_ratio))
+    return _Phase(question, section, storage, "bundles", made, _ratios)
+
+
+def _prices(
+    question: Question,
+    section: Search,
+    storage: BaseStorage | None,
+    label: str,
+    around: Mapping[tuple[Site, ...], float],
+) -> _Phase:
+    """A study of prices: logarithms within `PRICE` of those that groups of sites have `around`.
+
+    Of groups at first; around what a study of groups found, of each site for itself.
+    """
+    assert question.damage is not None
+    allocation = Allocation(question.space, question.damage)
+    alone = label != "prices"
+    groups = [((site,), price) for g, price in around.items() for site in g] if alone else [*around.items()]
+    made = [_Dimension(_name(g), g, price - PRICE, price + PRICE, price) for g, price in groups]
 
     def cheapest(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
         prices = {site: math.exp(values[d.name]) for d in dimensions for site in d.sites}
         return allocation.cheapest(question.overall_ratio, prices)
 
-    return _Phase(question, section, storage, "prices", made, cheapest)
+    return _Phase(question, section, storage, label, made, cheapest)
+
+
+def _name(group: Sequence[Site]) -> str:
+    return f"{group[0].layer:02d}-{group[-1].layer:02d}.{group[0].kind}"
 
 
 def _ratios(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
@@ -165,7 +191,7 @@ def _single(space: Space, around: Architecture) -> list[_Dimension]:
         low, high = space.limits[site]
         ratio = min(max(around.site_ratio(space.shape, site), low), high)
         low, high = max(low, ratio - NEAR), min(high, ratio + NEAR)
-        made.append(_Dimension(f"{site.layer:02d}.{site.kind}", [site], low, high))
+        made.append(_Dimension(f"{site.layer:02d}.{site.kind}", [site], low, high, ratio))
     return made
 
 
@@ -219,9 +245,14 @@ class _Phase:
 
     @property
     def even(self) -> dict[str, float]:
-        """All dimensions alike: the overall ratio for all, or the curves' own prices."""
-        of_all = self.question.overall_ratio if self.question.damage is None else 0.0
-        return {d.name: d.clip(of_all) for d in self.dimensions}
+        """Where it starts: from the overall ratio for all, or from the prices that it moves around."""
+        return {d.name: d.clip(d.start) for d in self.dimensions}
+
+    @property
+    def best(self) -> dict[tuple[Site, ...], float]:
+        """The best trial's value for each dimension's sites."""
+        values = self._study.best_params
+        return {tuple(d.sites): float(values[d.name]) for d in self.dimensions}
 
     def _project(self, values: Mapping[str, float]) -> Architecture:
         return self.question.project(self._wishes(self.dimensions, values))
@@ -262,22 +293,26 @@ def finalists(
 ) -> list[Trial]:
     """The best-forecast trials that differ in at least `min_distance` sites from each other.
 
-    And in at least one from those that are `taken`.
+    And in at least one from those that are `taken`. Where the trials hold too few so unlike, half
+    that distance is asked for, and so on.
 
     Raises:
-        InputError: the trials hold fewer such architectures than asked for.
+        InputError: the trials hold fewer distinct new architectures than asked for.
     """
-    chosen: list[Trial] = []
     known = set(taken)
-    for trial in sorted(trials, key=lambda t: (t.objective, t.number)):
-        if trial.architecture in known:
-            continue
-        if all(distance(trial.architecture, c.architecture) >= min_distance for c in chosen):
-            chosen.append(trial)
-        if len(chosen) == count:
-            return chosen
-    raise InputError(
-        f"the search asks for {count} new architectures that differ in {min_distance} sites; "
-        f"{len(trials)} trials hold {len(chosen)}. "
-        "Raise search.trials, or lower search.per_round or search.min_distance"
-    )
+    ordered = [
+        t for t in sorted(trials, key=lambda t: (t.objective, t.number)) if t.architecture not in known
+    ]
+    while True:
+        chosen: list[Trial] = []
+        for trial in ordered:
+            if all(distance(trial.architecture, c.architecture) >= min_distance for c in chosen):
+                chosen.append(trial)
+            if len(chosen) == count:
+                return chosen
+        if min_distance <= 1:
+            raise InputError(
+                f"the search asks for {count} new architectures, but {len(trials)} trials hold "
+                f"{len(chosen)}. Raise search.trials, or lower search.per_round"
+            )
+        min_distance //= 2

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 TAUS = (0.25, 0.5, 1.0)
 LENGTHS = (0.7, 1.4)
 RELATIVE_NOISES = (0.02, 0.06)
-NOISES = (0.1, 0.3, 1.0)
+NOISES = (0.03, 0.1, 0.3)
 """Of the root mean square that a straight line in D leaves over."""
 _SLOPE = 0.3
 """Standard deviation of b around a straight line's, as a fraction of it."""
