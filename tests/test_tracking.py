@@ -341,7 +341,7 @@ def predictor(tmp_path: Path) -> tuple[Predictor, Path, pandas.DataFrame, pandas
     names = [f"ratio.{i:02d}.mlp" for i in range(6)]
     table = pandas.DataFrame(draw.random((40, 6)), columns=names)
     pairs = table.assign(**{"log_ppl.a": table.sum(axis=1)})
-    section = PARAMS.train_predictor.model_copy(update={"trees": 10})
+    section = PARAMS.train_predictor.model_copy(update={"trees": 10, "model": "additive+xgboost"})
     fitted = Predictor.fit(pairs, names, ["log_ppl.a"], section)
     fitted.save(tmp_path / "saved")
     return fitted, tmp_path / "saved", table, pandas.DataFrame(fitted.forecast(table.to_numpy()))

@@ -47,7 +47,7 @@ def _fused(
             if not first.is_cuda:
                 return on_cpu(*args, **kwargs)
             if same:
-                torch._dynamo.mark_static(first, first.ndim - 1)  # type: ignore[no-untyped-call]
+                torch._dynamo.mark_static(first, first.ndim - 1)
             return compiled(*args, **kwargs)
 
         return run
@@ -78,7 +78,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     `sin` carries the sign: it is negative in the first half.
     """
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    swapped: Tensor = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     return x * cos + swapped * sin
 
 

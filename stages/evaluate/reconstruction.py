@@ -119,7 +119,8 @@ class Reconstruction:
 
     def factor(self, site: Site) -> Tensor:
         """L (C, C) of an MLP's G + λI = L Lᵀ, its units sorted; float32."""
-        return torch.linalg.cholesky(self._gram(site)[1]).float()
+        lower: Tensor = torch.linalg.cholesky(self._gram(site)[1])
+        return lower.float()
 
     def _solve_mlp(self, site: Site, channels: int) -> Tensor:
         factors = self._factors.get(site)

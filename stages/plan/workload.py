@@ -120,6 +120,20 @@ def calibration(params: Params, shape: ModelShape) -> Step:
     return Step("evaluate", f"score units by {section.importance}", tokens=tokens, flops=flops, layers=layers)
 
 
+def curvature(params: Params, shape: ModelShape) -> Step:
+    """Damage curves by `stages.evaluate.curvature`: a backward pass, and the changes at every width."""
+    section = params.evaluate.calibration
+    tokens = min(params.evaluate.curvature_tokens, section.samples * section.sequence_length)
+    forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
+    heads, channels = (elements(shape, kind) for kind in Kind)
+    widths = (shape.kv_groups * shape.heads_per_group) * 2.0 * shape.hidden * heads
+    changes = tokens * shape.layers * (channels**2 + 2.0 * shape.hidden * channels + widths)
+    flops = GRADIENT * (forward + 2.0 * tokens * shape.vocabulary * shape.hidden) + changes
+    return Step(
+        "evaluate", "damage curves by curvature", tokens=tokens, flops=flops, layers=GRADIENT * shape.layers
+    )
+
+
 def needs_statistics(params: Params) -> bool:
     """Whether the second moments of every site's activations are gathered."""
     by_moments = params.evaluate.importance in ("activation", "wanda", "fluctuation")
@@ -194,6 +208,8 @@ def steps(
     flops, layers = measured_together(shape, architectures, readings["pair"], dtype, cache)
     count = len(architectures)
     found = [calibration(params, shape)]
+    if params.evaluate.curvature_tokens:
+        found.append(curvature(params, shape))
     solved = widths_to_solve(shape, architectures)
     repairs = params.evaluate.reconstruction.method != "none"
     if repairs:

@@ -82,7 +82,8 @@ class Curves:
     def forecast(self, damages: Array) -> Array:
         """Forecasts (m,) for the sites' damages (m, S)."""
         parts = [self._covariance(rows) @ self.weights for rows in _blocks(damages)]
-        return self.intercept + self.slope * damages.sum(axis=1) + np.concatenate(parts)
+        total: Array = self.intercept + self.slope * damages.sum(axis=1) + np.concatenate(parts)
+        return total
 
     def by_site(self, damages: Array) -> Array:
         """What each site adds to the forecast, (m, S)."""
@@ -111,9 +112,11 @@ class Curves:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Curves:
-        scalars = {n: float(content[n]) for n in ("intercept", "slope", "spread", "tau", "length")}
-        arrays = {n: np.array(content[n], dtype=np.float64) for n in ("damages", "weights")}
-        return cls(**scalars, **arrays)
+        intercept, slope, spread, tau, length = (
+            float(content[n]) for n in ("intercept", "slope", "spread", "tau", "length")
+        )
+        damages, weights = (np.array(content[n], dtype=np.float64) for n in ("damages", "weights"))
+        return cls(intercept, slope, spread, tau, length, damages, weights)
 
 
 def _blocks(rows: Array) -> Iterator[Array]:

@@ -60,10 +60,10 @@ def change(network: ElasticNetwork, site: Site, option: Option, x: torch.Tensor,
     """What the site's outputs (T, D) become less what they were."""
     shape = network.shape
     if site.kind is Kind.MLP:
-        width = LayerWidth(shape.kv_groups, shape.heads_per_group, *option.width)
+        width = LayerWidth(shape.kv_groups, shape.heads_per_group, option.width[0])
     else:
-        width = LayerWidth(*option.width, shape.channels)
-    before = module(x)
+        width = LayerWidth(option.width[0], option.width[1], shape.channels)
+    before: torch.Tensor = module(x)
     if not width.keeps(site.kind):
         return -before
     if site.kind is Kind.MLP:
@@ -72,7 +72,8 @@ def change(network: ElasticNetwork, site: Site, option: Option, x: torch.Tensor,
         by_head = x.unflatten(-1, (shape.kv_groups, shape.heads_per_group, -1))
         kept = by_head[:, : width.kv_groups, : width.heads_per_group].flatten(1)
     bias = 0.0 if module.bias is None else module.bias
-    return kept @ network.projection(site, width).T + bias - before
+    after: torch.Tensor = kept @ network.projection(site, width).T + bias
+    return after - before
 
 
 @pytest.mark.parametrize("repair", [False, True], ids=["plain", "repaired"])

@@ -84,7 +84,8 @@ def test_statistics_take_what_the_plan_says(network: Any) -> None:
 def test_widths_are_repaired_once() -> None:
     solved = workload.widths_to_solve(tiny_shape := SMOLLM2, [tiny_shape.dense()])
     assert not any(solved.values())
-    made = [d.architecture for d in all_designs(SMOLLM2, COMMITTED.sample, COMMITTED.budget)]
+    sample = COMMITTED.sample.model_copy(update={"single_site_ratios": [0.15, 0.7]})
+    made = [d.architecture for d in all_designs(SMOLLM2, sample, COMMITTED.budget)]
     solved = workload.widths_to_solve(SMOLLM2, made)
     assert len(solved[Site(29, Kind.ATTENTION)]) == 2  # exempt, but cut alone at two ratios
     assert len(solved[Site(29, Kind.MLP)]) == 3  # and by the simple baseline
@@ -105,15 +106,15 @@ def evaluations(steps: list[workload.Step]) -> list[int]:
 
 
 def test_evaluations_of_the_default() -> None:
-    """The README: 135 pairs, 24 measurements in three rounds; then six finalists and three baselines."""
-    assert evaluations(plan_of()) == [135, 24, 9, 4]
+    """The README: 27 pairs, 40 measurements in five rounds; then six finalists and three baselines."""
+    assert evaluations(plan_of()) == [27, 40, 9, 4]
 
 
 def test_what_the_search_asks_for_is_in_the_plan() -> None:
-    assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [135, 8, 11, 4]
+    assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [27, 8, 11, 4]
     same = COMMITTED.evaluate.measurement  # finalists measured as in the rounds are in the journal
-    assert evaluations(plan_of(measurement=same)) == [135, 24, 3, 4]
-    assert evaluations(plan_of(measurement=same, repair_again=True)) == [135, 24, 9, 4]
+    assert evaluations(plan_of(measurement=same)) == [27, 40, 3, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 40, 9, 4]
     again = [step for step in plan_of(repair_again=True) if step.what == "repair finalists again"]
     assert again[0].flops > 0
 

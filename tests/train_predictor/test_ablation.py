@@ -44,13 +44,22 @@ def test_every_feature_belongs_to_one_group(features: Features):
     assert list(found) == list(ablation.GROUPS)
     assert sorted(name for names in found.values() for name in names) == sorted(features.names)
     sizes = [len(names) for names in found.values()]
-    assert sizes == [12, 6, 2, 2, 1, 9]  # 6 layers of 2 sites, in bands of 2 layers
+    assert sizes == [12, 6, 2, 2, 1, 12, 9]  # 6 layers of 2 sites, in bands of 2 layers
     assert found["means by kind"] == ["ratio.attention", "ratio.mlp"]
 
 
 def test_groups_that_are_not_there_are_not_left_out(features: Features):
     without = [name for name in features.names if not name.startswith("damage")]
-    assert "damages" not in ablation.groups(without)
+    assert not [group for group in ablation.groups(without) if "damage" in group]
+    assert "any damage" not in ablation._left_out(without)
+
+
+def test_without_the_damages_of_sites_the_additive_model_is_fitted(features: Features, pairs: pd.DataFrame):
+    section = SECTION.model_copy(update={"model": "curves"})
+    found = ablation.ablate(pairs, features.names, ["log_ppl.a"], section, BUDGET)["predictor"].tolist()
+    assert "without damages of sites: additive" in found
+    assert "without any damage: additive" in found
+    assert "without bands" in found
 
 
 def test_a_feature_of_no_group_is_an_error_that_says_where_to_add_it():
@@ -60,15 +69,16 @@ def test_a_feature_of_no_group_is_an_error_that_says_where_to_add_it():
 
 def test_rows_are_all_features_and_then_each_group_left_out(features: Features, table: pd.DataFrame):
     rows = table[table["target"] == "log_ppl.a"]
-    assert list(rows["predictor"]) == [ablation.ALL, *(f"without {group}" for group in ablation.GROUPS)]
-    assert list(rows["features"]) == [32, 20, 26, 30, 30, 31, 23]
+    left_out = [*ablation.GROUPS, "any damage"]
+    assert list(rows["predictor"]) == [ablation.ALL, *(f"without {group}" for group in left_out)]
+    assert list(rows["features"]) == [44, 32, 38, 42, 42, 43, 32, 35, 23]
     assert list(table.loc[table["target"] == "quiz.accuracy", "predictor"]) == [ablation.ALL]
 
 
 def test_what_the_law_is_made_of_is_missed_and_nothing_else_is(table: pd.DataFrame):
     error = table[table["target"] == "log_ppl.a"].set_index("predictor")["rmse"]
-    assert error["without damages"] > 2 * error[ablation.ALL]
-    others = error.drop([ablation.ALL, "without damages"])
+    assert error["without any damage"] > 2 * error[ablation.ALL]
+    others = error.drop([ablation.ALL, "without any damage", "without sums of damages"])
     assert (others < 1.3 * error[ablation.ALL]).all()
 
 

@@ -18,7 +18,9 @@ from stages.train_predictor.models import Forecast
 from stages.train_predictor.predictor import Predictor
 from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 
-SECTION = COMMITTED.train_predictor.model_copy(update={"trees": 60, "folds": 4, "learning_rate": 0.05})
+SECTION = COMMITTED.train_predictor.model_copy(
+    update={"trees": 60, "folds": 4, "learning_rate": 0.05, "model": "additive+xgboost"}
+)
 BUDGET = budget_of(overall_ratio=0.5, tolerance=0.01)
 COSTS = np.random.default_rng(0).exponential(size=12)
 
