@@ -36,6 +36,8 @@ NEAR = 0.15
 """How far a site's wish may stray from the best bundled architecture when each site moves for itself."""
 PRICE = 0.7
 """The logarithm of a bundle's price lies between minus and plus this."""
+_PRICED = 0.35
+"""The part of the trials that moves the prices of sites."""
 _POPULATION = 50  # NSGA-II's
 
 Wishes = Mapping[Site, float]
@@ -104,10 +106,12 @@ def search(
 ) -> list[Trial]:
     """Half of `section.trials` over bundles, half over sites, from the best so far.
 
-    Over bundles it starts from the cheapest cuts by the damage curves, or from an even one.
+    Over bundles it starts from the cheapest cuts by the damage curves, or from an even one. Where
+    curves are known, the first part of the trials over sites moves their prices; the rest moves ratios,
+    which also finds widths that no price makes the cheapest.
 
-    `starts` are architectures known or thought to be good; the second half begins with them too, and
-    moves around the best forecast among them and the first half's. Reproducible:
+    `starts` are architectures known or thought to be good; the search over ratios of sites begins with
+    them too, and moves around the best forecast among them and the earlier trials. Reproducible:
     one seed, one thread. With a `storage` file the studies can be watched with optuna-dashboard, and
     an interrupted one goes on (its later trials then differ from an uninterrupted one's).
     """
@@ -117,14 +121,15 @@ def search(
     if section.trials < 2:
         return trials
     if question.damage is not None:
-        single = _prices(question, section, kept, "prices of sites", bundled.best)
-        return trials + single.run(section.trials // 2, [single.even], len(trials))
+        priced = _prices(question, section, kept, "prices of sites", bundled.best)
+        trials += priced.run(round(_PRICED * section.trials), [priced.even], len(trials))
     best = min(trials, key=lambda t: (t.objective, t.number))
     promising = [best.architecture, *starts]
     forecasts = [best.objective, *(objective_of(question.forecast(a), section.objective) for a in starts)]
     around = promising[forecasts.index(min(forecasts))]
     single = _Phase(question, section, kept, "sites", _single(question.space, around), _ratios)
-    return trials + single.run(section.trials // 2, [_wishes(single, a) for a in promising], len(trials))
+    begin = [_wishes(single, a) for a in promising]
+    return trials + single.run(section.trials - len(trials), begin, len(trials))
 
 
 def _open(storage: Path) -> BaseStorage:

@@ -104,16 +104,18 @@ def test_features_are_sums_of_damages(tmp_path: Path):
     write_scores(path, SMALL)
     features = Features.of_model(SMALL, 2, path, curves())
     bands = [f"damage.{band}.{kind}" for band in ("00-01", "02-03", "04-05") for kind in Kind]
-    assert features.names[-9:] == ["damage", "damage.attention", "damage.mlp", *bands]
+    sites = [f"damage.{site.layer:02d}.{site.kind}" for site in SMALL.sites()]
+    assert features.names[-21:] == ["damage", "damage.attention", "damage.mlp", *bands, *sites]
     for architecture in random_architectures(SMALL, 4):
         each = [curves().damage(site, architecture.site_ratio(SMALL, site)) for site in SMALL.sites()]
-        found = features.row(architecture)[-9:]
+        found = features.row(architecture)[-21:]
         of_bands = [each[i] + each[i + 2] for i in (0, 1, 4, 5, 8, 9)]
-        assert found == pytest.approx([sum(each), sum(each[0::2]), sum(each[1::2]), *of_bands])
+        assert found == pytest.approx([sum(each), sum(each[0::2]), sum(each[1::2]), *of_bands, *each])
     assert sum(features.shares("damage.mlp").values()) == pytest.approx(1)
     dearest = max(features.shares("damage").items(), key=lambda item: item[1])[0]
     assert dearest == list(SMALL.sites())[int(COSTS.argmax())]
     assert set(features.shares("damage.mlp")) == {s for s in SMALL.sites() if s.kind is Kind.MLP}
+    assert features.sites_of("damage.03.mlp") == [Site(3, Kind.MLP)]
     assert features.sites_of("damage.02-03.mlp") == [Site(2, Kind.MLP), Site(3, Kind.MLP)]
 
 
