@@ -12,8 +12,10 @@ import pytest
 
 from stages.architecture import Architecture, Kind
 from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.sample.limits import Limit, limits_of
 from stages.sample.space import Space, prunable_sites
+from stages.search import allocation
 from stages.search.rounds import GuidedSearch, Metrics, Round
 from stages.search.tpe import objective_of
 from stages.train_predictor.predictor import Predictor
@@ -198,3 +200,25 @@ def test_limits_of_bytes_and_milliseconds_hold_in_every_round(features: Features
     assert len(meter.measured) == 12
     assert min(truth(a)["log_ppl.a"] for a in meter.measured) >= truth(best[0])["log_ppl.a"]
     assert all(in_bytes.allows(a) and in_ms.allows(a) for a in best)
+
+
+def test_with_damage_curves_the_plain_curves_choice_is_measured_first(features: Features):
+    """Curves that are right up to a factor a site, and know nothing of neighbours: the rounds improve on them."""
+    factors = np.exp(np.random.default_rng(8).normal(0, 0.4, 12))
+    points = {
+        site: [(r, float(cost * factor * r**2)) for r in (0.1, 0.3, 0.6)]
+        for site, cost, factor in zip(SMALL.sites(), COSTS, factors, strict=True)
+    }
+    curved = replace(features, curves=DamageCurves(points))
+    train = TRAIN.model_copy(update={"model": "curves+xgboost"})
+    search = replace(guided(curved, Meter()), train=train)
+    pairs = dict(list(PAIRS.items())[:8])
+    rounds, known = search.run(pairs, search.learn(pairs))
+    first = SPACE.project(
+        allocation.cheapest(SPACE, DamageCurves(points).damage, 0.25), 0.25, BUDGET.tolerance, at_least=True
+    )
+    assert rounds[0].chosen[0].architecture == first
+    assert first in known
+    assert [len(r.measured) for r in rounds] == [4, 4, 4]
+    found = [min(truth(a)["log_ppl.a"] for a in r.measured) for r in rounds]
+    assert min(found) < truth(first)["log_ppl.a"]

@@ -19,7 +19,7 @@ from stages.build_dataset.features import Array, Features
 from stages.files import InputError
 from stages.params import Narrowing
 from stages.sample.space import Space, prunable_sites
-from stages.search import narrowing, tpe
+from stages.search import allocation, narrowing, tpe
 from stages.search.tpe import Question, Trial
 from tests.small import COMMITTED, SMALL, features_of
 
@@ -277,3 +277,38 @@ def test_no_site_of_an_exempt_kind_is_touched(features: Features):
     for trial in tpe.search(question(features, space), section):
         ratios = [trial.architecture.site_ratio(SMALL, Site(layer, Kind.ATTENTION)) for layer in range(6)]
         assert ratios == [0.0] * 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_with_damage_curves_every_trial_meets_the_budget_and_the_first_is_the_cheapest(
+    features: Features, sampler: str
+):
+    known = KnownLaw(features)
+    weights = dict(zip(SMALL.sites(), known.weights, strict=True))
+
+    def damage(site: Site, ratio: float) -> float:
+        return float(weights[site]) * (ratio + 3 * ratio**2) / 4  # what the objective of SECTION costs
+
+    priced = replace(question(features), damage=damage)
+    trials = tpe.search(priced, SECTION.model_copy(update={"sampler": sampler}))
+    ratios = [t.architecture.overall_ratio(SMALL) for t in trials]
+    assert len(trials) == SECTION.trials
+    assert all(RATIO - 1e-9 <= ratio <= RATIO + TOLERANCE + 1e-9 for ratio in ratios)
+    first = SPACE.project(allocation.cheapest(SPACE, damage, RATIO), RATIO, TOLERANCE, at_least=True)
+    assert trials[0].architecture == first
+    plain = search(features, sampler=sampler)
+    assert min(t.objective for t in trials) <= min(t.objective for t in plain) + 1e-9
+    assert [t.architecture for t in tpe.search(priced, SECTION.model_copy(update={"sampler": sampler}))] == [
+        t.architecture for t in trials
+    ]
+
+
+def test_finalists_are_less_unlike_where_the_trials_allow_no_more(features: Features):
+    trials = search(features)
+    wide = tpe.finalists(trials, 4, 1000)
+    assert len({t.architecture for t in wide}) == 4
+    apart = min(tpe.distance(a.architecture, b.architecture) for a, b in itertools.combinations(wide, 2))
+    assert apart >= min(
+        tpe.distance(a.architecture, b.architecture)
+        for a, b in itertools.combinations(tpe.finalists(trials, 4, 1), 2)
+    )
