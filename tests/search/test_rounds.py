@@ -203,7 +203,7 @@ def test_limits_of_bytes_and_milliseconds_hold_in_every_round(features: Features
 
 
 def test_with_damage_curves_the_plain_curves_choice_is_measured_first(features: Features):
-    """Curves that are right up to a factor a site, and know nothing of neighbours: the rounds improve on them."""
+    """Curves that are right up to a factor a site and know nothing of neighbours: rounds improve on them."""
     factors = np.exp(np.random.default_rng(8).normal(0, 0.4, 12))
     points = {
         site: [(r, float(cost * factor * r**2)) for r in (0.1, 0.3, 0.6)]
