@@ -9,7 +9,8 @@ which is a Gaussian process over architectures (Rasmussen & Williams 2006, "Gaus
 machine learning", 2.2) with the covariance b² τ² Σ_s d_s d'_s exp(-(log d_s - log d'_s)² / 2ℓ²). A
 pair thus tells most of the sites that it cuts most, at about the widths that it cuts them to, and
 where nothing is measured the curves stand as they are. a and b are refined within the process;
-τ, ℓ, r and s are those of the largest marginal likelihood on a small grid (ibid., 5.4).
+τ, ℓ, r and s are those of the largest marginal likelihood on a small grid (ibid., 5.4), whose τ ends
+where few noisy pairs would otherwise be taken at their word: larger ones forecast the next rounds worse.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 Array = NDArray[np.float64]
-TAUS = (0.25, 0.5, 1.0)
+TAUS = (0.15, 0.25, 0.4)
 LENGTHS = (0.7, 1.4)
-RELATIVE_NOISES = (0.02, 0.06)
-NOISES = (0.03, 0.1, 0.3)
+RELATIVE_NOISES = (0.05, 0.1)
+NOISES = (0.1, 0.3, 1.0)
 """Of the root mean square that a straight line in D leaves over."""
 _SLOPE = 0.3
 """Standard deviation of b around a straight line's, as a fraction of it."""

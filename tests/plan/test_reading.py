@@ -55,7 +55,9 @@ def test_what_is_not_known_is_not_guessed():
     local = COMMITTED.corpora
     with pytest.raises(InputError, match=r"corpora.texts.wikipedia, part selection: .*--count"):
         estimated(local, "selection", WHOLE, 65536)
-    assert windows("hub:me/own:x:test", COMMITTED.evaluate.measurement) == 2
+    assert (
+        windows("hub:me/own:x:test", COMMITTED.evaluate.measurement) == COMMITTED.evaluate.measurement.windows
+    )
 
 
 def test_the_hub_is_not_at_hand():
