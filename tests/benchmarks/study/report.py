@@ -118,7 +118,7 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
             axes.plot(group["evaluations"], group["objective"], "o", color=colour, label=str(method))
     axes.set_xscale("log")
     axes.set_xlabel("real evaluations")
-    axes.set_ylabel("best objective: mean log PPL on validation text, nats a token")
+    axes.set_ylabel("best mean log PPL, validation text")
     low = rows["objective"].min()
     axes.set_ylim(low - 0.01, low + 0.35)
     axes.legend(fontsize=8, frameon=False, ncols=2)
