@@ -91,10 +91,10 @@ def test_gradients_of_one_layer_are_held_and_none_is_left_behind(
     largest = 0
     run_layer = network.run_layer
 
-    def watching(*arguments: Any) -> torch.Tensor:
+    def watching(*arguments: Any, **options: Any) -> torch.Tensor:
         nonlocal largest
         largest = max(largest, sum(w.grad is not None for w in weights))
-        return run_layer(*arguments)
+        return run_layer(*arguments, **options)
 
     monkeypatch.setattr(network, "run_layer", watching)
     scores = taylor(network, [tiny.causal(TOKENS[:2]), tiny.causal(TOKENS[2:])])

@@ -293,6 +293,7 @@ HALL = ("architecture.py", "families.py")
 BY_VALUE = {
     *("__init__.py", "__main__.py", "journal.py", "cache.py", "workbench.py"),
     *("corpora.py", "corpus_files.py", "corpus_sources.py", "wikitext.py", "selection.py"),
+    *("curvature.py", "damage.py"),  # what is expected, not what is measured
 }
 
 
