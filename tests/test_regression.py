@@ -361,7 +361,7 @@ def tiny_settings(model: Path, corpora: Path) -> dict[str, Any]:
         },
         "search": {
             "objective": {"log_ppl.prose": 1.0},
-            "trials": 10,
+            "trials": 40,
             "rounds": 2,
             "per_round": 2,
             "min_distance": 1,
