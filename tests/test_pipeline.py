@@ -56,7 +56,7 @@ class Repository:
             train_predictor={"trees": 60, "folds": 3},
             search={
                 "objective": {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0},
-                "trials": 40,
+                "trials": 90,
                 "rounds": 2,
                 "per_round": 3,
                 "finalists": 3,
