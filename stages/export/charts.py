@@ -135,6 +135,12 @@ def draw_tradeoff(figure: FigureBase, data: ReportData, text: str) -> None:
             zorder=4 if name == "winner" else 3,
         )
     axes.set_yscale("log")
+    label_perplexity(axes, text)
+    axes.legend(loc="upper left")
+
+
+def label_perplexity(axes: Axes, text: str) -> None:
+    """Ticks, labels and title of perplexity, on a log axis, against the overall ratio."""
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -143,7 +149,6 @@ def draw_tradeoff(figure: FigureBase, data: ReportData, text: str) -> None:
     axes.set_title(text)
     axes.set_xlabel("overall ratio, % of decoder-layer parameters removed")
     axes.set_ylabel("perplexity, selection part (log axis)")
-    axes.legend(loc="upper left")
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -7,9 +7,8 @@ from typing import Any
 
 from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from stages.export.charts import COLOURS, MARKS, log_ticks
+from stages.export.charts import COLOURS, MARKS, label_perplexity
 from stages.export.report_data import ReportData
 from stages.export.report_parts import FrontPoint
 
@@ -40,13 +39,7 @@ def draw_front(figure: FigureBase, data: ReportData, text: str) -> None:
             )  # fmt: skip
     axes.set_yscale("log")
     axes.margins(x=0.08, y=0.1)
-    axes.yaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_ylim())))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(text)
-    axes.set_xlabel("overall ratio, % of decoder-layer parameters removed")
-    axes.set_ylabel("perplexity, selection part (log axis)")
+    label_perplexity(axes, text)
     axes.legend(handles=_keys(points), loc="best")
 
 

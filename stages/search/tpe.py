@@ -121,7 +121,10 @@ def search(
     if section.trials < 2:
         return trials
     if question.damage is not None:
-        priced = _prices(question, section, kept, "prices of sites", bundled.best)
+        of_sites: dict[tuple[Site, ...], float] = {
+            (site,): price for group, price in bundled.best.items() for site in group
+        }
+        priced = _prices(question, section, kept, "prices of sites", of_sites)
         trials += priced.run(round(_PRICED * section.trials), [priced.even], len(trials))
     best = min(trials, key=lambda t: (t.objective, t.number))
     promising = [best.architecture, *starts]
@@ -165,15 +168,10 @@ def _prices(
     label: str,
     around: Mapping[tuple[Site, ...], float],
 ) -> _Phase:
-    """A study of prices: logarithms within `PRICE` of those that groups of sites have `around`.
-
-    Of groups at first; around what a study of groups found, of each site for itself.
-    """
+    """A study of prices: logarithms within `PRICE` of those that groups of sites have `around`."""
     assert question.damage is not None
     allocation = Allocation(question.space, question.damage)
-    alone = label != "prices"
-    groups = [((site,), price) for g, price in around.items() for site in g] if alone else [*around.items()]
-    made = [_Dimension(_name(g), g, price - PRICE, price + PRICE, price) for g, price in groups]
+    made = [_Dimension(_name(g), g, price - PRICE, price + PRICE, price) for g, price in around.items()]
 
     def cheapest(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
         prices = {site: math.exp(values[d.name]) for d in dimensions for site in d.sites}
