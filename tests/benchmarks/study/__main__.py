@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.study search --corpora FOLDER --results FOLDER --regime repaired --seed 0 …
     python -m tests.benchmarks.study final  --corpora FOLDER --results FOLDER --regime repaired
+    python -m tests.benchmarks.study forecasts --corpora FOLDER --results FOLDER --regime repaired
     python -m tests.benchmarks.study report
 
 `--corpora` holds wikitext2/, ptb/ and mmlu/ (`setting.py` names the files). `search` runs the methods
 on validation text and appends a row each to RESULTS/rows-*.jsonl; `final` measures their
 architectures on the test splits, once each, and appends to RESULTS/finals-*.jsonl; `--what again`
-repairs each once more before, layer after layer. Processes that share a
+repairs each once more before, layer after layer. `forecasts` compares the predictors on held-out
+architectures, near the budget and far, and appends to RESULTS/forecasts-*.jsonl. Processes that share a
 RESULTS folder must differ in regime, seed, ratios or (for `final`) shard. A go that is killed is started
 again.
 """
@@ -30,7 +32,7 @@ from stages.files import InputError
 from stages.search.baselines import Counter, Problem
 from stages.search.rounds import Metrics
 from stages.search.tpe import objective_of
-from tests.benchmarks.study import methods, report
+from tests.benchmarks.study import forecasts, methods, report
 from tests.benchmarks.study.setting import REGIMES, Regime, Setting, params_of, prepare
 
 
@@ -53,8 +55,7 @@ def search(arguments: argparse.Namespace) -> None:
             except InputError as error:  # the paper's narrowed space may not reach a strong ratio
                 print(f"{name} {method} {ratio:g}: has no answer: {error}", flush=True)
                 continue
-            for part in row:
-                append(rows, part)
+            append(rows, *row)
             print(
                 f"{name} {method} {ratio:g}: objective {row[-1]['objective']:.4f}, "
                 f"{row[-1]['evaluations']} evaluations, {time.perf_counter() - started:.0f} s",
@@ -186,6 +187,31 @@ def final(arguments: argparse.Namespace) -> None:
         )
 
 
+def forecast(arguments: argparse.Namespace) -> None:
+    """Compare the predictors on held-out architectures at every ratio that has no rows yet."""
+    regime = REGIMES[arguments.regime]
+    name = "-".join([regime.name, str(arguments.seed), *map(str, arguments.ratios or [])])
+    path = arguments.results / f"forecasts-{name}.jsonl"
+    done = {row["overall_ratio"] for row in read(path)}
+    todo = [r for r in arguments.ratios or regime.ratios if r not in done]
+    if not todo:
+        print(f"{path}: every ratio is there")
+        return
+    setting = opened(regime, arguments)
+    with Journal(arguments.results / f"journal-forecasts-{name}.jsonl") as journal:
+
+        def measure(architectures: Sequence[Architecture]) -> Mapping[Architecture, Metrics]:
+            work = [Work(a, "forecasts") for a in architectures]
+            found = setting.selection.measure_all(work, journal, lambda _: None, "forecasts")
+            return {a: found[a.id].metrics for a in architectures}
+
+        for ratio in todo:
+            made = forecasts.compare(setting, params_for(regime, arguments, ratio), measure)
+            asked = {"regime": regime.name, "overall_ratio": ratio, "seed": arguments.seed}
+            append(path, *(asked | row | origin(setting, arguments) for row in made))
+            print(path.name, [r["spearman"] for r in made if r["place"] == "near"], flush=True)
+
+
 def opened(regime: Regime, arguments: argparse.Namespace) -> Setting:
     work = arguments.results / "work"
     prepare(arguments.corpora, work)
@@ -224,12 +250,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
+def append(path: Path, *rows: Mapping[str, Any]) -> None:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if text and not text.endswith("\n"):
         path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def main() -> None:
@@ -237,7 +263,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("search", "final"):
+    for name in ("search", "final", "forecasts"):
         command = commands.add_parser(name)
         command.add_argument("--corpora", type=Path, required=True)
         command.add_argument("--results", type=Path, required=True)
@@ -248,8 +274,9 @@ def main() -> None:
         command.add_argument(
             "--windows", type=int, default=16, help="of 1,024 tokens of each text, in the search"
         )
-        command.add_argument("--methods", nargs="+", choices=methods.ALL)
-        if name == "search":
+        if name != "forecasts":
+            command.add_argument("--methods", nargs="+", choices=methods.ALL)
+        if name != "final":
             command.add_argument("--ratios", type=float, nargs="+")
         else:
             command.add_argument("--what", choices=("texts", "again", "questions"), required=True)
@@ -258,9 +285,13 @@ def main() -> None:
             command.add_argument("--shards", type=int, default=1)
     commands.add_parser("report").add_argument("--results", type=Path, default=report.RESULTS)
     arguments = parser.parse_args()
-    {"search": search, "final": final, "report": lambda a: report.write(a.results)}[arguments.command](
-        arguments
-    )
+    run = {
+        "search": search,
+        "final": final,
+        "forecasts": forecast,
+        "report": lambda a: report.write(a.results),
+    }
+    run[arguments.command](arguments)
 
 
 if __name__ == "__main__":

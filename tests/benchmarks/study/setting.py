@@ -12,6 +12,7 @@ import yaml
 
 from stages.evaluate.measure import Evaluator
 from stages.evaluate.workbench import Workbench, open_workbench
+from stages.files import write_text
 from stages.params import Params
 
 SELECTED = 0.3
@@ -54,15 +55,14 @@ REGIMES = {
 
 def prepare(corpora: Path, work: Path) -> None:
     """Divide the validation splits into a calibration and a selection file, at an end of a line."""
-    work.mkdir(parents=True, exist_ok=True)
     for name, source in (
         ("wikitext2", corpora / "wikitext2/wiki.valid.tokens"),
         ("ptb", corpora / "ptb/ptb.valid.txt"),
     ):
         text = source.read_text(encoding="utf-8")
         cut = text.index("\n", round((1 - SELECTED) * len(text))) + 1
-        (work / f"{name}.calibration.txt").write_text(text[:cut], encoding="utf-8")
-        (work / f"{name}.selection.txt").write_text(text[cut:], encoding="utf-8")
+        write_text(work / f"{name}.calibration.txt", text[:cut])  # whole: other processes may read it
+        write_text(work / f"{name}.selection.txt", text[cut:])
 
 
 def params_of(
