@@ -34,7 +34,7 @@ from scipy.linalg import cho_factor, cho_solve
 Array = NDArray[np.float64]
 TAUS = (0.25, 0.4)
 LENGTHS = (0.7, 1.4)
-RELATIVE_NOISES = (0.01, 0.05)
+RELATIVE_NOISES = (0.02, 0.05)
 NOISES = (0.1, 0.3, 1.0)
 """Of the root mean square that a straight line in D leaves over."""
 KAPPA, LAMBDA = 0.1, 0.5
