@@ -1,23 +1,16 @@
 """The damage curves, corrected by pairs: a Gaussian process whose mean is their sum.
 
 An architecture's damages nearly add up, D = Σ_s d_s, but each site's curve is off by a factor that
-varies slowly along it, and cuts that come together do more or less than each alone. With ε_s a
-Gaussian process in log d_s, of standard deviation τ and length ℓ, and η one in how an architecture's
-damage is shared out among its sites, of standard deviation κ and length λ,
+varies slowly along it. With ε_s a Gaussian process in log d_s, of standard deviation τ and length ℓ,
 
-    target = a + b Σ_s d_s (1 + ε_s(log d_s)) + b D η(√(d/D)) + noise,    noise variance s² + (r b D)²,
+    target = a + b Σ_s d_s (1 + ε_s(log d_s)) + noise,    noise variance s² + (r b D)²,
 
 which is a Gaussian process over architectures (Rasmussen & Williams 2006, "Gaussian processes for
-machine learning", 2.2) with the covariance
-
-    b² τ² Σ_s d_s d'_s exp(-(log d_s - log d'_s)² / 2ℓ²) + b² κ² D D' exp(-|√(d/D) - √(d'/D')|² / 2λ²).
-
-A pair thus tells most of the sites that it cuts most, at about the widths that it cuts them to, and
-where nothing is measured the curves stand as they are. η is what lets the pairs of later rounds, which
-are much alike, tell small differences: without it, what all of them share counts as noise of each.
-a and b are refined within the process; τ, ℓ, r and s are those of the largest marginal likelihood on a
-small grid (ibid., 5.4), whose τ ends where few noisy pairs would otherwise be taken at their word:
-larger ones forecast the next rounds worse.
+machine learning", 2.2) with the covariance b² τ² Σ_s d_s d'_s exp(-(log d_s - log d'_s)² / 2ℓ²). A
+pair thus tells most of the sites that it cuts most, at about the widths that it cuts them to, and
+where nothing is measured the curves stand as they are. a and b are refined within the process;
+τ, ℓ, r and s are those of the largest marginal likelihood on a small grid (ibid., 5.4), whose τ ends
+where few noisy pairs would otherwise be taken at their word: larger ones forecast the next rounds worse.
 """
 
 from __future__ import annotations
@@ -32,12 +25,11 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 Array = NDArray[np.float64]
-TAUS = (0.25, 0.4)
+TAUS = (0.15, 0.25, 0.4)
 LENGTHS = (0.7, 1.4)
-RELATIVE_NOISES = (0.02, 0.05)
+RELATIVE_NOISES = (0.05, 0.1)
 NOISES = (0.1, 0.3, 1.0)
 """Of the root mean square that a straight line in D leaves over."""
-KAPPA, LAMBDA = 0.1, 0.5
 _SLOPE = 0.3
 """Standard deviation of b around a straight line's, as a fraction of it."""
 _LEAST = 1e-6  # nats: what a site's damage is at least, in the logarithm
@@ -98,32 +90,21 @@ class Curves:
         """What each site adds to the forecast, (m, S)."""
         found = []
         for rows in _blocks(damages):
-            factors = self.tau**2 * np.einsum("mns,ns,n->ms", self._alike(rows), self.damages, self.weights)
-            together = KAPPA**2 * self._shared(rows) @ (self.damages.sum(axis=1) * self.weights)
-            found.append(rows * (self.slope + self.slope**2 * (factors + together[:, None])))
+            factors = np.einsum("mns,ns,n->ms", self._alike(rows), self.damages, self.weights)
+            found.append(rows * (self.slope + (self.slope * self.tau) ** 2 * factors))
         return np.concatenate(found)
 
     def _covariance(self, damages: Array) -> Array:
         """Prior covariance (m, n) of architectures with the fitted pairs."""
         own = np.einsum("ms,mns,ns->mn", damages, self._alike(damages), self.damages)
         totals = np.outer(damages.sum(axis=1), self.damages.sum(axis=1))
-        together = (_SLOPE**2 + KAPPA**2 * self._shared(damages)) * totals
-        slope: Array = self.slope**2 * (self.tau**2 * own + together)
+        slope: Array = self.slope**2 * (self.tau**2 * own + _SLOPE**2 * totals)
         return self.spread**2 + slope
 
     def _alike(self, damages: Array) -> Array:
         """How far a site's factor is the same at two damages, (m, n, S)."""
         here, there = (np.log(np.maximum(d, _LEAST)) for d in (damages, self.damages))
         alike: Array = np.exp(-((here[:, None] - there[None]) ** 2) / (2 * self.length**2))
-        return alike
-
-    def _shared(self, damages: Array) -> Array:
-        """How far damages (m, S) are shared out among the sites as the fitted pairs' are, (m, n)."""
-        here, there = (
-            np.sqrt(d / np.maximum(d.sum(axis=1, keepdims=True), _LEAST)) for d in (damages, self.damages)
-        )
-        squares = (here**2).sum(axis=1)[:, None] + (there**2).sum(axis=1)[None] - 2 * here @ there.T
-        alike: Array = np.exp(-squares / (2 * LAMBDA**2))
         return alike
 
     def to_json(self) -> dict[str, Any]:

@@ -206,7 +206,11 @@ def forecast(arguments: argparse.Namespace) -> None:
             return {a: found[a.id].metrics for a in architectures}
 
         for ratio in todo:
-            made = forecasts.compare(setting, params_for(regime, arguments, ratio), measure)
+            try:
+                made = forecasts.compare(setting, params_for(regime, arguments, ratio), measure)
+            except InputError as error:  # the design may not reach beyond a strong ratio
+                print(f"{path.name} {ratio:g}: has no answer: {error}", flush=True)
+                continue
             asked = {"regime": regime.name, "overall_ratio": ratio, "seed": arguments.seed}
             append(path, *(asked | row | origin(setting, arguments) for row in made))
             print(path.name, [r["spearman"] for r in made if r["place"] == "near"], flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +24,7 @@ FIGURES = {
 def write(results: Path) -> None:
     """Write tables.md and a picture a regime and overall ratio beside the rows; print the tables."""
     rows, finals = read(results)
-    parts = []
+    parts = [forecasts(results)] if list(results.glob("forecasts-*.jsonl")) else []
     for regime, of_regime in rows.groupby("regime"):
         measured = finals.xs(regime, level="regime")
         assert isinstance(measured, pd.DataFrame)
@@ -88,9 +89,32 @@ def table(title: str, rows: pd.DataFrame, finals: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def forecasts(results: Path) -> str:
+    """A Markdown table: how well each kind of predictor forecasts the objective of held-out pairs."""
+    made = [json.loads(line) for path in sorted(results.glob("forecasts-*.jsonl")) for line in path.open()]
+    rows = pd.DataFrame(made)
+    lines = [
+        "**Forecasts of held-out pairs: R² at all ratios, Spearman within 2 points of the budget**\n",
+        "| fitted on | predictor | R², WikiText-2 | R², PTB | pairs near | rank, WikiText-2 | rank, PTB |",
+        "| --- " * 7 + "|",
+    ]
+    for _, group in rows.groupby(["regime", "overall_ratio", "model"], sort=False):
+        found = {(r.place, r.target): r for r in group.itertuples()}
+        cells = [
+            f"{getattr(found[place, f'log_ppl.{text}'], figure):.3f}"
+            for place, figure in (("wide", "r2"), ("near", "spearman"))
+            for text in ("wikitext2", "ptb")
+        ]
+        near: Any = found["near", "mean"]
+        pairs = f"{near.regime} {100 * near.overall_ratio:.4g} %, {near.pairs} pairs"
+        cells.insert(2, str(near.held_out))
+        lines.append(f"| {pairs} | {near.model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(values: pd.DataFrame, name: str) -> str:
-    found = values[name].dropna()
-    if found.empty:
+    found = values[name]
+    if found.isna().any():  # a mean of some seeds alone would be compared with one of all
         return ""
     if name.startswith("ppl."):
         spread = f" ({found.min():.2f} to {found.max():.2f})" if found.nunique() > 1 else ""
