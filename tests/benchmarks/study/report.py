@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 RESULTS = Path(__file__).parent / "results"
+COLOURS = [*(f"C{place}" for place in range(10)), "black", "navy", "goldenrod", "darkgreen"]
+"""By the order of methods: more of them than matplotlib's own cycle tells apart."""
 FIGURES = {
     "ppl.wikitext2": "WikiText-2",
     "ppl.ptb": "PTB",
@@ -127,24 +129,30 @@ def _shares(values: pd.DataFrame, simple: pd.DataFrame) -> str:
     return ", ".join(f"{values[t].mean() / simple[t].mean():.3f}" for t in texts if t in values)
 
 
+def simple(rows: pd.DataFrame) -> float:
+    """The objective of the simple baseline: what lies far above it is not worth drawing."""
+    return float(rows.loc[rows["method"] == "simple", "objective"].iloc[0])
+
+
 def picture(rows: pd.DataFrame, path: Path) -> None:
     """The best objective so far against real evaluations; a method without a course is a point."""
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     for place, (method, group) in enumerate(rows.groupby("method", sort=False)):
-        colour = f"C{place}"
+        colour = COLOURS[place % len(COLOURS)]
         courses = [trace for trace in group["trace"] if trace is not None and len(trace) > 1]
         for number, course in enumerate(courses):
             values = np.array([np.nan if value is None else value for value in course], dtype=float)
             best = np.fmin.accumulate(values)
             label = str(method) if number == 0 else None
             axes.step(np.arange(1, len(best) + 1), best, where="post", color=colour, lw=1.2, label=label)
+            axes.plot(len(best), best[-1], ".", color=colour)
         if not courses:
             axes.plot(group["evaluations"], group["objective"], "o", color=colour, label=str(method))
     axes.set_xscale("log")
     axes.set_xlabel("real evaluations")
     axes.set_ylabel("best mean log PPL, validation text")
     low = rows["objective"].min()
-    axes.set_ylim(low - 0.01, low + 0.35)
-    axes.legend(fontsize=8, frameon=False, ncols=2)
+    axes.set_ylim(low - 0.01, low + 1.4 * (simple(rows) - low))
+    figure.legend(fontsize=8, frameon=False, loc="outside right center")
     figure.savefig(path, dpi=130)
     plt.close(figure)
