@@ -252,9 +252,12 @@ def _print_table(data: ReportData) -> None:
         values = "  ".join(f"{key} {value:.3f}" for key, value in c.metrics.items())
         print(f"{c.name:8} {100 * c.overall_ratio:6.2f} %  {values}")
     for t in data.taken:
+        share = t.share_error_percent
         print(
             f"{t.name}: limit {t.most:g}, the winner's forecast {t.forecast[outcome.WINNER]:.5g}, "
-            f"measured {t.measured[outcome.WINNER]:.5g} ({t.error_percent:+.1f} %)"
+            f"measured {t.measured[outcome.WINNER]:.5g} ({t.error_percent:+.1f} %"
+            + ("" if share is None else f"; as shares of the dense model, timed in turn, {share:+.1f} %")
+            + ")"
         )
     for baseline, of_baseline in metrics(data)["winner_change_percent"].items():
         print(f"winner against {baseline}: " + ", ".join(f"{k} {v:+.2f} %" for k, v in of_baseline.items()))

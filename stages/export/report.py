@@ -45,8 +45,9 @@ __all__ = [
 PARTS = ("calibration", "selection", "report")
 LIMITS_NOTE = (
     "Forecast: the sum of what every site of its width takes, from the latency table of the sample stage. "
-    "Measured: the exported folder in PyTorch and the dense model, in turn; medians. Uniform and simple "
-    "are held just above the limits, the winner below."
+    "Measured: the exported folder in PyTorch and the dense model, in turn; medians. As shares of the dense "
+    "model, what the machine has become slower or faster by since the table was measured cancels out. "
+    "Uniform and simple are held just above the limits, the winner below."
 )
 
 
@@ -216,6 +217,9 @@ def _taken(data: ReportData, row: Taken) -> dict[str, Any]:
         "forecast": [shown(row.forecast, c.name) for c in data.contenders],
         "measured": [shown(row.measured, name) for name in ("dense", "winner")],
         "error": signed_percent(row.error_percent),
+        "share_error": UNKNOWN
+        if row.share_error_percent is None
+        else signed_percent(row.share_error_percent),
     }
 
 

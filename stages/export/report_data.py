@@ -11,7 +11,7 @@ from stages.architecture import Architecture, ModelShape
 from stages.export.comparison import Proof
 from stages.export.report_parts import FRONT, FrontPoint, NarrowedSite, Trust
 
-WINNER = "winner"
+DENSE, WINNER = "dense", "winner"
 BASELINES = ("uniform", "simple")
 LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
 
@@ -82,6 +82,17 @@ class Taken:
     def error_percent(self) -> float:
         """How far the winner's forecast lies above what was measured."""
         return 100 * (self.forecast[WINNER] / self.measured[WINNER] - 1)
+
+    @property
+    def share_error_percent(self) -> float | None:
+        """The same of the winner's share of the dense model, where both were measured in turn.
+
+        What the machine has become slower or faster by since the table was measured cancels out.
+        """
+        if DENSE not in self.measured:
+            return None
+        forecast, measured = (values[WINNER] / values[DENSE] for values in (self.forecast, self.measured))
+        return 100 * (forecast / measured - 1)
 
 
 @dataclass(frozen=True)

@@ -341,8 +341,8 @@ def test_limits_of_the_budget_are_shown_with_forecast_and_measured(report_data: 
     without = dataclasses.replace(report_data, contenders=contenders)
     limited = dataclasses.replace(without, taken=[size, prefill])
     text = _Page(build_report(limited)).text
-    assert "weights, MB 1,000.00 1,300.00 1,010.00 1,004.00 990.00 – 990.00" in text
-    assert "prompt, ms 1,000.00 1,300.00 1,010.00 1,004.00 990.00 1,320.00 1,100.00 −10.0 %" in text
+    assert "weights, MB 1,000.00 1,300.00 1,010.00 1,004.00 990.00 – 990.00 0.0 % –" in text
+    assert "prompt, ms 1,000.00 1,300.00 1,010.00 1,004.00 990.00 1,320.00 1,100.00 −10.0 % −8.6 %" in text
     written = json.loads(json.dumps(metrics(limited), allow_nan=False))["limits"]
     assert written["prefill_ms"] == {
         "limit": 1000.0,
