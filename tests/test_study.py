@@ -71,8 +71,17 @@ def test_validation_text_is_divided_at_a_line(tmp_path: Path) -> None:
 
 def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("simple", 0, "s", 1), row("ours", 0, "a", 3, trace=[None, 3.7, 3.6]), row("ours", 1, "b", 3)]
-    finals = [final("s", 30.0), final("a", 27.0, **{"mmlu.accuracy": 0.25}), final("b", 29.0)]
-    for name, found in (("rows", rows), ("finals", finals)):
+    rows += [row("paper", 0, "a", 9), row("paper", 1, "c", 9)]
+    asked = {"mmlu.accuracy": 0.25}
+    finals = [final("s", 30.0), final("a", 27.0, **asked), final("b", 29.0, **asked), final("c", 31.0)]
+    errors = {"pairs": 27, "held_out": 96, "r2": 0.98, "spearman": 0.8}
+    forecasts = [
+        {"regime": "repaired", "overall_ratio": 0.2, "model": "curves", "place": place, "target": target}
+        | errors
+        for place in ("wide", "near")
+        for target in ("log_ppl.wikitext2", "log_ppl.ptb", "mean")
+    ]
+    for name, found in (("rows", rows), ("finals", finals), ("forecasts", forecasts)):
         lines = "".join(json.dumps(line) + "\n" for line in found)
         (tmp_path / f"{name}-repaired-0.jsonl").write_text(lines, encoding="utf-8")
     report.write(tmp_path)
@@ -80,6 +89,10 @@ def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert table.strip() == capsys.readouterr().out.strip()
     assert "| simple | 1 | 1 | 2 | 30.00 | 60.00 |  | 1.000, 1.000 |" in table
     assert "| ours | 3 | 2 | 2 | 28.00 (27.00 to 29.00) | 56.00 (54.00 to 58.00) | 25.00 ± 0.40 % |" in table
+    assert "| paper | 9 | 2 | 2 | 29.00 (27.00 to 31.00) | 58.00 (54.00 to 62.00) |  |" in table, (
+        "an accuracy of some seeds alone stands for none"
+    )
+    assert "| repaired 20 %, 27 pairs | curves | 0.980 | 0.980 | 96 | 0.800 | 0.800 |" in table
     assert (tmp_path / "repaired-20.png").stat().st_size > 1000
     with pytest.raises(FileNotFoundError, match="run the study's `search` first"):
         report.read(tmp_path / "work")
