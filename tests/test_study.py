@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmarks.study import __main__ as study
-from tests.benchmarks.study import methods, report, setting
+from tests.benchmarks.study import lines, methods, report, setting
 from tests.small import COMMITTED, SMOLLM2
 
 
@@ -28,13 +27,13 @@ def final(architecture: str, wikitext2: float, **more: float) -> dict[str, Any]:
 
 def test_rows_are_read_back_and_one_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    assert study.read(path) == []
-    study.append(path, {"a": 1})
+    assert lines.read(path) == []
+    lines.append(path, {"a": 1})
     with path.open("a", encoding="utf-8") as file:
         file.write('{"a": 2, "b')
-    assert study.read(path) == [{"a": 1}]
-    study.append(path, {"a": 3})
-    assert study.read(path) == [{"a": 1}, {"a": 3}]
+    assert lines.read(path) == [{"a": 1}]
+    lines.append(path, {"a": 3})
+    assert lines.read(path) == [{"a": 1}, {"a": 3}]
 
 
 def test_every_method_runs_for_every_seed_but_those_that_draw_nothing() -> None:
@@ -82,8 +81,7 @@ def test_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         for target in ("log_ppl.wikitext2", "log_ppl.ptb", "mean")
     ]
     for name, found in (("rows", rows), ("finals", finals), ("forecasts", forecasts)):
-        lines = "".join(json.dumps(line) + "\n" for line in found)
-        (tmp_path / f"{name}-repaired-0.jsonl").write_text(lines, encoding="utf-8")
+        lines.append(tmp_path / f"{name}-repaired-0.jsonl", *found)
     report.write(tmp_path)
     table = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert table.strip() == capsys.readouterr().out.strip()

@@ -13,11 +13,10 @@ from stages.budget import Budget
 from stages.export.report_data import WINNER, Taken
 from stages.export.speed import tensor_bytes
 from stages.sample import timing
+from stages.sample.designs import DENSE
 from stages.sample.latency import LatencyTable
 from stages.sample.limits import limits_of
 from stages.sample.timing import PHASES, Times
-
-DENSE = "dense"
 
 
 def taken(

@@ -10,8 +10,9 @@ from typing import Any
 from stages.architecture import Architecture, ModelShape
 from stages.export.comparison import Proof
 from stages.export.report_parts import FRONT, FrontPoint, NarrowedSite, Trust
+from stages.sample.designs import DENSE
 
-DENSE, WINNER = "dense", "winner"
+WINNER = "winner"
 BASELINES = ("uniform", "simple")
 LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
 
@@ -146,7 +147,7 @@ class ReportData:
     @property
     def finalist_count(self) -> int:
         """How many finalists were measured, the winner among them."""
-        return sum(m.design not in ("dense", *BASELINES, FRONT) for m in self.finalists)
+        return sum(m.design not in (DENSE, *BASELINES, FRONT) for m in self.finalists)
 
     @property
     def metric_names(self) -> list[str]:

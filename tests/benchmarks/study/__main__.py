@@ -17,7 +17,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,20 +25,21 @@ from typing import Any
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate.journal import Journal
+from stages.evaluate.journal import Journal, Row
 from stages.evaluate.measure import Work, standard_error
 from stages.files import InputError
 from stages.search.baselines import Counter, Problem
 from stages.search.rounds import Metrics
 from stages.search.tpe import objective_of
 from tests.benchmarks.study import forecasts, methods, report
+from tests.benchmarks.study.lines import append, read
 from tests.benchmarks.study.setting import REGIMES, Regime, Setting, params_of, prepare
 
 
 def search(arguments: argparse.Namespace) -> None:
     """Run every method that has no row yet, for one regime and seed."""
     regime = REGIMES[arguments.regime]
-    name = "-".join([regime.name, str(arguments.seed), *map(str, arguments.ratios or [])])
+    name = named(arguments)
     rows = arguments.results / f"rows-{name}.jsonl"
     done = {(row["method"], row["overall_ratio"]) for row in read(rows)}
     todo = [t for t in tasks(regime, arguments) if t not in done]
@@ -92,10 +92,9 @@ def result(
     seconds: dict[Architecture, float] = {}
 
     def measure(architectures: Sequence[Architecture]) -> Mapping[Architecture, Metrics]:
-        work = [Work(a, method) for a in architectures]
-        found = setting.selection.measure_all(work, journal, lambda _: None, f"{method} {ratio:g}")
-        seconds.update({a: found[a.id].seconds for a in architectures})
-        return {a: found[a.id].metrics for a in architectures}
+        found = measured(setting, journal, architectures, method, f"{method} {ratio:g}")
+        seconds.update({a: row.seconds for a, row in found.items()})
+        return {a: row.metrics for a, row in found.items()}
 
     problem = Problem(network.shape, params.sample, params.budget, params.search.objective, arguments.seed)
     count = Counter(measure, params.search.objective)
@@ -190,7 +189,7 @@ def final(arguments: argparse.Namespace) -> None:
 def forecast(arguments: argparse.Namespace) -> None:
     """Compare the predictors on held-out architectures at every ratio that has no rows yet."""
     regime = REGIMES[arguments.regime]
-    name = "-".join([regime.name, str(arguments.seed), *map(str, arguments.ratios or [])])
+    name = named(arguments)
     path = arguments.results / f"forecasts-{name}.jsonl"
     done = {row["overall_ratio"] for row in read(path)}
     todo = [r for r in arguments.ratios or regime.ratios if r not in done]
@@ -201,9 +200,8 @@ def forecast(arguments: argparse.Namespace) -> None:
     with Journal(arguments.results / f"journal-forecasts-{name}.jsonl") as journal:
 
         def measure(architectures: Sequence[Architecture]) -> Mapping[Architecture, Metrics]:
-            work = [Work(a, "forecasts") for a in architectures]
-            found = setting.selection.measure_all(work, journal, lambda _: None, "forecasts")
-            return {a: found[a.id].metrics for a in architectures}
+            found = measured(setting, journal, architectures, "forecasts", "forecasts")
+            return {a: row.metrics for a, row in found.items()}
 
         for ratio in todo:
             try:
@@ -214,6 +212,20 @@ def forecast(arguments: argparse.Namespace) -> None:
             asked = {"regime": regime.name, "overall_ratio": ratio, "seed": arguments.seed}
             append(path, *(asked | row | origin(setting, arguments) for row in made))
             print(path.name, [r["spearman"] for r in made if r["place"] == "near"], flush=True)
+
+
+def named(arguments: argparse.Namespace) -> str:
+    """What tells the files of one process from another's: regime, seed and, if given, ratios."""
+    return "-".join([arguments.regime, str(arguments.seed), *map(str, arguments.ratios or [])])
+
+
+def measured(
+    setting: Setting, journal: Journal, architectures: Sequence[Architecture], design: str, label: str
+) -> dict[Architecture, Row]:
+    """The rows of architectures on the selection text, from the journal or measured now."""
+    work = [Work(a, design) for a in architectures]
+    found = setting.selection.measure_all(work, journal, lambda _: None, label)
+    return {a: found[a.id] for a in architectures}
 
 
 def opened(regime: Regime, arguments: argparse.Namespace) -> Setting:
@@ -245,21 +257,6 @@ def origin(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
         "protocol": list(setting.selection.selection.words().items()),
         "machine": f"{machine}, {setting.selection.context['dtype']}",
     }
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a file; a last one that a kill cut off is left out."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def append(path: Path, *rows: Mapping[str, Any]) -> None:
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 
 from stages.architecture import Architecture
-from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
 from stages.params import Params
 from stages.sample import designs
 from stages.search.rounds import Metrics
@@ -49,22 +47,20 @@ def compare(setting: Setting, params: Params, measure: Measure) -> list[dict[str
         for place, changed in asked.items()
     }
     known = measure(list(dict.fromkeys([*pairs, *held_out["wide"], *held_out["near"]])))
-    texts = list(params.corpora.texts)
     targets = list(params.search.objective)
-    of_pairs = {a: known[a] for a in pairs}
-    curves = DamageCurves.of_pairs(shape, of_pairs, texts, setting.expected)
-    features = Features.of_model(shape, sample.bundle, setting.scores, curves)
+    features = setting.features(params, {a: known[a] for a in pairs})
 
     def table(architectures: Sequence[Architecture]) -> pd.DataFrame:
         made = pd.DataFrame(features.matrix(architectures), columns=features.names)
         return made.assign(**{t: [known[a][t] for a in architectures] for t in targets})
 
+    fitted_on = table(pairs)
+    tables = {place: table(architectures) for place, architectures in held_out.items()}
     rows = []
     for kind in KINDS:
         section = params.train_predictor.model_copy(update={"model": kind})
-        predictor = Predictor.fit(table(pairs), features.names, targets, section)
-        for place, architectures in held_out.items():
-            measured = table(architectures)
+        predictor = Predictor.fit(fitted_on, features.names, targets, section)
+        for place, measured in tables.items():
             forecast = predictor.forecast(measured[features.names].to_numpy())
             values = {t: (measured[t].to_numpy(), forecast[t]) for t in targets}
             values["mean"] = tuple(np.mean([v[i] for v in values.values()], axis=0) for i in (0, 1))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stages.architecture import Architecture, ModelShape
 from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
 from stages.params import Narrowing, Params
 from stages.sample import designs
 from stages.search import allocation, baselines, narrowing
@@ -32,8 +31,7 @@ def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
     designed = [d.architecture for d in designs.all_designs(shape, params.sample, params.budget)]
     count(designed)
     known = {a: count.known[a] for a in designed}
-    curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts), setting.expected)
-    features = Features.of_model(shape, params.sample.bundle, setting.scores, curves)
+    features = setting.features(params, known)
 
     def measure(architectures: Sequence[Architecture], number: int) -> Mapping[Architecture, Metrics]:
         count(architectures)

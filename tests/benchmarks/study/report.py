@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
+from tests.benchmarks.study import lines
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = [*(f"C{place}" for place in range(10)), "black", "navy", "goldenrod", "darkgreen"]
@@ -26,7 +28,8 @@ FIGURES = {
 def write(results: Path) -> None:
     """Write tables.md and a picture a regime and overall ratio beside the rows; print the tables."""
     rows, finals = read(results)
-    parts = [forecasts(results)] if list(results.glob("forecasts-*.jsonl")) else []
+    held_out = _lines(results, "forecasts")
+    parts = [forecasts(held_out)] if held_out else []
     for regime, of_regime in rows.groupby("regime"):
         measured = finals.xs(regime, level="regime")
         assert isinstance(measured, pd.DataFrame)
@@ -45,14 +48,7 @@ def read(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         FileNotFoundError: the folder holds no rows.
     """
-    found = {
-        name: [
-            json.loads(line)
-            for path in sorted(results.glob(f"{name}-*.jsonl"))
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-        for name in ("rows", "finals")
-    }
+    found = {name: _lines(results, name) for name in ("rows", "finals")}
     if not found["rows"]:
         raise FileNotFoundError(f"{results} holds no rows-*.jsonl; run the study's `search` first")
     finals: dict[tuple[str, str], dict[str, float]] = {}
@@ -63,13 +59,17 @@ def read(results: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(found["rows"]), pd.DataFrame(list(finals.values()), index=index)
 
 
+def _lines(results: Path, name: str) -> list[dict[str, Any]]:
+    return [line for path in sorted(results.glob(f"{name}-*.jsonl")) for line in lines.read(path)]
+
+
 def table(title: str, rows: pd.DataFrame, finals: pd.DataFrame) -> str:
     """A Markdown table: a line a method and number of evaluations, the mean of its seeds.
 
     Perplexities with their range over seeds; accuracies with the standard error of one measurement.
     """
     figures = [name for name in FIGURES if name in finals.columns]
-    lines = [
+    made = [
         f"**{title}**\n",
         "| method | real evaluations | seeds | GPU seconds | "
         + " | ".join(FIGURES[name] for name in figures)
@@ -87,20 +87,18 @@ def table(title: str, rows: pd.DataFrame, finals: pd.DataFrame) -> str:
         cells = [_cell(means[key], name) for name in figures]
         shares = "" if simple is None else _shares(means[key], simple)
         seconds = f"{group['gpu_seconds'].mean():.0f}"
-        lines.append(f"| {key[0]} | {key[1]} | {len(group)} | {seconds} | {' | '.join(cells)} | {shares} |")
-    return "\n".join(lines)
+        made.append(f"| {key[0]} | {key[1]} | {len(group)} | {seconds} | {' | '.join(cells)} | {shares} |")
+    return "\n".join(made)
 
 
-def forecasts(results: Path) -> str:
+def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table: how well each kind of predictor forecasts the objective of held-out pairs."""
-    made = [json.loads(line) for path in sorted(results.glob("forecasts-*.jsonl")) for line in path.open()]
-    rows = pd.DataFrame(made)
-    lines = [
+    made = [
         "**Forecasts of held-out pairs: R² at all ratios, Spearman within 2 points of the budget**\n",
         "| fitted on | predictor | R², WikiText-2 | R², PTB | pairs near | rank, WikiText-2 | rank, PTB |",
         "| --- " * 7 + "|",
     ]
-    for _, group in rows.groupby(["regime", "overall_ratio", "model"], sort=False):
+    for _, group in pd.DataFrame(rows).groupby(["regime", "overall_ratio", "model"], sort=False):
         found = {(r.place, r.target): r for r in group.itertuples()}
         cells = [
             f"{getattr(found[place, f'log_ppl.{text}'], figure):.3f}"
@@ -110,8 +108,8 @@ def forecasts(results: Path) -> str:
         near: Any = found["near", "mean"]
         pairs = f"{near.regime} {100 * near.overall_ratio:.4g} %, {near.pairs} pairs"
         cells.insert(2, str(near.held_out))
-        lines.append(f"| {pairs} | {near.model} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        made.append(f"| {pairs} | {near.model} | {' | '.join(cells)} |")
+    return "\n".join(made)
 
 
 def _cell(values: pd.DataFrame, name: str) -> str:
@@ -127,11 +125,6 @@ def _cell(values: pd.DataFrame, name: str) -> str:
 def _shares(values: pd.DataFrame, simple: pd.DataFrame) -> str:
     texts = ("ppl.wikitext2", "ppl.ptb")
     return ", ".join(f"{values[t].mean() / simple[t].mean():.3f}" for t in texts if t in values)
-
-
-def simple(rows: pd.DataFrame) -> float:
-    """The objective of the simple baseline: what lies far above it is not worth drawing."""
-    return float(rows.loc[rows["method"] == "simple", "objective"].iloc[0])
 
 
 def picture(rows: pd.DataFrame, path: Path) -> None:
@@ -152,7 +145,8 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
     axes.set_xlabel("real evaluations")
     axes.set_ylabel("best mean log PPL, validation text")
     low = rows["objective"].min()
-    axes.set_ylim(low - 0.01, low + 1.4 * (simple(rows) - low))
+    simple = rows.loc[rows["method"] == "simple", "objective"].iloc[0]
+    axes.set_ylim(low - 0.01, low + 1.4 * (simple - low))  # what lies higher is not worth drawing
     figure.legend(fontsize=8, frameon=False, loc="outside right center")
     figure.savefig(path, dpi=130)
     plt.close(figure)

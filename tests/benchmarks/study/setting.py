@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from stages.architecture import Architecture
+from stages.build_dataset.features import Features
+from stages.evaluate.damage import DamageCurves
 from stages.evaluate.measure import Evaluator
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import write_text
@@ -110,6 +113,12 @@ class Setting:
         path = scores.with_name(f"{scores.stem}-curvature.json")
         self.expected = self.bench.calibration.curves(self.bench.network, self.bench.scores, path)
         self.curvature_seconds = time.perf_counter() - started
+
+    def features(self, params: Params, known: Mapping[Architecture, Mapping[str, float]]) -> Features:
+        """Features with the expected curves, corrected by what of `known` cuts one site alone."""
+        shape = self.bench.network.shape
+        curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts), self.expected)
+        return Features.of_model(shape, params.sample.bundle, self.scores, curves)
 
     def on_texts(self, again: bool = False) -> list[Evaluator]:
         """On the test splits of the texts, each at its own length; repaired `again` if asked for."""
