@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.evaluate.attention import attention
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.fused import log_likelihood, rms_norm, rotate, swiglu
 from stages.evaluate.layers import Layer, UnitOrder, layer_of, named, permuted, prefix, sliced
@@ -239,15 +240,8 @@ class ElasticNetwork:
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
-        if q.is_contiguous():
-            q = rotate(q.flatten(2, 3), *rope).transpose(1, 2)
-        else:  # parts of groups: made compact by the way
-            q = rotate(q, *(angles[:, :, None] for angles in rope)).flatten(2, 3).transpose(1, 2)
-        k, v = rotate(k, *rope).transpose(1, 2), v.transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(  # with GQA a KV head serves h query heads
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=h > 1
-        )
-        return mixed.transpose(1, 2).flatten(2)  # (B, L, g*h*d)
+        q, k = rotate(q, k, *rope)
+        return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, L, g*h*d)
 
     def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
         x = rms_norm(hidden, layer.mlp_norm, self.eps)

@@ -1,95 +1,65 @@
 """The element-wise parts of a decoder, each with as few passes over memory as the device allows.
 
 Between the matrix products a decoder is bound by memory traffic: written as separate operations
-each of these reads and writes its tensors several times. On a GPU they are compiled (once, for all
-widths). On a CPU most of the time goes into fresh memory, so that what is a temporary anyway is
-written over. Where gradients are wanted, they run as written.
+each of these reads and writes its tensors several times. On a GPU each is one kernel (`kernels`). On
+a CPU most of the time goes into fresh memory, so that what is a temporary anyway is written over.
+Where gradients are wanted, they run as written.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-P = ParamSpec("P")
-
-torch._dynamo.config.recompile_limit = 64
-"""Sizes of one are compiled for themselves: single groups, heads, windows and their combinations."""
+if torch.cuda.is_available():
+    from stages.evaluate import kernels
 
 VOCABULARY_AT_ONCE = 1024
 """Tokens of the vocabulary whose logits a CPU holds at once: with 1,024 predictions 4 MB, which stay
 in its cache. Fixed, because the grouping decides the last digits of a result."""
 
 
-def _fused(
-    on_cpu: Callable[P, Tensor], same: bool = False
-) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
-    """Compile a function for the GPU, and run `on_cpu` in its place on a CPU without gradients.
-
-    With `same`, the last dimension of the first argument is the same for all widths: a kernel made
-    for its size alone reads memory once where a general one would read it twice.
-    """
-
-    def decorate(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-        compiled = torch.compile(function, dynamic=True)
-
-        @wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-            first = args[0]
-            assert isinstance(first, Tensor)
-            if torch.is_grad_enabled():
-                return function(*args, **kwargs)
-            if not first.is_cuda:
-                return on_cpu(*args, **kwargs)
-            if same:
-                torch._dynamo.mark_static(first, first.ndim - 1)
-            return compiled(*args, **kwargs)
-
-        return run
-
-    return decorate
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm of x (..., D) in float32, scaled in x's dtype, as transformers computes it."""
+    if torch.is_grad_enabled():
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return weight * normed.to(x.dtype)
+    if x.is_cuda:
+        return kernels.rms_norm(x, weight, eps)
     return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype).mul_(weight)
 
 
-@_fused(_rms_norm, same=True)
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of x (..., D) in float32, scaled in x's dtype, as transformers computes it."""
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * normed.to(x.dtype)
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings of q (B, L, G, H, d) and k (B, L, G, d) by angles (B, L, 1, d).
+
+    Returns q (B, L, G*H, d) and k. Halves turn against each other, and `sin` carries the sign: it
+    is negative in the first half (Su et al. 2021, arXiv 2104.09864).
+    """
+    if q.is_cuda and not torch.is_grad_enabled():
+        return kernels.rotate(q, k, cos, sin)
+    if q.is_contiguous():
+        return _rotate(q.flatten(2, 3), cos, sin), _rotate(k, cos, sin)
+    # Parts of groups are made compact by the way.
+    return _rotate(q, cos[:, :, None], sin[:, :, None]).flatten(2, 3), _rotate(k, cos, sin)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((second, first), dim=-1).mul_(sin).addcmul_(x, cos)
+    swapped = torch.cat((second, first), dim=-1)
+    if torch.is_grad_enabled():
+        return x * cos + swapped * sin
+    return swapped.mul_(sin).addcmul_(x, cos)
 
 
-@_fused(_rotate, same=True)
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embeddings of x (B, L, heads, d) by angles (B, L, 1, d), halves against each other.
-
-    `sin` carries the sign: it is negative in the first half.
-    """
-    swapped: Tensor = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    return x * cos + swapped * sin
-
-
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate, inplace=True).mul_(up)
-
-
-@_fused(_swiglu)
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up (Shazeer 2020, arXiv 2002.05202). On a CPU `gate` is written over."""
-    return F.silu(gate) * up
+    if torch.is_grad_enabled():
+        return F.silu(gate) * up
+    if gate.is_cuda:
+        return kernels.swiglu(gate, up)
+    return F.silu(gate, inplace=True).mul_(up)
 
 
 def log_likelihood(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -98,19 +68,12 @@ def log_likelihood(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     `head` (vocabulary, D) makes their logits.
     """
     if torch.is_grad_enabled():
-        return _from_logits(F.linear(hidden, head), targets)
+        wide = F.linear(hidden, head).float()
+        chosen = wide.gather(-1, targets[:, None])[:, 0]
+        return chosen - torch.logsumexp(wide, dim=-1)
     if hidden.is_cuda:
-        return _compiled_from_logits(F.linear(hidden, head), targets)
+        return kernels.log_likelihood(F.linear(hidden, head), targets)
     return _from_blocks(hidden, head, targets)
-
-
-def _from_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    wide = logits.float()
-    chosen = wide.gather(-1, targets[:, None])[:, 0]
-    return chosen - torch.logsumexp(wide, dim=-1)
-
-
-_compiled_from_logits = torch.compile(_from_logits, dynamic=True)
 
 
 def _from_blocks(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:

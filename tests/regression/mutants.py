@@ -36,8 +36,8 @@ MUTANTS = (
     Mutant(
         "kv-heads-mapped-wrong",
         "evaluate/elastic.py",
-        "k, v = rotate(k, *rope).transpose(1, 2), v.transpose(1, 2)",
-        "k, v = (t.transpose(1, 2).repeat(1, h, 1, 1) for t in (rotate(k, *rope), v))",
+        "attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)",
+        "attention(q.transpose(1, 2), *(t.transpose(1, 2).repeat(1, h, 1, 1) for t in (k, v)), mask)",
     ),
     # The last norm: without one of a layer's, hidden states overflow, and no figure is left to compare.
     Mutant(
