@@ -21,7 +21,7 @@ GPU_FRACTION_64 = 0.5
 GPU_LAYER_S = 0.0006
 """Of each decoder layer and batch, however small: an architecture of 4,600 tokens in 3 batches took the
 same H100 about 0.05 s, nearly all of it spent on launching 30 layers' kernels."""
-CPU_FRACTION = 0.75
+CPU_FRACTION = 0.8
 """Of the rate of large products, reached by the forward pass of SmolLM2-135M (tests.benchmarks.speed)."""
 
 
