@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -70,16 +73,33 @@ def device_and_dtype(params: Params) -> tuple[torch.device, torch.dtype]:
     """Resolve `auto`: the GPU in bfloat16 where there is one, else the CPU in float32.
 
     Raises:
-        InputError: a GPU is asked for and none is there.
+        InputError: a GPU is asked for and none is there, or its kernels cannot be built.
     """
     wanted = params.evaluate.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("evaluate.device is 'cuda', but PyTorch finds no GPU; use auto or cpu")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if name == "cuda":
+        _check_triton()
     dtype = params.evaluate.dtype
     if dtype == "auto":
         dtype = "bfloat16" if name == "cuda" else "float32"
     return torch.device(name), getattr(torch, dtype)
+
+
+def _check_triton() -> None:
+    """Triton, in which the GPU's kernels are written, comes with PyTorch on Linux and needs a C compiler."""
+    if not find_spec("triton"):
+        raise InputError(
+            "the GPU's kernels need the package triton, which is not installed: pip install triton "
+            "(on Windows triton-windows), or set evaluate.device to cpu"
+        )
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if os.name == "posix" and not any(map(shutil.which, compilers)):
+        raise InputError(
+            f"Triton compiles the GPU's kernels with a C compiler, and {' and '.join(compilers)} cannot be "
+            "found: install gcc, name another in the environment variable CC, or set evaluate.device to cpu"
+        )
 
 
 def calibration_batches(
