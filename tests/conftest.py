@@ -20,7 +20,9 @@ os.environ["HF_MODULES_CACHE"] = _MODULES
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if not Path("/dev/nvidiactl").exists():
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels, where there is no GPU
 
 TinyFolder = Callable[..., Path]

@@ -1,8 +1,8 @@
 """The element-wise parts of a decoder as Triton kernels: one pass over memory each.
 
 Imported on a GPU alone, where PyTorch brings Triton along. Launched directly, for a pruned layer's
-kernels end sooner than a function of torch.compile is called. All compute in float32 and round where
-transformers does.
+kernels end sooner than a function of torch.compile is called. All compute in float32 and round the
+result; the norm also where transformers does.
 """
 
 from __future__ import annotations

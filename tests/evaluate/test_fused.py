@@ -37,7 +37,7 @@ def arguments(name: str, dtype: torch.dtype, width: int) -> tuple[Any, ...]:
         return x, normal(2, 5, width, dtype=dtype)
     if name == "log_likelihood":
         return normal(9, width, dtype=dtype) * 40, torch.randint(0, width, (9,), generator=GENERATOR)
-    heads, half = {8: (1, 4), 24: (3, 12), 5000: (5, 32)}[width]
+    heads, half = {8: (1, 4), 24: (3, 12), 576: (2, 16), 5000: (5, 32)}[width]
     q = normal(2, 5, 2, heads + 1, 2 * half, dtype=dtype)[..., :heads, :]
     angles = normal(2, 5, 1, half)
     cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
@@ -49,7 +49,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [8, 24, 5000])
+@pytest.mark.parametrize("width", [8, 24, 576, 5000])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_without_gradients_the_same_is_computed(name: str, width: int, dtype: torch.dtype) -> None:
     given = arguments(name, dtype, width)
@@ -64,7 +64,7 @@ def test_without_gradients_the_same_is_computed(name: str, width: int, dtype: to
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [8, 24, 5000])
+@pytest.mark.parametrize("width", [8, 24, 576, 5000])
 @pytest.mark.parametrize("name", [*FUNCTIONS, "log_likelihood"])
 def test_the_kernels_compute_the_same(kernels: Any, name: str, width: int, dtype: torch.dtype) -> None:
     given = tuple(x.to(DEVICE) if isinstance(x, Tensor) else x for x in arguments(name, dtype, width))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,23 @@ from stages.params import Params
 ROOT = Path(__file__).parents[2]
 
 
-def asking_for(device: str) -> Params:
+def asking_for(device: str, dtype: str = "auto") -> Params:
     given = params.load(ROOT / "params.yaml")
-    return given.model_copy(update={"evaluate": given.evaluate.model_copy(update={"device": device})})
+    return given.model_copy(
+        update={"evaluate": given.evaluate.model_copy(update={"device": device, "dtype": dtype})}
+    )
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """PyTorch finds a GPU; Triton and a compiler are there."""
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """PyTorch finds a GPU that has bfloat16; Triton, a compiler and headers are there."""
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     monkeypatch.setattr(workbench, "find_spec", lambda name: object())
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     return monkeypatch
 
@@ -53,10 +60,23 @@ def test_a_gpu_without_triton(gpu: pytest.MonkeyPatch, device: str) -> None:
     assert workbench.device_and_dtype(asking_for("cpu")) == (torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize(("named", "sought"), [(None, "gcc and clang"), ("mycc", "mycc")])
+@pytest.mark.parametrize(("named", "sought"), [(None, "'gcc' and 'clang'"), ("mycc", "'mycc'"), ("", "''")])
 def test_a_gpu_without_a_c_compiler(gpu: pytest.MonkeyPatch, named: str | None, sought: str) -> None:
-    if named:
+    if named is not None:
         gpu.setenv("CC", named)
     gpu.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=f"C compiler, and {sought} cannot be found"):
         workbench.device_and_dtype(asking_for("auto"))
+
+
+def test_a_gpu_without_pythons_headers(gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(InputError, match=r"Python\.h is not there: install python3-dev"):
+        workbench.device_and_dtype(asking_for("auto"))
+
+
+def test_a_gpu_without_bfloat16(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert workbench.device_and_dtype(asking_for("auto")) == (torch.device("cuda"), torch.float32)
+    with pytest.raises(InputError, match=r"evaluate\.dtype is 'bfloat16', which Tesla T4 does not have"):
+        workbench.device_and_dtype(asking_for("auto", "bfloat16"))
