@@ -9,19 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import params
 from stages.evaluate import workbench
 from stages.files import InputError
 from stages.params import Params
-
-ROOT = Path(__file__).parents[2]
+from tests.small import COMMITTED
 
 
 def asking_for(device: str, dtype: str = "auto") -> Params:
-    given = params.load(ROOT / "params.yaml")
-    return given.model_copy(
-        update={"evaluate": given.evaluate.model_copy(update={"device": device, "dtype": dtype})}
-    )
+    evaluate = COMMITTED.evaluate.model_copy(update={"device": device, "dtype": dtype})
+    return COMMITTED.model_copy(update={"evaluate": evaluate})
 
 
 @pytest.fixture
