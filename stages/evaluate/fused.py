@@ -41,10 +41,7 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     """
     if q.is_cuda and not torch.is_grad_enabled():
         return kernels.rotate(q, k, cos, sin)
-    if q.is_contiguous():
-        return _rotate(q.flatten(2, 3), cos, sin), _rotate(k, cos, sin)
-    # Parts of groups are made compact by the way.
-    return _rotate(q, cos[:, :, None], sin[:, :, None]).flatten(2, 3), _rotate(k, cos, sin)
+    return _rotate(q.flatten(2, 3), cos, sin), _rotate(k, cos, sin)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
