@@ -44,7 +44,7 @@ repro: install ## run the pipeline: every stage whose inputs have changed
 	@$(IN_VENV) dvc repro
 
 profile: install ## list the profiles of params; PROFILE=paper makes that one params.yaml
-	@.venv/bin/python -m stages.profiles $(PROFILE)
+	@.venv/bin/python -m stages.config.profiles $(PROFILE)
 
 plan: install ## what a run would take: evaluations, tokens, FLOPs, memory, hours (PARAMS=file GPU="A100 80GB")
 	@.venv/bin/python -m stages.plan $(if $(PARAMS),--params "$(PARAMS)") $(if $(GPU),--gpu "$(GPU)")
@@ -65,7 +65,7 @@ ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT
 	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
 
 proof: install ## the report's proof of speed again, with more rounds (ARGS="--threads 2 --prompt 512")
-	@.venv/bin/python -m stages.export.proof $(ARGS)
+	@.venv/bin/python -m stages.export.benchmark.proof $(ARGS)
 
 report: ## say where the report of the last run is
 	@test -f data/export/report.html || { echo "There is no report yet: run 'make repro' first." >&2; exit 1; }

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from stages import params
+from stages.config.params import Params, load_params
 from stages.files import InputError
 
 DATA = Path("data")
@@ -26,7 +26,7 @@ def die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(name: str, body: Callable[[params.Params, argparse.Namespace], None]) -> None:
+def main(name: str, body: Callable[[Params, argparse.Namespace], None]) -> None:
     """Run a stage's body with the params; bad input is printed and exits with 2, without a traceback."""
     parser = argparse.ArgumentParser(prog=f"python -m stages.{name.replace('-', '_')}")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
@@ -35,7 +35,7 @@ def main(name: str, body: Callable[[params.Params, argparse.Namespace], None]) -
     if "DVC_STAGE" in os.environ:
         die_with_parent()
     try:
-        body(params.load(arguments.params), arguments)
+        body(load_params(arguments.params), arguments)
     except InputError as error:
         print(f"prunecast {name}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

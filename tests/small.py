@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from stages import params, profiles
 from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.budget import Budget
 from stages.build_dataset.features import Features
+from stages.config import profiles
+from stages.config.budget import Budget
+from stages.config.params import load_params
 
 REPOSITORY = Path(__file__).parents[1]
 SMOLLM2 = ModelShape("llama", 30, 576, 3, 3, 64, 1536, 49152, tied_embeddings=True)
@@ -21,7 +22,7 @@ SMALL = ModelShape("llama", 6, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
 
 PARAMS = profiles.find(REPOSITORY)["default"]
 """The file of the default profile, whichever is active."""
-COMMITTED = params.load(PARAMS)
+COMMITTED = load_params(PARAMS)
 """The committed params; tests take a section and replace what they are about."""
 
 

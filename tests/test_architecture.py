@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.families import FAMILIES
+from stages.families.family import FAMILIES
 from tests.small import SMALL, SMOLLM2, architectures_of, shapes
 
 FAST = settings(deadline=None, max_examples=60)

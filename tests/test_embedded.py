@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from stages.architecture import Architecture
+from stages.config.params import Params
 from stages.evaluate.workbench import open_workbench
-from stages.params import Params
 from tests import tiny
 from tests.small import PARAMS
 

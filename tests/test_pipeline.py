@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from stages.config.params import load_params
 from tests.small import PARAMS
 
 ROOT = Path(__file__).parent.parent
@@ -242,7 +243,7 @@ def test_an_architecture_of_the_front_is_exported_as_it_was_measured(repository:
     from transformers import AutoModelForCausalLM
 
     row, folder = repository.front()["front"], repository.path / "at-20-percent"
-    command = (sys.executable, "-m", "stages.export.another", row["architecture"], str(folder))
+    command = (sys.executable, "-m", "stages.export.by_id", row["architecture"], str(folder))
     assert "largest logit difference" in repository.run(*command).stdout
     model = AutoModelForCausalLM.from_pretrained(folder / "model", trust_remote_code=True)
     assert sum(p.numel() for p in model.parameters()) == row["parameters"]
@@ -285,13 +286,12 @@ def test_the_plan_counts_what_was_run(repository: Repository, monkeypatch: pytes
     """Evaluations, windows and questions of the plan are those in the journals."""
     import torch
 
-    from stages import params
-    from stages.plan.reading import readings
+    from stages.plan.token_counts import readings
     from stages.plan.workload import steps
     from stages.sample.source import read_shape
 
     monkeypatch.chdir(repository.path)
-    loaded = params.load()
+    loaded = load_params()
     measured = readings(loaded, "cpu", 1024, count=True)
     planned: Counter[str] = Counter()
     for step in steps(loaded, read_shape(loaded.model), measured, torch.float32):

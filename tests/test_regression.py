@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from stages import params
 from stages.architecture import Architecture
+from stages.config.params import load_params
 from stages.files import InputError
 from stages.sample import designs
 from tests import tiny
@@ -262,7 +262,7 @@ def test_the_committed_baseline_belongs_to_the_settings_and_the_code() -> None:
     for section, values in SETTINGS.params.items():
         for key, value in pipeline._flat(values, f"{section}.").items():
             assert run.params[key] == value, f"{key}: run `make regression-update`"
-    sections = params.load(guard.PARAMS)
+    sections = load_params(guard.PARAMS)
     sample = sections.sample.model_copy(update=SETTINGS.params["sample"])
     budget = sections.budget.model_copy(update=SETTINGS.params["budget"])
     given = {d.design: d.architecture for d in designs.baselines(SMOLLM2, sample, budget)}
@@ -447,7 +447,7 @@ def test_a_repair_that_breaks_does_not_hide_what_was_measured_before(
     def breaking(*_: Any) -> None:
         raise RuntimeError("not positive-definite")
 
-    monkeypatch.setattr("stages.evaluate.reconstruction.Reconstruction._look_up", breaking)
+    monkeypatch.setattr("stages.evaluate.calibrate.reconstruction.Reconstruction._look_up", breaking)
     assert guard.main([*guarded.options, "--given"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED the reduced pipeline broke off: RuntimeError: not positive-definite" in printed

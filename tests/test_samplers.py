@@ -14,7 +14,7 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.files import InputError
 from stages.sample import designs
-from stages.search.tpe import Question, objective_of
+from stages.search.studies import SearchTask, objective_of
 from stages.train_predictor.predictor import Predictor
 from tests.benchmarks import samplers
 from tests.small import COMMITTED, SMALL, budget_of, write_scores
@@ -31,7 +31,7 @@ SECTION = COMMITTED.model_copy(
 
 
 @pytest.fixture(scope="module")
-def question() -> Question:
+def question() -> SearchTask:
     return samplers.question_of(*samplers.synthetic(SMALL, SECTION), SECTION, from_nothing=False)
 
 
@@ -43,7 +43,7 @@ def test_made_up_pairs_are_those_of_params_designs():
     assert set(predictor.models) == set(SECTION.search.objective)
 
 
-def test_every_sampler_has_as_many_forecasts_and_the_best_is_told(question: Question):
+def test_every_sampler_has_as_many_forecasts_and_the_best_is_told(question: SearchTask):
     asked: list[Architecture] = []
 
     def counted(architecture: Architecture) -> Mapping[str, float]:
@@ -60,12 +60,12 @@ def test_every_sampler_has_as_many_forecasts_and_the_best_is_told(question: Ques
         asked.clear()
 
 
-def test_all_samplers_are_compared_at_every_number(question: Question):
+def test_all_samplers_are_compared_at_every_number(question: SearchTask):
     found = list(samplers.compare(question, SECTION.search, [6, 9], 1))
     assert [(r.forecasts, r.sampler) for r in found] == [(n, s) for n in (6, 9) for s in samplers.SAMPLERS]
 
 
-def test_the_search_can_do_without_damage_curves(question: Question):
+def test_the_search_can_do_without_damage_curves(question: SearchTask):
     assert question.damage is not None
     made = samplers.synthetic(SMALL, SECTION)
     bare = samplers.question_of(*made, SECTION, from_nothing=True)
@@ -99,7 +99,7 @@ def test_a_finished_run_is_read(tmp_path: Path):
 
 def test_it_prints_a_row_a_sampler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(samplers, "SMOLLM2", SMALL)
-    monkeypatch.setattr("stages.params.load", lambda: SECTION)
+    monkeypatch.setattr("stages.config.params.load", lambda: SECTION)
     monkeypatch.setattr(sys, "argv", ["samplers", "--synthetic", "--seeds", "1", "--forecasts", "6"])
     samplers.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 6 |")]

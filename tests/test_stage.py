@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from stages import stage
+from stages.config.params import Params
 from stages.files import InputError
-from stages.params import Params
 from tests.small import REPOSITORY
 
 

@@ -17,14 +17,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.evaluate import checkpoint
-from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.elastic import Batch, ElasticNetwork
-from stages.evaluate.layers import UnitOrder
-from stages.export.huggingface import write_folder
+from stages.config.params import ModelSection
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.layers import UnitOrder
 from stages.export.staging import replacing
-from stages.families import FAMILIES
-from stages.params import Model
+from stages.export.weights.huggingface import write_folder
+from stages.families.family import FAMILIES
 
 HIDDEN, LAYERS, GROUPS, HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 36, 4, 2, 3, 8, 64, 260
 CPU = torch.device("cpu")
@@ -137,8 +137,8 @@ def write_model(folder: Path, family: str, seed: int = 0, **options: Any) -> Pat
     return folder
 
 
-def source_of(folder: Path) -> Model:
-    return Model(source=str(folder), revision=None, trust_remote_code=False)
+def source_of(folder: Path) -> ModelSection:
+    return ModelSection(source=str(folder), revision=None, trust_remote_code=False)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:

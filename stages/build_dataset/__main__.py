@@ -6,10 +6,10 @@ import argparse
 
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
-from stages.evaluate import journal
-from stages.evaluate.damage import DamageCurves
+from stages.config.params import Params
+from stages.evaluate.results import journal
+from stages.evaluate.results.damage import DamageCurves
 from stages.files import read_json
-from stages.params import Params
 from stages.sample import designs
 from stages.stage import DATA, main
 

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.evaluate.damage import DamageCurves
+from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
 
 Array = NDArray[np.float64]

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.build_dataset.features import Features, is_damage
+from stages.config.params import QuestionFormat, metric_suffix
 from stages.files import InputError
-from stages.params import QuestionFormat, metric_suffix
 from stages.sample.designs import SINGLE_SITE, Designed
 
 SCHEMA, VERSION = "prunecast.pairs", 1

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from stages.evaluate.corpora import division
-from stages.evaluate.journal import Journal, Row, evaluation_of
+from stages.config.params import Measurement, Params, Part
 from stages.evaluate.measure import Work
+from stages.evaluate.results.journal import Journal, Row, evaluation_of
+from stages.evaluate.text.corpora import division
 from stages.evaluate.workbench import open_workbench
 from stages.files import write_json
-from stages.params import Measurement, Params, Part
 from stages.sample import designs
 from stages.stage import DATA, main
-from stages.tracking import open_tracker
+from stages.tracking.tracker import open_tracker
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:

@@ -24,12 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Architecture
-from stages.evaluate import mmlu, perplexity
-from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
-from stages.evaluate.journal import Journal, Row
-from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
-from stages.evaluate.reconstruction import Reconstruction
-from stages.evaluate.selection import Selection, format_of
+from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.results.journal import Journal, Row
+from stages.evaluate.text import mmlu, perplexity
+from stages.evaluate.text.selection import Selection, format_of
 from stages.files import InputError
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 65536}
@@ -222,24 +222,12 @@ def code_digest() -> str:
     measurement; a change of the code makes every older row another context's.
     """
     room = Path(__file__).parent
-    names: tuple[str, ...] = (
-        "checkpoint",
-        "layers",
-        "elastic",
-        "attention",
-        "fused",
-        "kernels",
-        "importance",
-        "taylor",
-        "statistics",
-    )
-    names += ("calibration", "reconstruction", "sequential", "prefix", "perplexity", "mmlu", "measure")
+    hall = room.parent
+    files = [*(room / "network").glob("*.py"), *(room / "calibrate").glob("*.py"), Path(__file__)]
+    files += [room / "text" / "perplexity.py", room / "text" / "mmlu.py"]
+    files += [hall / "families" / "family.py", hall / "architecture.py"]
     found = hashlib.sha256()
-    for path in (
-        *(room / f"{n}.py" for n in names),
-        room.parent / "families.py",
-        room.parent / "architecture.py",
-    ):
+    for path in sorted(files):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)

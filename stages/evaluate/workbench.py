@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate import checkpoint, perplexity
-from stages.evaluate.calibration import Calibrator
-from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.corpora import Corpus, Document, Question, load_questions, load_texts
-from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
-from stages.evaluate.importance import UnitScores
+from stages.config.params import Calibration, Measurement, Params, Part, TextProtocol
+from stages.evaluate.calibrate.calibration import Calibrator
+from stages.evaluate.calibrate.importance import UnitScores
 from stages.evaluate.measure import Evaluator
-from stages.evaluate.selection import Selection, select
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.text import perplexity
+from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
+from stages.evaluate.text.selection import Selection, select
 from stages.files import InputError
-from stages.params import Calibration, Measurement, Params, Part, TextProtocol
 
 CALIBRATION_BATCH_TOKENS = 2048
 """Fixed, because the grouping decides the last digits of scores and statistics."""

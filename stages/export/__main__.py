@@ -12,32 +12,35 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from stages import invocation
 from stages.architecture import Architecture, ModelShape
-from stages.evaluate import checkpoint
-from stages.evaluate.elastic import ElasticNetwork
-from stages.evaluate.journal import Journal, Row, evaluation_of
+from stages.config.params import Export, Params
 from stages.evaluate.measure import Work
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.results.journal import Journal, Row, evaluation_of
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export import check, comparison, evidence, forecast_evidence, gguf_folder, model_card, proof
-from stages.export.base_model import BaseModel, read_base_model
-from stages.export.comparison import Proof
-from stages.export.deployed import taken
-from stages.export.huggingface import write_folder
-from stages.export.question_groups import question_groups
-from stages.export.report import ReportData, build_report, metrics, write_pictures
-from stages.export.runtimes import has_llama_cpp
-from stages.export.speed import Load
+from stages.export.benchmark import comparison, proof
+from stages.export.benchmark.comparison import Proof
+from stages.export.benchmark.limits import taken
+from stages.export.benchmark.runtimes import has_llama_cpp
+from stages.export.benchmark.speed import Load
+from stages.export.gguf import folder as gguf_folder
+from stages.export.report import gather, gather_forecasts, model_card
+from stages.export.report.base_model import BaseModel, read_base_model
+from stages.export.report.page import ReportData, build_report, metrics, write_pictures
+from stages.export.report.question_groups import question_groups
 from stages.export.staging import replacing, require_space
+from stages.export.weights import check
+from stages.export.weights.huggingface import write_folder
 from stages.files import write_json, write_text
-from stages.params import Export, Params
 from stages.sample import designs
 from stages.sample.designs import BASELINES
 from stages.sample.source import read_shape
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA, main
-from stages.tracking import Tracker, open_tracker
+from stages.tracking import invocation
+from stages.tracking.tracker import Tracker, open_tracker
 
 HERE = DATA / "export"
 MODEL, GGUF, PICTURES, REPORT, METRICS = "model", "gguf", "pictures", "report.html", "metrics.json"
@@ -47,7 +50,7 @@ _GGUF_BYTES = {"F16": 2.0, "Q8_0": 1.1, "Q4_0": 0.6}  # a parameter
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
     candidates = outcome.read(DATA / "search" / "outcome.json")
-    winner = evidence.same_architecture(candidates, outcome.WINNER)
+    winner = gather.same_architecture(candidates, outcome.WINNER)
     size = _size_bytes(winner, read_shape(params.model), params.export)
     require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
     with (
@@ -79,12 +82,12 @@ def _make(
     bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
     again = params.search.repair_again
     evaluator = bench.evaluator("report", params.export.measurement, again)
-    winner = evidence.same_architecture(candidates, outcome.WINNER)
+    winner = gather.same_architecture(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
     checks = export_architecture(bench, winner, new / MODEL, getattr(torch, params.export.dtype))
     names = [*BASELINES, outcome.WINNER]
-    work = [Work(evidence.same_architecture(candidates, name), name) for name in names]
+    work = [Work(gather.same_architecture(candidates, name), name) for name in names]
     shape = bench.network.shape
     table = designs.read_latency(DATA / "sample" / "architectures.json")
     takes = taken(shape, params.budget, table, {w.design: w.architecture for w in work}, new / MODEL)
@@ -96,7 +99,7 @@ def _make(
     rows = {w.design: measured[w.architecture.id] for w in work}
     proven = _prove(bench, winner, new, load)
     texts = list(params.corpora.texts)
-    narrowed_by, narrowed = forecast_evidence.narrowed_space(DATA / "search" / "narrowed_space.json")
+    narrowed_by, narrowed = gather_forecasts.narrowed_space(DATA / "search" / "narrowed_space.json")
     errors = DATA / "train_predictor" / "metrics.json"
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
@@ -107,23 +110,23 @@ def _make(
     data = ReportData(
         model=params.model.source,
         shape=shape,
-        contenders=[evidence.contender(name, row, shape) for name, row in rows.items()],
-        pairs=evidence.measured_pairs(DATA / "train_predictor" / "forecasts.csv", texts),
-        finalists=evidence.measured_finalists(candidates, texts),
-        predictor=forecast_evidence.predictor_errors(errors),
+        contenders=[gather.contender(name, row, shape) for name, row in rows.items()],
+        pairs=gather.measured_pairs(DATA / "train_predictor" / "forecasts.csv", texts),
+        finalists=gather.measured_finalists(candidates, texts),
+        predictor=gather_forecasts.predictor_errors(errors),
         narrowed=narrowed,
-        protocol=evidence.protocol_of(evaluators, bench),
-        corpora=evidence.corpora_of(bench),
+        protocol=gather.protocol_of(evaluators, bench),
+        corpora=gather.corpora_of(bench),
         history=pd.read_csv(DATA / "search" / "trials.csv")["best"].tolist(),
         provenance=_provenance(winner, bench, tracker.run, seconds),
         export_check=checks,
-        change_errors=evidence.paired_errors(rows),
+        change_errors=gather.paired_errors(rows),
         question_groups=question_groups(rows, evaluator.selection.items),
         protocol_entries=evaluator.protocol,
         taken=takes,
         narrowed_by=narrowed_by,
-        front=forecast_evidence.front_points(DATA / "search" / "front.csv"),
-        trust=forecast_evidence.trust(
+        front=gather_forecasts.front_points(DATA / "search" / "front.csv"),
+        trust=gather_forecasts.trust(
             errors, DATA / "train_predictor" / "ablation.csv", DATA / "search" / "rounds.csv"
         ),
         proof=proven,
@@ -229,7 +232,7 @@ def _log(data: ReportData, winner_row: Row, tracker: Tracker) -> None:
     """Log the final table and register the model."""
     tracker.tag_evaluations({winner_row.key: {"prunecast.role": outcome.WINNER}})
     tracker.log_stage(
-        evidence.flat_metrics(data.contenders, metrics(data)["winner_change_percent"])
+        gather.flat_metrics(data.contenders, metrics(data)["winner_change_percent"])
         | {f"winner.{t.name}": t.measured[outcome.WINNER] for t in data.taken}
         | comparison.flat(data.proof),
         {},

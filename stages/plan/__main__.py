@@ -17,15 +17,14 @@ from pathlib import Path
 
 import torch
 
-from stages import params
 from stages.architecture import ModelShape
+from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.measure import TOKENS_PER_BATCH
-from stages.families import family_of
+from stages.families.family import family_of
 from stages.files import InputError
-from stages.params import Params
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
-from stages.plan.reading import Reading, at_hand, readings
+from stages.plan.token_counts import TokenCount, at_hand, readings
 from stages.plan.workload import Step, steps
 from stages.sample.designs import check_budget
 from stages.sample.source import read_shape
@@ -36,7 +35,7 @@ STAGE_S = {"sample": 4, "evaluate": 20, "build-dataset": 4, "train-predictor": 2
 """Starting a stage, reading text, logging, writing: seconds, measured on one core."""
 
 
-def shape_of(section: params.Model, config: Path | None) -> ModelShape:
+def shape_of(section: ModelSection, config: Path | None) -> ModelShape:
     """The model's shape: of a config.json (or its folder), of one in this package, or of the model.
 
     Raises:
@@ -54,7 +53,7 @@ def shape_of(section: params.Model, config: Path | None) -> ModelShape:
     return family_of(content, str(path)).shape(content)
 
 
-def report(loaded: Params, shape: ModelShape, measured: Mapping[str, Reading], machine: Machine) -> str:
+def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount], machine: Machine) -> str:
     """The plan, for a person."""
     work = steps(loaded, shape, measured, torch.bfloat16 if machine.device == "cuda" else torch.float32)
     parts = memory.on_device(loaded, shape, measured, machine)
@@ -78,7 +77,7 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, Reading], m
     return "\n".join(lines)
 
 
-def _readings(measured: Mapping[str, Reading]) -> list[str]:
+def _readings(measured: Mapping[str, TokenCount]) -> list[str]:
     how = "counted" if all(reading.exact for reading in measured.values()) else "estimated"
     lines = [f"an evaluation reads ({how})   windows  questions     tokens  predicted"]
     for name, r in measured.items():
@@ -135,7 +134,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
-        loaded = params.load(arguments.params)
+        loaded = load_params(arguments.params)
         shape = shape_of(loaded.model, arguments.config)
         check_budget(shape, loaded.sample, loaded.budget)
         machine = machines.named(arguments.gpu, shape.hidden)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stages.architecture import Kind, ModelShape
-from stages.evaluate import taylor
-from stages.evaluate.elastic import PREDICTIONS_AT_ONCE
-from stages.evaluate.fused import VOCABULARY_AT_ONCE
+from stages.config.params import Params
+from stages.evaluate.calibrate import taylor
 from stages.evaluate.measure import TOKENS_PER_BATCH
+from stages.evaluate.network.elastic import PREDICTIONS_AT_ONCE
+from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
-from stages.params import Params
 from stages.plan.machines import Machine
-from stages.plan.reading import Reading
+from stages.plan.token_counts import TokenCount
 from stages.plan.workload import elements, needs_statistics, widths_to_solve
 from stages.sample import designs
 
 
 def on_device(
-    params: Params, shape: ModelShape, readings: Mapping[str, Reading], machine: Machine
+    params: Params, shape: ModelShape, readings: Mapping[str, TokenCount], machine: Machine
 ) -> dict[str, float]:
     """Bytes by what holds them. Calibration and evaluation come one after the other: see `peak`."""
     each, statistics = machine.bytes_each, needs_statistics(params)

@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.evaluate.elastic import ElasticNetwork
-from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
-from stages.params import Params
-from stages.plan.reading import Reading
+from stages.config.params import Params
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
+from stages.plan.token_counts import TokenCount
 from stages.sample import designs
 from stages.sample.space import options
 
@@ -54,12 +54,12 @@ def token_flops(shape: ModelShape, widths: Sequence[LayerWidth], attended: float
     return 2 * weights + 4 * attended * heads * shape.head_dim
 
 
-def _head_flops(shape: ModelShape, reading: Reading) -> float:
+def _head_flops(shape: ModelShape, reading: TokenCount) -> float:
     return 2.0 * reading.predicted * shape.vocabulary * shape.hidden
 
 
 def evaluation_flops(
-    shape: ModelShape, architecture: Architecture, reading: Reading, start: int = 0
+    shape: ModelShape, architecture: Architecture, reading: TokenCount, start: int = 0
 ) -> float:
     """FLOPs of measuring an architecture, its first `start` layers being known."""
     attended = reading.attended / reading.tokens
@@ -70,7 +70,7 @@ def evaluation_flops(
 class _Meter:
     """In the place of the elastic network, where SharedPrefix asks it for work: adds that work up."""
 
-    def __init__(self, shape: ModelShape, reading: Reading, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelShape, reading: TokenCount, dtype: torch.dtype) -> None:
         self.shape = shape
         self.embedding = torch.empty(0, dtype=dtype)
         self.flops, self.layers = 0.0, 0
@@ -90,7 +90,7 @@ class _Meter:
 def measured_together(
     shape: ModelShape,
     architectures: Sequence[Architecture],
-    reading: Reading,
+    reading: TokenCount,
     dtype: torch.dtype,
     cache_bytes: int,
 ) -> tuple[float, int]:
@@ -121,7 +121,7 @@ def calibration(params: Params, shape: ModelShape) -> Step:
 
 
 def curvature(params: Params, shape: ModelShape) -> Step:
-    """Damage curves by `stages.evaluate.curvature`: a backward pass, and the changes at every width."""
+    """Damage curves by curvature (`calibrate.curvature`): a backward pass, and the changes at every width."""
     section = params.evaluate.calibration
     tokens = min(params.evaluate.curvature_tokens, section.samples * section.sequence_length)
     forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
@@ -199,7 +199,7 @@ def further_repair_flops(
 
 
 def steps(
-    params: Params, shape: ModelShape, readings: Mapping[str, Reading], dtype: torch.dtype
+    params: Params, shape: ModelShape, readings: Mapping[str, TokenCount], dtype: torch.dtype
 ) -> list[Step]:
     """The pipeline's work, in the order in which it is done."""
     made = designs.all_designs(shape, params.sample, params.budget)
@@ -218,7 +218,9 @@ def steps(
     return [*found, pairs, *_search(params, shape, readings, solved), *_export(params, shape, readings)]
 
 
-def _search(params: Params, shape: ModelShape, readings: Mapping[str, Reading], solved: Solved) -> list[Step]:
+def _search(
+    params: Params, shape: ModelShape, readings: Mapping[str, TokenCount], solved: Solved
+) -> list[Step]:
     section = params.search
     chosen = section.rounds * section.per_round
     last = section.finalists + len(designs.BASELINES) + len(section.front)
@@ -238,7 +240,7 @@ def _search(params: Params, shape: ModelShape, readings: Mapping[str, Reading], 
     return [*found, _alone("search", "measure finalists and baselines", shape, uniform, reading, last)]
 
 
-def _export(params: Params, shape: ModelShape, readings: Mapping[str, Reading]) -> list[Step]:
+def _export(params: Params, shape: ModelShape, readings: Mapping[str, TokenCount]) -> list[Step]:
     uniform = designs.uniform(shape, params.sample, params.budget)
     contenders = len(designs.BASELINES) + 1
     found = [_alone("export", "measure the final table", shape, uniform, readings["final table"], contenders)]
@@ -248,7 +250,7 @@ def _export(params: Params, shape: ModelShape, readings: Mapping[str, Reading]) 
 
 
 def _alone(
-    stage: str, what: str, shape: ModelShape, like: Architecture, reading: Reading, count: int
+    stage: str, what: str, shape: ModelShape, like: Architecture, reading: TokenCount, count: int
 ) -> Step:
     """Evaluations that share no layers."""
     flops, layers = count * evaluation_flops(shape, like, reading), count * shape.layers * reading.batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from stages.params import Params
+from stages.config.params import Params
 from stages.sample import designs
 from stages.sample.latency import table_of
 from stages.sample.limits import limits_of

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
-from stages.budget import Budget
+from stages.config.budget import Budget
+from stages.config.params import Sample
 from stages.files import InputError, read_json, write_json
-from stages.params import Sample
 from stages.sample.latency import LatencyTable
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space, bundles, prunable_sites

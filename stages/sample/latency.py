@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stages import params
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape
-from stages.budget import Budget
+from stages.config.budget import Budget
+from stages.config.params import load_params
 from stages.files import InputError, cache_folder, read_json, write_json
 from stages.sample import timing
 from stages.sample.source import read_shape
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure even what was measured before")
     arguments = parser.parse_args()
     try:
-        section = params.load(arguments.params)
+        section = load_params(arguments.params)
         shape = read_shape(section.model)
         table = table_of(shape, section.budget, section.sample.mlp_granularity, arguments.again)
     except InputError as error:

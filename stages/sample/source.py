@@ -11,9 +11,9 @@ from typing import Any, Literal
 import yaml
 
 from stages.architecture import ModelShape
-from stages.families import family_of
+from stages.config.params import ModelSection
+from stages.families.family import family_of
 from stages.files import InputError
-from stages.params import Model
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelSource:
     path: Path
 
 
-def locate(model: Model) -> ModelSource:
+def locate(model: ModelSection) -> ModelSource:
     """Find the files of `model.source`.
 
     Only the configuration of a hub model is fetched here; weights come with `evaluate`.
@@ -74,7 +74,7 @@ def _packaged_gguf(package: str) -> Path:
     return found[0]
 
 
-def _hub_config(model: Model) -> Path:
+def _hub_config(model: ModelSection) -> Path:
     from huggingface_hub import hf_hub_download, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -140,7 +140,7 @@ def _gguf_config(path: Path) -> dict[str, Any]:
     }
 
 
-def read_shape(model: Model) -> ModelShape:
+def read_shape(model: ModelSection) -> ModelShape:
     """The shape of `model.source`, from its configuration alone.
 
     Raises:

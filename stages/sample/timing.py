@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.architecture import LayerWidth, ModelShape
-from stages.budget import Latency
+from stages.config.budget import Latency
 from stages.files import InputError
 
 PHASES = ("prefill_ms", "decode_ms")

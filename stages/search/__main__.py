@@ -10,19 +10,19 @@ import pandas as pd
 from stages.architecture import Architecture
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
-from stages.evaluate.journal import Journal, Row, evaluation_of
+from stages.config.params import Params
 from stages.evaluate.measure import Evaluator, Work
+from stages.evaluate.results.damage import DamageCurves
+from stages.evaluate.results.journal import Journal, Row, evaluation_of
 from stages.evaluate.workbench import open_workbench
 from stages.files import InputError, read_json, write_json
-from stages.params import Params
 from stages.sample import designs
 from stages.sample.designs import Designed
 from stages.sample.limits import Limited, limits_of
 from stages.search import front, narrowing, outcome, results
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.stage import DATA, main
-from stages.tracking import open_tracker
+from stages.tracking.tracker import open_tracker
 from stages.train_predictor.predictor import Predictor
 
 HERE = DATA / "search"

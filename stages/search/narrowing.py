@@ -17,10 +17,10 @@ import pandas as pd
 
 from stages.architecture import Kind, ModelShape, Site
 from stages.build_dataset.features import ALONE, Features
+from stages.config.params import Narrowing, Search
 from stages.files import InputError, write_json
-from stages.params import Narrowing, Search
 from stages.sample.space import Interval, Space
-from stages.search.tpe import objective_of
+from stages.search.studies import objective_of
 from stages.train_predictor.predictor import Predictor
 
 SCHEMA, VERSION = "prunecast.narrowed-space", 2

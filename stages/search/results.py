@@ -11,16 +11,16 @@ import pandas as pd
 
 from stages.architecture import Architecture
 from stages.build_dataset.features import Features
-from stages.evaluate.journal import Row
+from stages.config.params import Params
 from stages.evaluate.measure import Work
+from stages.evaluate.results.journal import Row
 from stages.files import write_json
-from stages.params import Params
 from stages.sample import designs
 from stages.sample.limits import Limit
-from stages.search import outcome, tpe
+from stages.search import outcome, studies
 from stages.search.outcome import FRONT, Candidate
 from stages.search.rounds import Metrics, Round
-from stages.tracking import Tracker
+from stages.tracking.tracker import Tracker
 from stages.train_predictor.predictor import Predictor
 
 
@@ -42,7 +42,7 @@ def ranked(
         row = rows[item.architecture.id]
         last = {target: float(values[index]) for target, values in forecasts.items()}
         forecast = before.get(item.architecture, last)
-        measured = tpe.objective_of(row.metrics, weights)
+        measured = studies.objective_of(row.metrics, weights)
         found.append(
             Candidate(item.design, item.architecture, row.overall_ratio, row.metrics, forecast, measured)
         )

@@ -17,14 +17,14 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from stages.architecture import Architecture, Site
-from stages.budget import Budget
 from stages.build_dataset.features import Features
-from stages.params import Search, TrainPredictor
+from stages.config.budget import Budget
+from stages.config.params import Search, TrainPredictor
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
-from stages.search import allocation, tpe
+from stages.search import allocation, studies
 from stages.search.allocation import Damage
-from stages.search.tpe import Question, Trial, objective_of
+from stages.search.studies import SearchTask, Trial, objective_of
 from stages.train_predictor.predictor import Predictor
 
 Metrics = Mapping[str, float]
@@ -108,7 +108,7 @@ class GuidedSearch:
             first_cuts = self._cheapest(predictor, space) if number == 1 else []
             taken = [*known, *(t.architecture for t in first_cuts)]
             more = self.search.per_round - len(first_cuts)
-            chosen = first_cuts + tpe.finalists(trials, more, self.search.min_distance, taken)
+            chosen = first_cuts + studies.finalists(trials, more, self.search.min_distance, taken)
             measured = self.measure([t.architecture for t in chosen], number)
             rounds.append(Round(number, predictor, trials, chosen, measured))
             after(rounds[-1])
@@ -148,11 +148,11 @@ class GuidedSearch:
         name = f"round-{number} {ratio:g} {digest}"
         seed = self.search.seed + number
         damage = None if self.features.curves is None else self._damage(predictor, space)
-        question = Question(space, ratio, self.budget.tolerance, forecast, seed, name, limited, damage)
+        question = SearchTask(space, ratio, self.budget.tolerance, forecast, seed, name, limited, damage)
         if self.storage is not None and number == 1:
-            tpe.forget_others(self.storage, name)
+            studies.forget_others(self.storage, name)
         starts = self.best(known, overall_ratio)
-        return tpe.search(question, self.search, starts, self.storage)
+        return studies.search(question, self.search, starts, self.storage)
 
     def _cheapest(self, predictor: Predictor, space: Space) -> list[Trial]:
         """The cheapest cuts by the damage curves as they are, before any pair corrects them."""

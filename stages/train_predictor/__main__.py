@@ -13,12 +13,12 @@ import pandas as pd
 
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
+from stages.config.params import Params
+from stages.evaluate.results.damage import DamageCurves
 from stages.files import write_json
-from stages.params import Params
 from stages.sample import designs
 from stages.stage import DATA, main
-from stages.tracking import Tracker, open_tracker
+from stages.tracking.tracker import Tracker, open_tracker
 from stages.train_predictor import ablation, comparison
 from stages.train_predictor.predictor import COVERAGE, Predictor, evaluate, law, scale
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from stages.budget import Budget
 from stages.build_dataset.features import is_damage, is_of_site
-from stages.params import TrainPredictor
+from stages.config.budget import Budget
+from stages.config.params import TrainPredictor
 from stages.train_predictor import comparison
 from stages.train_predictor.comparison import own
 from stages.train_predictor.predictor import law

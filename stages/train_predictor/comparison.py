@@ -10,13 +10,13 @@ import pandas as pd
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from stages.budget import Budget
 from stages.build_dataset.features import is_of_site
-from stages.params import TrainPredictor
+from stages.config.budget import Budget
+from stages.config.params import TrainPredictor
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
-from stages.train_predictor.models import Forecast, Model, Roles
+from stages.train_predictor.models import Forecast, Roles, TargetModel
 from stages.train_predictor.predictor import COVERAGE, Predictor, errors, law, scale
 
 NEAR = 0.02
@@ -39,7 +39,7 @@ class Contestant:
 def own(name: str, section: TrainPredictor, features: Sequence[str]) -> Contestant:
     """Our predictor of the kind that the section names."""
     roles = Roles.of(features)
-    return Contestant(name, features, lambda x, y, sign: Model.fit(x, y, sign, section, roles).forecast)
+    return Contestant(name, features, lambda x, y, sign: TargetModel.fit(x, y, sign, section, roles).forecast)
 
 
 def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contestant]:

@@ -28,8 +28,8 @@ from xgboost import XGBRegressor
 from xgboost.core import XGBoostError
 
 from stages.build_dataset.features import is_of_site, is_trusted
+from stages.config.params import TrainPredictor
 from stages.files import InputError
-from stages.params import TrainPredictor
 from stages.train_predictor.additive import Additive, Array
 from stages.train_predictor.curves import Curves
 
@@ -58,7 +58,7 @@ class Roles:
 
 
 @dataclass(frozen=True)
-class Model:
+class TargetModel:
     """Forecasts one target: the sum of its parts; at least one is there."""
 
     additive: Additive | None
@@ -69,7 +69,7 @@ class Model:
     @classmethod
     def fit(
         cls, features: Array, target: Array, sign: int, section: TrainPredictor, roles: Roles | None = None
-    ) -> Model:
+    ) -> TargetModel:
         """Fit the kind that the section names. `sign` is the law's: +1, -1, or 0 for none.
 
         Trees alone obey the law. On top of another model they may also take damage back, since
@@ -149,7 +149,7 @@ class Model:
         }
 
     @classmethod
-    def load(cls, folder: Path, content: Mapping[str, Any], roles: Roles) -> Model:
+    def load(cls, folder: Path, content: Mapping[str, Any], roles: Roles) -> TargetModel:
         """Read what `save` wrote.
 
         Raises:

@@ -19,9 +19,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from stages.build_dataset.features import Array, Features
+from stages.config.params import TrainPredictor
 from stages.files import InputError, read_json, write_json
-from stages.params import TrainPredictor
-from stages.train_predictor.models import Model, Roles
+from stages.train_predictor.models import Roles, TargetModel
 
 SCHEMA, VERSION = "prunecast.predictor", 3
 COVERAGE = 0.8
@@ -51,7 +51,7 @@ class Predictor:
 
     kind: str
     features: Sequence[str]
-    models: Mapping[str, Model]
+    models: Mapping[str, TargetModel]
     half_widths: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +61,7 @@ class Predictor:
         """Fit one model a target on the rows of `pairs`. Reproducible."""
         values = pairs[list(features)].to_numpy()
         roles = Roles.of(features)
-        models = {t: Model.fit(values, pairs[t].to_numpy(), law(t), section, roles) for t in targets}
+        models = {t: TargetModel.fit(values, pairs[t].to_numpy(), law(t), section, roles) for t in targets}
         return cls(section.model, tuple(features), models)
 
     @property
@@ -112,7 +112,9 @@ class Predictor:
         try:
             names = tuple(document["features"])
             roles = Roles.of(names)
-            models = {t: Model.load(folder, content, roles) for t, content in document["models"].items()}
+            models = {
+                t: TargetModel.load(folder, content, roles) for t, content in document["models"].items()
+            }
             return cls(document["kind"], names, models, document["half_widths"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
-from stages import params
 from stages.architecture import Architecture, ModelShape
+from stages.config.params import load_params
 from stages.evaluate.workbench import open_workbench
-from stages.export import gguf_folder, huggingface, proof
-from stages.export.runtimes import has_llama_cpp
+from stages.export.benchmark import proof
+from stages.export.benchmark.runtimes import has_llama_cpp
+from stages.export.gguf import folder as gguf_folder
+from stages.export.weights import huggingface
 from stages.sample.space import Space
 
 TYPES = ("F16", "Q8_0", "Q4_0")
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     proof.add_arguments(parser)
     arguments = parser.parse_args()
-    section = params.load()
+    section = load_params()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         bench = open_workbench(section, work / "importance.safetensors")

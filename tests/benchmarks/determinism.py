@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from stages.architecture import Architecture
-from stages.evaluate import checkpoint, perplexity
-from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.elastic import ElasticNetwork
+from stages.config.params import ModelSection
 from stages.evaluate.measure import GPU_TOLERANCE
-from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
-from stages.params import Model
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.text import perplexity
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.speed import KINDS, RATIOS, cut
 
@@ -55,7 +56,7 @@ def own_text(loaded: Checkpoint, rows: int, length: int) -> Tensor:
     return torch.tensor(tokens[: rows * length]).view(rows, length)
 
 
-def tf32_deviation(model: Model, rows: Tensor, device: torch.device) -> float:
+def tf32_deviation(model: ModelSection, rows: Tensor, device: torch.device) -> float:
     """What TF32 would change in the dense network's log perplexity in float32."""
     network = ElasticNetwork(checkpoint.load(model, torch.float32), device)
     dense, before = network.shape.dense(), torch.get_float32_matmul_precision()
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     arguments = parser.parse_args()
     machine = Machine.of(arguments.device)
-    model = Model(source=arguments.model, revision=None, trust_remote_code=False)
+    model = ModelSection(source=arguments.model, revision=None, trust_remote_code=False)
     loaded = checkpoint.load(model, machine.dtype)
     network = ElasticNetwork(loaded, machine.device)
     shape = network.shape

@@ -19,17 +19,19 @@ from pathlib import Path
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate import checkpoint, importance, perplexity, statistics
-from stages.evaluate.cache import TensorCache
-from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.corpora import Document
-from stages.evaluate.elastic import Batch, ElasticNetwork, Repair
-from stages.evaluate.importance import UnitScores
-from stages.evaluate.reconstruction import Reconstruction
-from stages.evaluate.sequential import repair_again
-from stages.evaluate.statistics import Statistics
-from stages.evaluate.taylor import taylor
-from stages.params import Model, TextProtocol
+from stages.config.params import ModelSection, TextProtocol
+from stages.evaluate.calibrate import importance, statistics
+from stages.evaluate.calibrate.cache import TensorCache
+from stages.evaluate.calibrate.importance import UnitScores
+from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.calibrate.sequential import repair_again
+from stages.evaluate.calibrate.statistics import Statistics
+from stages.evaluate.calibrate.taylor import taylor
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.text import perplexity
+from stages.evaluate.text.corpora import Document
 from tests.benchmarks.speed import cut
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -41,7 +43,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Checkpoint = checkpoint.load(
-            Model(source=arguments.model, revision=None, trust_remote_code=False)
+            ModelSection(source=arguments.model, revision=None, trust_remote_code=False)
         )
         self.limit = BATCH_TOKENS[self.device.type]
         each = max(1, arguments.tokens // len(arguments.calibration) // 1024)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages import params
 from stages.architecture import Architecture, Kind, ModelShape
-from stages.evaluate import checkpoint
-from stages.evaluate.elastic import ElasticNetwork
-from stages.export import huggingface, modeling_prunecast
+from stages.config.params import load_params
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.export.weights import huggingface
+from stages.families import modeling_prunecast
 from stages.sample import designs, timing
 from stages.sample.latency import table_of
 from stages.sample.space import Space
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--ratio", type=float, default=0.25)
     arguments = parser.parse_args()
-    section = params.load()
+    section = load_params()
     latency = section.budget.latency.model_copy(update={"threads": arguments.threads})
     budget = section.budget.model_copy(update={"overall_ratio": arguments.ratio, "latency": latency})
     loaded = checkpoint.load(section.model)

@@ -17,19 +17,20 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages import params
-from stages.evaluate import checkpoint, mmlu
-from stages.evaluate.corpora import Corpus, Question, load_questions
-from stages.evaluate.elastic import ElasticNetwork
+from stages.config.params import ModelSection, PartSources
 from stages.evaluate.measure import TOKENS_PER_BATCH
-from stages.evaluate.selection import FORMATS, format_of, select
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.text import mmlu
+from stages.evaluate.text.corpora import Corpus, Question, load_questions
+from stages.evaluate.text.selection import FORMATS, format_of, select
 from tests import lm_eval_reference
 from tests.small import COMMITTED
 
 
 def questions_of(folder: Path) -> dict[str, Corpus[Question]]:
     dev, test = str(folder.resolve() / "dev"), str(folder.resolve() / "test")
-    sources = params.PartSources(calibration=dev, selection=dev, report=test)
+    sources = PartSources(calibration=dev, selection=dev, report=test)
     return load_questions(COMMITTED.corpora.model_copy(update={"questions": {"mmlu": sources}}))
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     arguments = parser.parse_args()
-    loaded = checkpoint.load(params.Model(source=arguments.model, revision=None, trust_remote_code=False))
+    loaded = checkpoint.load(ModelSection(source=arguments.model, revision=None, trust_remote_code=False))
     corpora = questions_of(arguments.mmlu)
     changes = {
         "questions": arguments.questions,

@@ -12,11 +12,12 @@ import argparse
 import torch
 
 from stages.architecture import ModelShape
-from stages.evaluate import checkpoint, perplexity
-from stages.evaluate.elastic import ElasticNetwork
-from stages.evaluate.taylor import taylor
+from stages.config.params import ModelSection
+from stages.evaluate.calibrate.taylor import taylor
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.text import perplexity
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
-from stages.params import Model
 from stages.plan.memory import taylor_bytes
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.speed import random_tokens
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     arguments = parser.parse_args()
     machine = Machine.of(arguments.device)
-    model = Model(source=arguments.model, revision=None, trust_remote_code=False)
+    model = ModelSection(source=arguments.model, revision=None, trust_remote_code=False)
     network = ElasticNetwork(checkpoint.load(model, machine.dtype), machine.device)
     shape, tokens = network.shape, arguments.samples * arguments.length
     rows = random_tokens(shape, arguments.samples, arguments.length, seed=0)

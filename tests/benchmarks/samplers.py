@@ -4,7 +4,7 @@
     python -m tests.benchmarks.samplers --synthetic                  # made-up pairs of SmolLM2-135M's shape
     python -m tests.benchmarks.samplers --synthetic --from-nothing   # as if there were no damage curves
 
-Each sampler asks the search of the pipeline (`stages.search.tpe`) for the best forecast within
+Each sampler asks the search of the pipeline (`stages.search.studies`) for the best forecast within
 params.yaml's budget, with several seeds; the best forecast objective (nats a token, lower is better)
 and the CPU seconds of a search are printed. With damage curves all start from the cheapest cuts by
 these and search their prices; without, from an even cut. Nothing is measured.
@@ -22,16 +22,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages import params
 from stages.architecture import Architecture, ModelShape
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
+from stages.config.params import Params, Search, load_params
+from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
-from stages.params import Params, Search
 from stages.sample import designs
-from stages.search import allocation, narrowing, tpe
-from stages.search.tpe import Question, objective_of
+from stages.search import allocation, narrowing, studies
+from stages.search.studies import SearchTask, objective_of
 from stages.train_predictor.predictor import Predictor
 from tests.small import SMOLLM2, write_scores
 
@@ -99,7 +98,7 @@ def finished(data: Path, section: Params) -> tuple[Features, pd.DataFrame, Predi
 
 def question_of(
     features: Features, pairs: pd.DataFrame, predictor: Predictor, section: Params, from_nothing: bool
-) -> Question:
+) -> SearchTask:
     """The pipeline's question of its first round, at params.yaml's overall ratio.
 
     `from_nothing` leaves the damage curves out of the search, not of the features.
@@ -118,17 +117,17 @@ def question_of(
         return {target: float(values[0]) for target, values in found.items()}
 
     damage = None if from_nothing or features.curves is None else features.curves.damage
-    return Question(space, ratio, section.budget.tolerance, forecast, 0, "samplers", damage=damage)
+    return SearchTask(space, ratio, section.budget.tolerance, forecast, 0, "samplers", damage=damage)
 
 
-def compare(question: Question, search: Search, forecasts: Sequence[int], seeds: int) -> Iterator[Result]:
+def compare(question: SearchTask, search: Search, forecasts: Sequence[int], seeds: int) -> Iterator[Result]:
     """Every sampler at every number of forecasts, with seeds 0, 1, …"""
     for count in forecasts:
         for sampler in SAMPLERS:
             section = search.model_copy(update={"sampler": sampler, "trials": count})
             best, start = [], time.process_time()
             for seed in range(seeds):
-                trials = tpe.search(replace(question, seed=seed), section)
+                trials = studies.search(replace(question, seed=seed), section)
                 best.append(min(trial.objective for trial in trials))
             yield Result(sampler, count, best, (time.process_time() - start) / seeds)
 
@@ -144,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--forecasts", type=int, nargs="+", default=[200, 400, 1000])
     arguments = parser.parse_args()
-    section = params.load()
+    section = load_params()
     made = synthetic(SMOLLM2, section) if arguments.synthetic else finished(arguments.data, section)
     question = question_of(*made, section, arguments.from_nothing)
     if question.damage is not None:

@@ -31,22 +31,17 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
-from stages.evaluate import checkpoint, perplexity
-from stages.evaluate.checkpoint import Checkpoint
-from stages.evaluate.elastic import Batch, ElasticNetwork
+from stages.config.params import ModelSection
+from stages.evaluate.calibrate.taylor import taylor
 from stages.evaluate.measure import TOKENS_PER_BATCH
-from stages.evaluate.prefix import SharedPrefix, branch_depths, common_prefix, tree_order
-from stages.evaluate.taylor import taylor
-from stages.params import Model
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.prefix import SharedPrefix, branch_depths, common_prefix, tree_order
+from stages.evaluate.text import perplexity
 from stages.sample.space import Space
 from tests import tiny
-from tests.benchmarks.machine import (
-    Machine,
-    large_product_flops,
-    matrix_products,
-    spread,
-    token_flops,
-)
+from tests.benchmarks.machine import Machine, large_product_flops, matrix_products, spread, token_flops
 
 KINDS = {"simple": (Kind.MLP,), "uniform": (Kind.ATTENTION, Kind.MLP)}
 RATIOS = (0.2, 0.4)
@@ -98,7 +93,7 @@ def compare(source: str, machine: Machine, length: int | None, repeats: int) -> 
     """Time everything on a model, and print the tables."""
     length = length or (2048 if machine.cuda else 512)
     rows = max(1, TOKENS_PER_BATCH[machine.device.type] // length)
-    model = Model(source=source, revision=None, trust_remote_code=False)
+    model = ModelSection(source=source, revision=None, trust_remote_code=False)
     loaded = checkpoint.load(model, machine.dtype)
     print(f"{machine}, {rows} x {length} tokens, {repeats} rounds")
     (batch,) = perplexity.batches(random_tokens(loaded.shape, rows, length, seed=0), rows * length)
@@ -245,7 +240,7 @@ def _single_sites(machine: Machine, loaded: Checkpoint, repeats: int) -> None:
 
 
 def _per_architecture(
-    machine: Machine, model: Model, network: ElasticNetwork, rate: float, repeats: int
+    machine: Machine, model: ModelSection, network: ElasticNetwork, rate: float, repeats: int
 ) -> None:
     """Load, score, slice and measure a model for each architecture (LLM-Pruner's way), against ours."""
     shape = network.shape

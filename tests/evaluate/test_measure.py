@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import random
-import shutil
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +13,13 @@ import pytest
 import torch
 
 from stages.architecture import Architecture, LayerWidth
+from stages.config.params import Measurement
 from stages.evaluate import measure
-from stages.evaluate.corpora import Corpus, Document, Question
-from stages.evaluate.elastic import ElasticNetwork
-from stages.evaluate.journal import Journal, Row
 from stages.evaluate.measure import Evaluator, Work
-from stages.evaluate.selection import Selection, select
-from stages.params import Measurement
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.results.journal import Journal, Row
+from stages.evaluate.text.corpora import Corpus, Document, Question
+from stages.evaluate.text.selection import Selection, select
 from tests import tiny
 from tests.conftest import TinyFolder
 
@@ -283,81 +280,6 @@ def test_arithmetic_decides_the_key(tiny_folder: TinyFolder) -> None:
 def test_grouping_of_batches_is_fixed_a_device() -> None:
     """It decides last digits, and is a constant of the code, so the code's digest covers it."""
     assert measure.TOKENS_PER_BATCH["cpu"] == 1024
-
-
-# --- the code's digest ----------------------------------------------------------------------------
-
-ROOM = Path(measure.__file__).parent
-HALL = ("architecture.py", "families.py")
-# What these decide is in the context by value: tokens, questions, the order of units; or nothing.
-BY_VALUE = {
-    *("__init__.py", "__main__.py", "journal.py", "cache.py", "workbench.py"),
-    *("corpora.py", "corpus_files.py", "corpus_sources.py", "wikitext.py", "selection.py"),
-    *("curvature.py", "damage.py"),  # what is expected, not what is measured
-}
-
-
-@pytest.fixture
-def copied_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of stages/ whose room is the one that `code_digest` reads."""
-    stages = tmp_path / "stages"
-    shutil.copytree(ROOM, stages / "evaluate", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in HALL:
-        shutil.copy(ROOM.parent / name, stages / name)
-    monkeypatch.setattr(measure, "__file__", str(stages / "evaluate" / "measure.py"))
-    return stages
-
-
-def in_place(path: Path, change: Callable[[str], str]) -> None:
-    before = path.read_text(encoding="utf-8")
-    after = change(before)
-    assert after != before
-    path.write_text(after, encoding="utf-8")
-
-
-def test_the_digest_is_of_the_code_and_not_of_its_place(
-    copied_room: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied = measure.code_digest()
-    monkeypatch.undo()
-    assert measure.code_digest() == copied
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in ROOM.glob("*.py") if path.name not in BY_VALUE))
-def test_a_change_of_any_deciding_module_changes_the_digest(copied_room: Path, name: str) -> None:
-    before = measure.code_digest()
-    in_place(copied_room / "evaluate" / name, lambda text: text + "\n\ndef added() -> int:\n    return 1\n")
-    assert measure.code_digest() != before
-
-
-@pytest.mark.parametrize("name", HALL)
-def test_a_change_of_the_hall_changes_the_digest(copied_room: Path, name: str) -> None:
-    before = measure.code_digest()
-    in_place(copied_room / name, lambda text: text + "\nADDED = 1\n")
-    assert measure.code_digest() != before
-
-
-def test_a_changed_constant_changes_the_digest(copied_room: Path) -> None:
-    before = measure.code_digest()
-    in_place(
-        copied_room / "evaluate" / "perplexity.py", lambda text: text.replace("MARGIN = 64", "MARGIN = 65")
-    )
-    assert measure.code_digest() != before
-
-
-def test_comments_docstrings_and_layout_do_not_count(copied_room: Path) -> None:
-    before = measure.code_digest()
-    for path in [*copied_room.glob("evaluate/*.py"), *(copied_room / name for name in HALL)]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            # Every docstring, those below attributes and constants too, says something else.
-            body = getattr(node, "body", None)
-            for part in body if isinstance(body, list) else []:
-                if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant):
-                    part.value = ast.Constant("rewritten")
-        # Unparsing drops comments and formats anew.
-        path.write_text("# A comment.\n" + ast.unparse(tree), encoding="utf-8")
-    assert measure.code_digest() == before
 
 
 # --- errors of means ------------------------------------------------------------------------------

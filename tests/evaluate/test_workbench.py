@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.config.params import Params
 from stages.evaluate import workbench
 from stages.files import InputError
-from stages.params import Params
 from tests.small import COMMITTED
 
 

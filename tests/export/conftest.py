@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.export.report import Contender, Measured, ReportData
-from stages.export.report_data import QuestionGroup
-from stages.export.report_parts import AblationRow, FrontPoint, NarrowedSite, Trust
+from stages.export.report.data import QuestionGroup
+from stages.export.report.page import Contender, Measured, ReportData
+from stages.export.report.parts import AblationRow, FrontPoint, NarrowedSite, Trust
 from stages.sample.space import options
 
 TEXTS = {"wikipedia": 3.08, "news": 3.36}  # log perplexity of the dense model

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
 from stages.architecture import Architecture
-from stages.evaluate.elastic import ElasticNetwork
-from stages.export.gguf import PrunedModel
-from stages.export.gguf_tokenizer import derived
-from stages.export.huggingface import write_folder
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.export.gguf.tokenizer import derived
+from stages.export.gguf.writer import PrunedModel
+from stages.export.weights.huggingface import write_folder
 from tests import tiny
 
 VOCABULARY, SPARE = 320, 4

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.evaluate import mmlu
-from stages.export.huggingface import write_folder
+from stages.evaluate.text import mmlu
+from stages.export.weights.huggingface import write_folder
 from tests import lm_eval_reference, tiny
 from tests.conftest import TinyFolder
-from tests.evaluate.test_mmlu import make_questions
+from tests.evaluate.text.test_mmlu import make_questions
 
 pytest.importorskip("lm_eval.evaluator", reason="the extra lm-eval is not installed")
 

@@ -11,8 +11,8 @@ import pytest
 from stages.files import InputError
 from stages.plan import machines
 from stages.plan.__main__ import main, shape_of
+from tests.config.test_profiles import COMMITTED, PAPER
 from tests.small import LLAMA2_7B, REPOSITORY, SMOLLM2
-from tests.test_profiles import COMMITTED, PAPER
 
 
 def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

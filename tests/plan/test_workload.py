@@ -11,17 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from stages.architecture import Architecture, Kind, Site
-from stages.evaluate import perplexity, statistics
-from stages.evaluate.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.calibrate import statistics
+from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.text import perplexity
 from stages.plan import memory, workload
 from stages.plan.machines import GPUS
-from stages.plan.reading import Reading, estimated
+from stages.plan.token_counts import TokenCount, estimated
 from stages.sample.designs import all_designs
 from tests import tiny
 from tests.small import COMMITTED, SMOLLM2
 
 ROWS, LENGTH = 4, 16
-READING = Reading(ROWS, 0, 1, ROWS * LENGTH, ROWS * (LENGTH - 1), ROWS * LENGTH * LENGTH, exact=True)
+READING = TokenCount(ROWS, 0, 1, ROWS * LENGTH, ROWS * (LENGTH - 1), ROWS * LENGTH * LENGTH, exact=True)
 """Of four windows, every query meeting every key: what PyTorch counts, whatever the mask."""
 
 

@@ -23,12 +23,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.evaluate.journal import Journal
+from stages.config.params import Params
 from stages.evaluate.measure import Evaluator, Work
-from stages.evaluate.selection import Selection
+from stages.evaluate.results.journal import Journal
+from stages.evaluate.text.selection import Selection
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export.modeling_prunecast import register
-from stages.params import Params
+from stages.families.modeling_prunecast import register
 from stages.sample import designs
 from stages.search import outcome
 from stages.search.outcome import WINNER

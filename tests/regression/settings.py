@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from stages import params
+from stages.config.fields import Positive, Section
+from stages.config.params import Params, load_params
 from stages.files import InputError, write_text
-from stages.params import Params
-from stages.section import Positive, Section
 
 
 class Tolerance(Section):
@@ -67,4 +66,4 @@ def reduced(full: Path, changes: Mapping[str, Mapping[str, Any]], written: Path)
     for section, values in changes.items():
         content[section] = {**content.get(section, {}), **values}
     write_text(written, yaml.safe_dump(content, sort_keys=False))
-    return params.load(written)
+    return load_params(written)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.config.params import Sample
 from stages.files import InputError
-from stages.params import Sample
 from stages.sample import __main__ as stage
 from stages.sample import designs
 from stages.sample.designs import Designed

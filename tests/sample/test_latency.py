@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape
-from stages.budget import Latency
-from stages.export import huggingface, modeling_prunecast
+from stages.config.budget import Latency
+from stages.export.weights import huggingface
+from stages.families import modeling_prunecast
 from stages.files import InputError
 from stages.sample import latency, timing
 from stages.sample.latency import LatencyTable

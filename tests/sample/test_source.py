@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from stages.architecture import ModelShape
+from stages.config.params import ModelSection
 from stages.files import InputError
-from stages.params import Model
 from stages.sample.source import locate, read_licence, read_shape
 from tests.small import SMOLLM2
 
@@ -29,8 +29,8 @@ CONFIG: dict[str, Any] = {
 SHAPE = ModelShape("llama", 6, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
 
 
-def model(source: str | Path) -> Model:
-    return Model(source=str(source), revision=None, trust_remote_code=False)
+def model(source: str | Path) -> ModelSection:
+    return ModelSection(source=str(source), revision=None, trust_remote_code=False)
 
 
 def make_folder(path: Path, config: dict[str, Any] = CONFIG) -> Path:

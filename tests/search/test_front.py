@@ -16,7 +16,7 @@ from stages.sample.space import Space, prunable_sites
 from stages.search import front, outcome
 from stages.search.outcome import FINALIST, FRONT, WINNER, Candidate
 from stages.search.rounds import GuidedSearch
-from stages.search.tpe import objective_of
+from stages.search.studies import objective_of
 from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 
 TARGET = "log_ppl.a"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Kind, Site
+from stages.config.params import Narrowing
 from stages.files import InputError, read_json
-from stages.params import Narrowing
 from stages.sample.space import prunable_sites
 from stages.search import narrowing
 from stages.search.narrowing import NarrowedSite

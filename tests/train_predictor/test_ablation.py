@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
+from stages.evaluate.results.damage import DamageCurves
 from stages.train_predictor import ablation, comparison
 from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.files import InputError
 from stages.train_predictor.curves import Curves
-from stages.train_predictor.models import Model, Roles
+from stages.train_predictor.models import Roles, TargetModel
 from tests.small import COMMITTED
 
 SITES = 12
@@ -84,7 +84,7 @@ def test_targets_that_follow_no_law_are_forecast_finitely(target: np.ndarray) ->
 def test_without_damages_of_sites_the_error_says_what_to_do() -> None:
     section = COMMITTED.train_predictor.model_copy(update={"model": "curves"})
     with pytest.raises(InputError, match="curvature_tokens"):
-        Model.fit(damages_of(9, 1), np.ones(9), 1, section)
+        TargetModel.fit(damages_of(9, 1), np.ones(9), 1, section)
 
 
 def test_only_the_curves_see_the_damages_of_sites() -> None:

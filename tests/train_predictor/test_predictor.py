@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from stages.architecture import Architecture, Kind, Site
 from stages.build_dataset.features import Array, Features
+from stages.config.params import TrainPredictor
 from stages.files import InputError
-from stages.params import TrainPredictor
 from stages.train_predictor import predictor as predictor_module
-from stages.train_predictor import served
+from stages.train_predictor import pyfunc
 from stages.train_predictor.predictor import Predictor, errors, evaluate, law, scale
 from tests.small import COMMITTED, SMALL, architectures_of, features_of, random_architectures
 
@@ -186,7 +186,7 @@ def test_the_served_predictor_forecasts_the_same_from_a_frame(learnt: Learnt, tm
     """What MLflow loads: the columns by name, in whatever order they come."""
     learnt.predictor.save(tmp_path)
     rows = learnt.pairs[learnt.features.names].head(20)
-    found = served._load_pyfunc(str(tmp_path)).predict(rows[rows.columns[::-1]])
+    found = pyfunc._load_pyfunc(str(tmp_path)).predict(rows[rows.columns[::-1]])
     assert list(found.columns) == TARGETS
     for target, ours in learnt.predictor.forecast(rows.to_numpy()).items():
         assert (found[target].to_numpy() == ours).all()

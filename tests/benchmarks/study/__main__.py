@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate.journal import Journal, Row
 from stages.evaluate.measure import Work, standard_error
+from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
-from stages.search.baselines import Counter, Problem
 from stages.search.rounds import Metrics
-from stages.search.tpe import objective_of
+from stages.search.studies import objective_of
 from tests.benchmarks.study import forecasts, methods, report
+from tests.benchmarks.study.baselines import EvaluationCounter, Problem
 from tests.benchmarks.study.lines import append, read
 from tests.benchmarks.study.setting import REGIMES, Regime, Setting, params_of, prepare
 
@@ -97,7 +97,7 @@ def result(
         return {a: row.metrics for a, row in found.items()}
 
     problem = Problem(network.shape, params.sample, params.budget, params.search.objective, arguments.seed)
-    count = Counter(measure, params.search.objective)
+    count = EvaluationCounter(measure, params.search.objective)
     best = methods.ALL[method](setting, params, problem, count)
     spent = [count.evaluations]
     if method == "evolution":

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.architecture import Architecture
-from stages.params import Params
+from stages.config.params import Params
 from stages.sample import designs
 from stages.search.rounds import Metrics
 from stages.train_predictor.predictor import Predictor, errors

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stages.architecture import Architecture, ModelShape
 from stages.build_dataset.features import Features
-from stages.params import Narrowing, Params
+from stages.config.params import Narrowing, Params
 from stages.sample import designs
-from stages.search import allocation, baselines, narrowing
-from stages.search.baselines import Counter, Problem
+from stages.search import allocation, narrowing
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.train_predictor.predictor import Predictor
+from tests.benchmarks.study import baselines
+from tests.benchmarks.study.baselines import EvaluationCounter, Problem
 from tests.benchmarks.study.setting import Setting
 
 PAPER_NARROWING = Narrowing(
@@ -25,7 +26,7 @@ PAPER_NARROWING = Narrowing(
 PAPER_DESIGN = {"bundled": 400, "free": 125, "spread": 0, "single_site_ratios": []}
 
 
-def ours(setting: Setting, params: Params, count: Counter) -> Architecture:
+def ours(setting: Setting, params: Params, count: EvaluationCounter) -> Architecture:
     """The pipeline's own default: its pairs, its predictor, its rounds."""
     shape = setting.bench.network.shape
     designed = [d.architecture for d in designs.all_designs(shape, params.sample, params.budget)]
@@ -79,30 +80,30 @@ def more(params: Params) -> Params:
     return resized(params, params.sample.spread, 2 * params.search.rounds + 2)
 
 
-Run = Callable[[Setting, Params, Problem, Counter], Architecture]
+Run = Callable[[Setting, Params, Problem, EvaluationCounter], Architecture]
 
 
-def _paper(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+def _paper(setting: Setting, params: Params, problem: Problem, count: EvaluationCounter) -> Architecture:
     sample = problem.sample.model_copy(update=PAPER_DESIGN)
     problem = Problem(problem.shape, sample, problem.budget, problem.weights, problem.seed)
     features = Features.of_model(problem.shape, sample.bundle, setting.scores)
     return baselines.paper(problem, count, features, params.train_predictor, PAPER_NARROWING)
 
 
-def _curvature(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+def _curvature(setting: Setting, params: Params, problem: Problem, count: EvaluationCounter) -> Architecture:
     """The cheapest cuts by the expected damage curves: one measurement, which chooses nothing."""
     found = problem.meet(allocation.cheapest(problem.space, setting.expected.damage, problem.ratio))
     count([found])
     return found
 
 
-def _shortgpt(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+def _shortgpt(setting: Setting, params: Params, problem: Problem, count: EvaluationCounter) -> Architecture:
     batches = setting.bench.calibration.batches
     return baselines.drop_layers(problem, count, baselines.block_influence(setting.bench.network, batches))
 
 
 def _start(place: int) -> Run:
-    def run(setting: Setting, params: Params, problem: Problem, count: Counter) -> Architecture:
+    def run(setting: Setting, params: Params, problem: Problem, count: EvaluationCounter) -> Architecture:
         architecture = problem.starts()[place]
         count([architecture])
         return architecture

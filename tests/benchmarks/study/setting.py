@@ -12,11 +12,11 @@ import yaml
 
 from stages.architecture import Architecture
 from stages.build_dataset.features import Features
-from stages.evaluate.damage import DamageCurves
+from stages.config.params import Params
 from stages.evaluate.measure import Evaluator
+from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import write_text
-from stages.params import Params
 
 SELECTED = 0.3
 """The last part of a validation split that selection sees; what is before it calibrates."""

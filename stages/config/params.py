@@ -1,0 +1,361 @@
+"""params.yaml as frozen typed sections. An unknown key or a bad value is an error that names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from stages.config.budget import Budget
+from stages.config.fields import Count, Fraction, Interval, Natural, Positive, Ratio, Section
+from stages.files import InputError
+
+Part = Literal["calibration", "selection", "report"]
+PARTS: tuple[Part, ...] = ("calibration", "selection", "report")
+
+CorpusName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+ProfileName = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+
+
+class ModelSection(Section):
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    trust_remote_code: bool
+
+
+class Division(Section):
+    """Fractions of the documents of a corpus that has no splits of its own."""
+
+    calibration: Fraction
+    selection: Fraction
+    report: Fraction
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Division:
+        total = self.calibration + self.selection + self.report
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the three fractions add up to {total:g}; expected 1")
+        return self
+
+
+class PartSources(Section):
+    """A corpus that keeps its own splits: one source a part."""
+
+    calibration: str
+    selection: str
+    report: str
+
+
+class Corpora(Section):
+    division: Division
+    texts: Annotated[dict[CorpusName, str | PartSources], Field(min_length=1)]
+    questions: dict[CorpusName, str | PartSources]
+
+
+class Sample(Section):
+    seed: Natural
+    first_layers_kept: Natural
+    last_layers_kept: Natural
+    mlp_granularity: Count
+    ratios: Annotated[list[Ratio], Field(min_length=1)]
+    bundle: Count
+    bundled: Natural
+    free: Natural
+    single_site_ratios: list[Annotated[float, Field(gt=0, le=1)]]
+    spread: Natural
+    spread_overall_ratios: Interval
+
+    @model_validator(mode="after")
+    def _samples_something(self) -> Sample:
+        low, high = self.spread_overall_ratios
+        if low >= high:
+            raise ValueError(
+                f"spread_overall_ratios is [{low}, {high}]; expected [low, high] with low < high"
+            )
+        if not (self.bundled or self.free or self.single_site_ratios or self.spread):
+            raise ValueError("no design asks for an architecture; raise bundled, free or spread")
+        return self
+
+
+class Calibration(Section):
+    """How much text of the calibration parts decides scores and repair."""
+
+    samples: Count
+    sequence_length: Annotated[int, Field(ge=2)]
+
+
+class ReconstructionSection(Section):
+    method: Literal["none", "least-squares"]
+    damping: Positive
+
+    def identity(self) -> dict[str, Any]:
+        """What of this section decides a value."""
+        return {"method": self.method} if self.method == "none" else self.model_dump()
+
+
+Bos = Literal["none", "tokenizer", "window"]
+QuestionFormat = Literal["likelihood", "letter"]
+
+
+def metric_suffix(style: QuestionFormat) -> str:
+    """What the format adds to a question corpus's name: "mmlu.accuracy", "mmlu.letter.accuracy"."""
+    return "" if style == "likelihood" else f".{style}"
+
+
+@dataclass(frozen=True)
+class TextProtocol:
+    """How a text becomes windows of tokens.
+
+    `join` stands between documents. `sequence_length` counts the tokens of a window, its BOS
+    included; each window starts `stride` tokens of text after the one before, and the last `stride`
+    tokens of each are predicted (of a window that overlaps no other: all that have a token before
+    them). `bos` is at the start of every window ("window"), once before the text where the tokenizer
+    by itself adds one ("tokenizer"), or nowhere ("none"). A tail that fills no window is dropped.
+    """
+
+    join: str
+    sequence_length: int
+    stride: int
+    bos: Bos
+
+
+PROTOCOLS: dict[str, tuple[str, int, Bos]] = {
+    # join, sequence length, BOS; windows do not overlap.
+    # GPTQ's evaluation (Frantar et al. 2022, arXiv 2210.17323), which most papers repeat.
+    "standard": ("\n\n", 2048, "tokenizer"),
+    # PPLMetric of LLM-Pruner (Ma et al. 2023, arXiv 2305.11627); its PTB is the validation split.
+    "llm-pruner": ("\n\n", 128, "tokenizer"),
+    # EvoPress (Sieberling et al. 2024, arXiv 2410.14649), for models whose context is as long.
+    "evopress": ("\n\n", 8192, "none"),
+}
+
+
+class Measurement(Section):
+    """How much text an architecture is measured on, and by which protocol.
+
+    A key that is null is the protocol's (join, sequence_length, stride, bos) or no limit (windows,
+    questions, question_tokens).
+    """
+
+    protocol: Literal["standard", "llm-pruner", "evopress"]
+    sequence_length: Annotated[int, Field(ge=2)] | None
+    stride: Count | None
+    join: str | None
+    bos: Bos | None
+    windows: Count | None
+    questions: Count | None
+    question_tokens: Count | None
+    question_formats: Annotated[list[QuestionFormat], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Measurement:
+        if len(set(self.question_formats)) != len(self.question_formats):
+            raise ValueError(f"question_formats {self.question_formats} names one twice; name each once")
+        text = self.text
+        most = text.sequence_length - (text.bos == "window")
+        if text.stride > most:
+            raise ValueError(
+                f"stride is {text.stride}; expected at most the {most} tokens of text in a window, "
+                "or text between windows would be left out"
+            )
+        return self
+
+    @property
+    def text(self) -> TextProtocol:
+        """The protocol of texts, every value decided."""
+        join, sequence_length, bos = PROTOCOLS[self.protocol]
+        join = join if self.join is None else self.join
+        sequence_length, bos = self.sequence_length or sequence_length, self.bos or bos
+        return TextProtocol(join, sequence_length, self.stride or sequence_length - (bos == "window"), bos)
+
+
+class Evaluate(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16"]
+    calibration: Calibration
+    importance: Literal[
+        "taylor", "taylor-second", "magnitude", "activation", "wanda", "fluctuation", "random"
+    ]
+    reconstruction: ReconstructionSection
+    curvature_tokens: Natural
+    measurement: Measurement
+    prefix_cache_mb: Natural
+    cache_mb: Count
+
+
+class BuildDataset(Section):
+    seed: Natural
+    held_out: Fraction
+
+
+class TrainPredictor(Section):
+    seed: Natural
+    model: Literal["curves+xgboost", "curves", "additive+xgboost", "xgboost", "additive"]
+    folds: Annotated[int, Field(ge=2)]
+    trees: Count
+    depth: Count
+    learning_rate: Positive
+    row_sampling: Annotated[float, Field(gt=0, le=1)]
+    feature_sampling: Annotated[float, Field(gt=0, le=1)]
+    min_child_weight: Annotated[float, Field(ge=0)]
+
+
+class Narrowing(Section):
+    by: Literal["importance", "damage"]
+    sensitive: Ratio
+    sensitive_ratios: Interval
+    insensitive: Ratio
+    insensitive_ratios: Interval
+    other_ratios: Interval
+
+    @model_validator(mode="after")
+    def _intervals(self) -> Narrowing:
+        for name in ("sensitive_ratios", "insensitive_ratios", "other_ratios"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} is [{low}, {high}]; expected [low, high] with low < high")
+        if self.sensitive + self.insensitive > 1:
+            raise ValueError("sensitive + insensitive exceed 1: they are fractions of the same sites")
+        return self
+
+
+class Search(Section):
+    seed: Natural
+    objective: Annotated[dict[str, Positive], Field(min_length=1)]
+    narrowing: Narrowing
+    sampler: Literal["tpe", "nsga2", "random"]
+    bundle: Count
+    trials: Count
+    rounds: Count
+    per_round: Count
+    min_distance: Count
+    finalists: Count
+    front: list[Fraction]
+    repair_again: bool
+    measurement: Measurement
+
+
+class ProofSection(Section):
+    """What the exported and the dense model are timed on, side by side: tokens, rounds, windows of text."""
+
+    threads: Count | None
+    prompt: Count
+    continuation: Count
+    rounds: Count
+    windows: Count
+
+
+class Export(Section):
+    dtype: Literal["float32", "bfloat16", "float16"]
+    gguf: list[Literal["F16", "Q8_0", "Q4_0"]]
+    proof: ProofSection | None
+    measurement: Measurement
+
+    @model_validator(mode="after")
+    def _each_file_once(self) -> Export:
+        if len(set(self.gguf)) < len(self.gguf):
+            raise ValueError(f"gguf is {self.gguf}; expected each type once")
+        return self
+
+
+class Tracking(Section):
+    experiment: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    profile: ProfileName
+    model: ModelSection
+    corpora: Corpora
+    budget: Budget
+    sample: Sample
+    evaluate: Evaluate
+    build_dataset: BuildDataset
+    train_predictor: TrainPredictor
+    search: Search
+    export: Export
+    tracking: Tracking
+
+    @model_validator(mode="after")
+    def _objective_is_measured(self) -> Params:
+        names = [f"log_ppl.{name}" for name in self.corpora.texts]
+        forecast = names + self._question_targets(self.evaluate.measurement)
+        finally_ = names + self._question_targets(self.search.measurement)
+        for name in self.search.objective:
+            if name not in forecast:
+                raise ValueError(
+                    f"search.objective names {name!r}, which is not forecast; expected some of {forecast}"
+                )
+            if name not in finally_:
+                raise ValueError(
+                    f"search.objective names {name!r}, which search.measurement.question_formats "
+                    f"{self.search.measurement.question_formats} do not measure; add its format"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _curves_are_known(self) -> Params:
+        kind = self.train_predictor.model
+        known = self.evaluate.curvature_tokens or self.sample.single_site_ratios
+        if kind.startswith("curves") and not known:
+            raise ValueError(
+                f"train_predictor.model is {kind!r}, which needs damage curves, but "
+                "evaluate.curvature_tokens is 0 and sample.single_site_ratios is empty; "
+                "set one of them, or take additive+xgboost"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_are_of_what_is_exported(self) -> Params:
+        if self.budget.limited and self.budget.dtype != self.export.dtype:
+            raise ValueError(
+                f"budget.dtype is {self.budget.dtype!r} and export.dtype {self.export.dtype!r}; expected the "
+                "same, since the budget limits what is exported"
+            )
+        return self
+
+    def _question_targets(self, measurement: Measurement) -> list[str]:
+        return [
+            f"{name}{metric_suffix(style)}.log_likelihood"
+            for name in self.corpora.questions
+            for style in measurement.question_formats
+        ]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is missing or not YAML, or a key or value is wrong; the message
+            names each, with what was found and what was expected.
+    """
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is not there; run from the repository's root, where params.yaml lies"
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+
+
+def _explain(path: Path, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{path}: {key} is not a known key; remove it or correct its spelling"
+        case "missing":
+            return f"{path}: {key} is missing; add it (the committed params.yaml shows every key)"
+        case "value_error":
+            return f"{path}: {key}: {problem['ctx']['error']}"
+        case _:
+            expected = problem["msg"].removeprefix("Input should be ")
+            return f"{path}: {key} is {problem['input']!r}; expected {expected}"

@@ -1,0 +1,1 @@
+"""What calibration text decides: importance, repair and damage curves."""

@@ -1,0 +1,135 @@
+"""Taylor importance: what a loss of one unit does to the loss, by the gradients of the weights.
+
+``taylor``, first order: Σ |w · ∂L/∂w| over the unit's weights, L the mean next-token loss of the
+calibration text. LLM-Pruner's element-wise criterion (Ma et al. 2023, arXiv 2305.11627, eq. 5 to
+first order), as the paper uses it.
+
+``taylor-second``: Σ ½ (w · ∂L_b/∂w)² over the unit's weights and the calibration batches b: the
+diagonal of the Hessian, by the empirical Fisher information (LeCun et al. 1990, "Optimal brain
+damage"; Theis et al. 2018, arXiv 1801.05787).
+
+Memory beyond the weights: the backward pass goes layer by layer, over all batches each, and runs a
+layer again from the hidden states before it. What is held is those states of every layer and
+calibration token, one layer's gradients, and one layer's activations of one batch; logits go in
+blocks. SmolLM2-135M needs 0.3 GiB for 1,280 tokens in float32; a 7B Llama, by the same formula, 2.4
+beyond its 25 (`python -m tests.benchmarks.memory` measures the one and computes the other).
+LLM-Pruner, which holds every weight's gradient and every layer's activations, is reported to need
+80 GB for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stages.evaluate.calibrate.importance import UnitScores
+from stages.evaluate.network.elastic import Batch, ElasticNetwork
+
+Fold = Callable[[Tensor], Tensor]
+
+PREDICTIONS_AT_ONCE = 256
+"""Predictions whose logits and their gradients over the whole vocabulary are held at once."""
+
+
+def taylor(network: ElasticNetwork, batches: Sequence[Batch], order: int = 1) -> UnitScores:
+    """Scores of first or second `order` over calibration batches. The network's units are unsorted."""
+    shape = network.shape
+    scores = UnitScores(
+        torch.zeros(shape.layers, shape.kv_groups, shape.heads_per_group),
+        torch.zeros(shape.layers, shape.kv_groups),
+        torch.zeros(shape.layers, shape.channels),
+    )
+    on_device = [batch.to(network.device) for batch in batches]
+    predictions = sum(batch.targets.numel() for batch in batches)
+    states, gradients = [], []
+    for batch in on_device:
+        with torch.no_grad():
+            last, before = network.hidden_states(shape.dense(), batch, keep=range(shape.layers))
+        states.append(before)
+        gradients.append(loss_gradient(network, last, batch, predictions))
+    for index in reversed(range(shape.layers)):
+        inputs = [before.pop(index) for before in states]
+        gradients = _score_layer(network, index, on_device, inputs, gradients, scores, order)
+    return scores
+
+
+def loss_gradient(network: ElasticNetwork, last: Tensor, batch: Batch, predictions: int) -> Tensor:
+    """Gradient (B, L, D) of a batch's part of the mean loss by the last hidden states."""
+    last.requires_grad_(True)
+    chunks = zip(batch.at.split(PREDICTIONS_AT_ONCE), batch.targets.split(PREDICTIONS_AT_ONCE), strict=True)
+    for at, targets in chunks:
+        (-network.read(last, replace(batch, at=at, targets=targets)).sum() / predictions).backward()
+    assert last.grad is not None
+    return last.grad
+
+
+def _score_layer(
+    network: ElasticNetwork,
+    index: int,
+    batches: Sequence[Batch],
+    inputs: list[Tensor],
+    gradients: Sequence[Tensor],
+    scores: UnitScores,
+    order: int,
+) -> list[Tensor]:
+    """Add a layer's scores, from the states before it and the gradients by those after it, a batch each.
+
+    Returns the gradients by the states before it.
+    """
+    folds = _folds(network, index, scores)
+    found = []
+    try:
+        for weight, _, _ in folds:
+            weight.requires_grad_(True)
+        for batch, before, gradient in zip(batches, inputs, gradients, strict=True):
+            before.requires_grad_(True)
+            rope = network.rope(batch.positions)
+            after = network.run_layer(index, network.shape.dense_width, before, batch.mask, rope)
+            after.backward(gradient)
+            assert before.grad is not None
+            found.append(before.grad)
+            if order == 2:
+                _fold(folds, _second_order)
+        if order == 1:
+            _fold(folds, _first_order)
+    finally:
+        for weight, _, _ in folds:
+            weight.requires_grad_(False)
+            weight.grad = None
+    return found
+
+
+def _folds(network: ElasticNetwork, index: int, scores: UnitScores) -> list[tuple[Tensor, Tensor, Fold]]:
+    """A layer's weights, the scores that each adds to, and how its elements fall to units."""
+    shape, layer = network.shape, network.layers[index]
+    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
+    heads, groups, channels = scores.heads[index], scores.groups[index], scores.channels[index]
+    return [
+        (layer.q, heads, lambda s: s.view(g, h, d, -1).sum((2, 3))),  # (G, H*d, D) -> (G, H)
+        (layer.o, heads, lambda s: s.view(-1, g, h, d).sum((0, 3))),  # (D, G, H*d) -> (G, H)
+        (layer.k, groups, lambda s: s.view(g, -1).sum(1)),  # (G*d, D) -> (G,)
+        (layer.v, groups, lambda s: s.view(g, -1).sum(1)),
+        (layer.gate, channels, lambda s: s.sum(1)),
+        (layer.up, channels, lambda s: s.sum(1)),
+        (layer.down, channels, lambda s: s.sum(0)),
+    ]
+
+
+def _fold(folds: Sequence[tuple[Tensor, Tensor, Fold]], salience: Fold) -> None:
+    """Turn the weights' gradients into scores, and free them."""
+    for weight, total, fold in folds:
+        assert weight.grad is not None
+        product = (weight.detach() * weight.grad).float()
+        total.add_(fold(salience(product)).cpu())
+        weight.grad = None
+
+
+def _first_order(product: Tensor) -> Tensor:
+    return product.abs_()
+
+
+def _second_order(product: Tensor) -> Tensor:
+    return product.square_().mul_(0.5)

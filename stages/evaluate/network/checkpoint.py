@@ -1,0 +1,245 @@
+"""Load a model's weights and tokenizer: safetensors or GGUF, never a pickle.
+
+A hub model becomes its snapshot folder, a GGUF file is dequantised once to safetensors in the
+cache folder; from there on every model is a folder with config.json and *.safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from stages.architecture import ModelShape
+from stages.config.params import ModelSection
+from stages.families.family import Family, family_of
+from stages.files import InputError
+from stages.sample.source import ModelSource, locate, read_config
+
+_METADATA = {"format": "pt"}  # transformers insists on it
+_ARITHMETIC = ("hidden_act", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "sliding_window")
+_SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A dense model: its tensors under their Hugging Face names, and what belongs to them."""
+
+    name: str
+    folder: Path
+    shape: ModelShape
+    family: Family
+    config: Any  # transformers.PretrainedConfig
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase
+    generation_config: GenerationConfig | None
+    state: Mapping[str, torch.Tensor]
+    digest: str
+    """SHA-256 of the weight files and of the configuration's arithmetic: part of every journal key."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence that the model was made for."""
+        limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+        return min(limit for limit in (*limits, sys.maxsize) if limit is not None)
+
+
+def cache_folder() -> Path:
+    """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNECAST_CACHE") or Path(base) / "prunecast")
+
+
+def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Load `model.source` onto the CPU in `dtype`.
+
+    Raises:
+        InputError: the model is missing, of an unsupported family, without safetensors, or
+            lacks a tensor that its configuration announces.
+    """
+    source = locate(model)
+    config_json = read_config(source)
+    family = family_of(config_json, model.source)
+    folder = _folder(model, source)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    shape = family.shape(config.to_dict())
+    files = _weight_files(folder, model.source)
+    state = _read(files, dtype, model.source)
+    _check_tensors(state, family, shape, model.source)
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:
+        generation = None
+    return Checkpoint(
+        name=model.source,
+        folder=folder,
+        shape=shape,
+        family=family,
+        config=config,
+        tokenizer=_tokenizer(folder, model),
+        generation_config=generation,
+        state=state,
+        digest=_network_digest(files, shape, config),
+    )
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    """The files that hold the model, in transformers' order of preference.
+
+    A hub folder may hold its weights twice, such as shards and a `consolidated.safetensors`.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        if files := sorted(folder.glob("*.safetensors")):
+            return files
+        raise InputError(
+            f"model.source {name!r} has no *.safetensors in {folder.name}; other formats are not "
+            "read, because loading a pickle runs code. Convert it with save_pretrained"
+        )
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"model.source {name!r}: {index.name} is damaged ({error!r}); fetch the folder again"
+        ) from error
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise InputError(
+            f"model.source {name!r} lacks {len(missing)} of the {len(shards)} files that {index.name} names, "
+            f"the first is {missing[0]}; fetch the folder again"
+        )
+    return [folder / shard for shard in shards]
+
+
+def _read(files: list[Path], dtype: torch.dtype, name: str) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            state |= {key: tensor.to(dtype) for key, tensor in load_file(file).items()}
+        except SafetensorError as error:
+            raise InputError(
+                f"model.source {name!r}: {file} is damaged, perhaps cut short ({file.stat().st_size} bytes; "
+                f"{error}). Delete it and fetch or write it again; one in the cache folder is made anew "
+                "once its folder is deleted"
+            ) from error
+    return state
+
+
+def _check_tensors(state: Mapping[str, torch.Tensor], family: Family, shape: ModelShape, name: str) -> None:
+    needed = [family.embedding, family.final_norm]
+    if not shape.tied_embeddings:
+        needed.append(family.head)
+    for layer in range(shape.layers):
+        prefix = family.layer.format(layer=layer)
+        projections = (family.q, family.k, family.v, family.o, family.gate, family.up, family.down)
+        norms: tuple[str, ...] = (family.attention_norm, family.mlp_norm)
+        norms += (family.q_norm, family.k_norm) if shape.qk_norm else ()
+        needed += [f"{prefix}{part}.weight" for part in (*projections, *norms)]
+        biased: tuple[str, ...] = (family.q, family.k, family.v) if shape.qkv_bias else ()
+        biased += (family.o,) if shape.o_bias else ()
+        biased += (family.gate, family.up, family.down) if shape.mlp_bias else ()
+        needed += [f"{prefix}{part}.bias" for part in biased]
+    missing = [tensor for tensor in needed if tensor not in state]
+    if missing:
+        raise InputError(
+            f"model.source {name!r} lacks {len(missing)} tensors of the family {family.model_type}, "
+            f"the first is {missing[0]}; the folder is incomplete or of another family"
+        )
+
+
+def _folder(model: ModelSection, source: ModelSource) -> Path:
+    if source.kind == "gguf":
+        return _dequantised(source.path)
+    if source.path.resolve() == Path(model.source).expanduser().resolve():
+        return source.path
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            model.source,
+            revision=model.revision,
+            allow_patterns=_SNAPSHOT,
+            ignore_patterns=["consolidated*"],  # the same weights once more
+        )
+    )
+
+
+def _dequantised(path: Path) -> Path:
+    """The folder in the cache that holds the GGUF file's weights as float32 safetensors."""
+    folder = cache_folder() / "models" / f"{path.stem}-{_digest([path])[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            print(f"Dequantising {path.name} to safetensors, once (about half a minute)", flush=True)
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                _convert(path, temporary)
+                temporary.rename(folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+    return folder
+
+
+def _convert(path: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # save_pretrained refuses a model that was read from GGUF, although its weights are plain by now.
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file({name: t.contiguous() for name, t in state.items()}, folder / "model.safetensors", _METADATA)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+
+
+def _tokenizer(folder: Path, model: ModelSection) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    if not tokenizer.is_fast:  # which alone say what text a token covers
+        raise InputError(
+            f"model.source {model.source!r} has a {type(tokenizer).__name__}, which is written in Python; "
+            "expected one with a tokenizer.json. Save it with transformers' "
+            "`PreTrainedTokenizerFast` and put the tokenizer.json beside the weights"
+        )
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _network_digest(files: list[Path], shape: ModelShape, config: Any) -> str:
+    arithmetic = {name: getattr(config, name, None) for name in _ARITHMETIC}
+    text = json.dumps([_digest(files), asdict(shape), arithmetic], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

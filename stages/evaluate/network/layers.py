@@ -1,0 +1,173 @@
+"""One decoder layer's tensors: taken from a checkpoint, put into an order, cut to a width.
+
+    q  (G, H*d, D)   rows of each KV group's query heads        kept: [:g, :h*d]
+    k, v  (G*d, D)                                              kept: [:g*d]
+    o  (D, G, H*d)                                              kept: [:, :g, :h*d]
+    gate, up  (C, D)                                            kept: [:c]
+    down  (D, C)                                                kept: [:, :c]
+
+G KV groups, H query heads a group, d elements a head, D hidden, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stages.architecture import Kind, LayerWidth, ModelShape, Site
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.families.family import Family
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer's tensors, shaped as said above; absent biases and norms are None."""
+
+    attention_norm: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    mlp_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    q_bias: Tensor | None = None  # (G, H*d)
+    k_bias: Tensor | None = None  # (G*d,)
+    v_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    q_norm: Tensor | None = None  # (d,)
+    k_norm: Tensor | None = None
+    gate_bias: Tensor | None = None
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UnitOrder:
+    """The order of units by falling importance, as indices into the checkpoint's units.
+
+    groups (layers, G); heads (layers, G, H), row r for the group that comes r-th; channels (layers, C).
+    """
+
+    groups: Tensor
+    heads: Tensor
+    channels: Tensor
+
+
+def prefix(tensor: Tensor | None, size: int) -> Tensor | None:
+    """The first `size` entries of a tensor that may be absent."""
+    return None if tensor is None else tensor[:size]
+
+
+def layer_of(checkpoint: Checkpoint, index: int, device: torch.device) -> Layer:
+    """A layer of the checkpoint, on a device, in the checkpoint's own order of units."""
+    family, shape, state = checkpoint.family, checkpoint.shape, checkpoint.state
+    prefix = family.layer.format(layer=index)
+
+    def tensor(name: str) -> Tensor | None:
+        found = state.get(prefix + name)
+        return None if found is None else found.to(device)
+
+    def weight(name: str) -> Tensor:
+        return state[f"{prefix}{name}.weight"].to(device)
+
+    g, rows = shape.kv_groups, shape.heads_per_group * shape.head_dim
+    q_bias = tensor(f"{family.q}.bias")
+    return Layer(
+        attention_norm=weight(family.attention_norm),
+        q=weight(family.q).view(g, rows, shape.hidden),
+        k=weight(family.k),
+        v=weight(family.v),
+        o=weight(family.o).view(shape.hidden, g, rows),
+        mlp_norm=weight(family.mlp_norm),
+        gate=weight(family.gate),
+        up=weight(family.up),
+        down=weight(family.down),
+        q_bias=None if q_bias is None else q_bias.view(g, rows),
+        k_bias=tensor(f"{family.k}.bias"),
+        v_bias=tensor(f"{family.v}.bias"),
+        o_bias=tensor(f"{family.o}.bias"),
+        q_norm=tensor(f"{family.q_norm}.weight") if shape.qk_norm else None,
+        k_norm=tensor(f"{family.k_norm}.weight") if shape.qk_norm else None,
+        gate_bias=tensor(f"{family.gate}.bias"),
+        up_bias=tensor(f"{family.up}.bias"),
+        down_bias=tensor(f"{family.down}.bias"),
+    )
+
+
+def sorted_elements(order: UnitOrder, site: Site, shape: ModelShape) -> Tensor:
+    """Where the elements of a site's sorted activations stand in the checkpoint's, (n,) of int64."""
+    if site.kind is Kind.MLP:
+        return order.channels[site.layer]
+    heads = order.groups[site.layer][:, None] * shape.heads_per_group + order.heads[site.layer]
+    return (heads[..., None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
+
+
+def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, channels: Tensor) -> Layer:
+    """The layer with its units in another order; arguments are one layer's rows of a `UnitOrder`."""
+    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
+    rows = (heads[:, :, None] * d + torch.arange(d, device=heads.device)).flatten(1)  # (G, H*d)
+    group_rows = (groups[:, None] * d + torch.arange(d, device=groups.device)).flatten()  # (G*d,)
+    each = groups[:, None]
+
+    def pick(tensor: Tensor | None, index: Tensor) -> Tensor | None:
+        return None if tensor is None else tensor[index]
+
+    return replace(
+        layer,
+        q=layer.q[each, rows],
+        k=layer.k[group_rows],
+        v=layer.v[group_rows],
+        o=layer.o[:, each, rows].reshape(shape.hidden, g, h * d),
+        gate=layer.gate[channels],
+        up=layer.up[channels],
+        down=layer.down[:, channels],
+        q_bias=None if layer.q_bias is None else layer.q_bias[each, rows],
+        k_bias=pick(layer.k_bias, group_rows),
+        v_bias=pick(layer.v_bias, group_rows),
+        gate_bias=pick(layer.gate_bias, channels),
+        up_bias=pick(layer.up_bias, channels),
+    )
+
+
+def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor | None]:
+    """What a width keeps but the output projections, by field and kind (``q.weight``)."""
+    g, rows, c = width.kv_groups, width.heads_per_group * head_dim, width.channels
+    sliced: dict[str, Tensor | None] = {}
+    if width.has_attention:
+        sliced |= {
+            "attention_norm.weight": layer.attention_norm,
+            "q.weight": layer.q[:g, :rows].flatten(0, 1),
+            "k.weight": layer.k[: g * head_dim],
+            "v.weight": layer.v[: g * head_dim],
+            "q.bias": None if layer.q_bias is None else layer.q_bias[:g, :rows].flatten(),
+            "k.bias": prefix(layer.k_bias, g * head_dim),
+            "v.bias": prefix(layer.v_bias, g * head_dim),
+            "o.bias": layer.o_bias,
+            "q_norm.weight": layer.q_norm,
+            "k_norm.weight": layer.k_norm,
+        }
+    if width.has_mlp:
+        sliced |= {
+            "mlp_norm.weight": layer.mlp_norm,
+            "gate.weight": layer.gate[:c],
+            "up.weight": layer.up[:c],
+            "gate.bias": prefix(layer.gate_bias, c),
+            "up.bias": prefix(layer.up_bias, c),
+            "down.bias": layer.down_bias,
+        }
+    return sliced
+
+
+def named(family: Family, sliced: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Our names ("q.weight") to the family's ("self_attn.q_proj.weight"); absent tensors fall away."""
+    named = {}
+    for name, tensor in sliced.items():
+        part, kind = name.split(".")
+        if tensor is not None:
+            named[f"{getattr(family, part)}.{kind}"] = tensor
+    return named

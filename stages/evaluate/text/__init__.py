@@ -1,0 +1,1 @@
+"""Corpora, and the windows and questions that are chosen from them."""

@@ -1,0 +1,197 @@
+"""The corpora of params.yaml, divided into the parts calibration, selection and report.
+
+Calibration text feeds importance, selection text the measured pairs and finalists, and report text the
+final table: no document serves twice. A division depends on the documents' contents alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic
+
+from stages.config.params import PARTS, Corpora, Division, Part
+from stages.evaluate.text.corpus_files import Document, Question, SourceContent, T
+from stages.evaluate.text.corpus_sources import read_questions, read_texts
+from stages.files import InputError
+
+__all__ = ["Corpus", "Document", "Question", "division", "load_questions", "load_texts"]
+
+
+@dataclass(frozen=True)
+class Corpus(Generic[T]):
+    """A corpus in its three parts.
+
+    `found` documents were in the source, of which `used` are in the parts; `note` says why they
+    differ and how the corpus was divided.
+    """
+
+    name: str  # its key in params.yaml
+    source: str  # as a reader would cite it
+    parts: Mapping[Part, tuple[T, ...]]
+    found: int
+    used: int
+    note: str
+
+    def fingerprint(self, part: Part) -> str:
+        """SHA-256 (hex) over the contents of a part, order included and ids not."""
+        return hashlib.sha256("\n".join(map(_content, self.parts[part])).encode()).hexdigest()
+
+
+def load_texts(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Document]]:
+    """Read and divide the text corpora; relative paths are relative to `root`.
+
+    One source is divided by document. Of a corpus with one source a part, each part is all of its
+    source: a text file unchanged, or every row of a table or hub split, blank ones too.
+
+    Raises:
+        InputError: a source is not there or not readable, or leaves a part without text.
+    """
+    loaded: dict[str, Corpus[Document]] = {}
+    for name, source in corpora.texts.items():
+        with _named(f"corpora.texts.{name}"):
+            if isinstance(source, str):
+                loaded[name] = _divided(name, read_texts(source, root, whole=False), corpora.division)
+            else:
+                readings = {part: read_texts(getattr(source, part), root, whole=True) for part in PARTS}
+                loaded[name] = _joined(name, readings)
+    return loaded
+
+
+def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Question]]:
+    """Read and divide the question corpora; relative paths are relative to `root`.
+
+    Questions are in the order of their hash in either case, so that the first few of a part are of
+    mixed subjects. Of a corpus with one source a part, the selection part goes without questions that
+    the report part asks too (MMLU's splits share some). Calibration questions are examples in prompts
+    and nothing else, and no question is an example of itself, so they stay.
+
+    Raises:
+        InputError: a source is not there or not readable, or leaves a part without questions.
+    """
+    loaded: dict[str, Corpus[Question]] = {}
+    for name, source in corpora.questions.items():
+        with _named(f"corpora.questions.{name}"):
+            if isinstance(source, str):
+                loaded[name] = _divided(name, read_questions(source, root), corpora.division)
+            else:
+                readings = {part: read_questions(getattr(source, part), root) for part in PARTS}
+                readings["selection"] = _without(readings["selection"], readings["report"])
+                joined = _joined(name, readings)
+                parts = {part: tuple(_ordered(joined.parts[part])) for part in PARTS}
+                loaded[name] = replace(joined, parts=parts)
+    return loaded
+
+
+def division(corpora: Mapping[str, Corpus[Document] | Corpus[Question]]) -> dict[str, Any]:
+    """Which document is in which part, for JSON."""
+    return {
+        name: {
+            "source": corpus.source,
+            "found": corpus.found,
+            "used": corpus.used,
+            "note": corpus.note,
+            "parts": {part: _described(corpus, part) for part in PARTS},
+        }
+        for name, corpus in corpora.items()
+    }
+
+
+def _described(corpus: Corpus[Document] | Corpus[Question], part: Part) -> dict[str, Any]:
+    items = corpus.parts[part]
+    texts = [item.text for item in items if isinstance(item, Document)]
+    return {
+        "count": len(items),
+        **({"characters": sum(map(len, texts))} if texts else {}),
+        "fingerprint": corpus.fingerprint(part),
+        "ids": [item.id for item in items],
+    }
+
+
+def _divided(name: str, reading: SourceContent[T], fractions: Division) -> Corpus[T]:
+    """Divide one source by document, in the order of the documents' hashes: no seed, no file order."""
+    unique: dict[str, T] = {}
+    for item in _ordered(reading.items):
+        unique.setdefault(_identity(item), item)
+    items = tuple(unique.values())
+    first = round(fractions.calibration * len(items))
+    second = first + round(fractions.selection * len(items))
+    parts: dict[Part, tuple[T, ...]] = {
+        "calibration": items[:first],
+        "selection": items[first:second],
+        "report": items[second:],
+    }
+    for part in PARTS:
+        if not parts[part]:
+            raise InputError(
+                f"{reading.citation!r} has {len(items)} different documents, "
+                f"which leaves the part {part} empty; give a larger source, another corpora.division, "
+                "or one source a part"
+            )
+    duplicates = len(reading.items) - len(items)
+    notes: list[str] = [
+        reading.note,
+        f"{duplicates} duplicates dropped" if duplicates else "",
+        "divided by document, in the order of their SHA-256",
+    ]
+    return Corpus(name, reading.citation, parts, reading.found, len(items), "; ".join(filter(None, notes)))
+
+
+def _joined(name: str, readings: Mapping[Part, SourceContent[T]]) -> Corpus[T]:
+    """A corpus that keeps its own splits: one reading a part."""
+    notes: list[str] = [f"{part}: {reading.note}" for part, reading in readings.items() if reading.note]
+    return Corpus(
+        name,
+        source="; ".join(f"{part}: {reading.citation}" for part, reading in readings.items()),
+        parts={part: reading.items for part, reading in readings.items()},
+        found=sum(reading.found for reading in readings.values()),
+        used=sum(len(reading.items) for reading in readings.values()),
+        note="; ".join(["one source a part", *notes]),
+    )
+
+
+def _without(reading: SourceContent[Question], other: SourceContent[Question]) -> SourceContent[Question]:
+    """The selection part's questions that the report part does not ask."""
+    asked = {_identity(item) for item in other.items}
+    items = tuple(item for item in reading.items if _identity(item) not in asked)
+    if not items:
+        raise InputError(
+            f"the report part asks all {len(reading.items)} questions of the selection part's source "
+            f"{reading.citation!r}; expected sources that differ"
+        )
+    dropped = len(reading.items) - len(items)
+    note = f"{dropped} dropped that the report part asks" if dropped else ""
+    return replace(reading, items=items, note="; ".join(filter(None, [reading.note, note])))
+
+
+def _ordered(items: Iterable[T]) -> Iterator[T]:
+    """Items by the hash of what makes them the same item; content and id only break ties."""
+    yield from sorted(items, key=lambda item: (_identity(item), _content(item), item.id))
+
+
+def _identity(item: Document | Question) -> str:
+    """A hash that duplicates share: two questions are one whatever their subject or marked answer."""
+    return _content(item) if isinstance(item, Document) else _digest(item.question, *item.choices)
+
+
+def _content(item: Document | Question) -> str:
+    if isinstance(item, Document):
+        return _digest(item.text)
+    return _digest(item.subject, item.question, *item.choices, str(item.answer))
+
+
+def _digest(*fields: str) -> str:
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors inside name the key of params.yaml."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"params.yaml: {key}: {error}") from error.__cause__

@@ -1,0 +1,1 @@
+"""The proof that the export is smaller and faster than the dense model."""

@@ -1,0 +1,75 @@
+"""Export another architecture of the search than the winner: a finalist, or one of the front.
+
+    python -m stages.export.by_id ID FOLDER
+
+ID stands in data/search/front.csv and data/search/outcome.json. FOLDER, which must not be there, gets
+`model`, loaded and compared with the measured network as the winner's is, and `gguf`; the final table,
+the report and the model card are the winner's alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stages.architecture import Architecture
+from stages.config.params import Params, load_params
+from stages.evaluate.workbench import open_workbench
+from stages.export.__main__ import MODEL, export_architecture
+from stages.export.report.base_model import read_base_model
+from stages.files import InputError
+from stages.search import outcome
+from stages.search.outcome import Candidate
+from stages.stage import DATA
+
+
+def find(candidates: Sequence[Candidate], architecture_id: str) -> Architecture:
+    """The measured architecture of that id.
+
+    Raises:
+        InputError: there is none; the message lists those that there are.
+    """
+    for candidate in candidates:
+        if candidate.architecture.id == architecture_id:
+            return candidate.architecture
+    there = ", ".join(f"{c.architecture.id} ({c.name}, {c.overall_ratio:.3f})" for c in candidates)
+    raise InputError(f"the search measured no architecture {architecture_id}; it measured {there}")
+
+
+def run(section: Params, architecture_id: str, folder: Path) -> None:
+    """Write and prove `folder`.
+
+    Raises:
+        InputError: the architecture is unknown, or the folder is there already.
+    """
+    architecture = find(outcome.read(DATA / "search" / "outcome.json"), architecture_id)
+    if folder.exists():
+        raise InputError(f"{folder} is there already; name a folder that is not")
+    bench = open_workbench(section, DATA / "evaluate" / "importance.safetensors")
+    folder.mkdir(parents=True)
+    export_architecture(bench, architecture, folder / MODEL, getattr(torch, section.export.dtype))
+    for file in read_base_model(section.model).terms:
+        shutil.copy(file, folder / MODEL)
+    print(f"{100 * architecture.overall_ratio(bench.network.shape):.2f} % pruned: {folder / MODEL}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.export.by_id")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+    parser.add_argument("id", help="of an architecture in data/search/front.csv or outcome.json")
+    parser.add_argument("folder", type=Path, help="to write into; must not be there")
+    arguments = parser.parse_args()
+    try:
+        run(load_params(arguments.params), arguments.id, arguments.folder)
+    except InputError as error:
+        print(f"prunecast export: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What the model that was pruned is called, where it comes from, and on which terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.repocard import metadata_load
+
+from stages.config.params import ModelSection
+from stages.sample.source import ModelSource, locate, read_licence
+
+TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+"""Files that whoever passes a model on has to pass on with it."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The dense model, for the reader of a model card."""
+
+    name: str
+    """E.g. ``Qwen3-0.6B``; no path of this machine."""
+    origin: str
+    """Where it was read from, e.g. ``Qwen/Qwen3-0.6B on the Hugging Face hub, revision main``."""
+    licence: str = "unknown"
+    """As an SPDX or hub identifier, or by name."""
+    languages: tuple[str, ...] = ()
+    hub_id: str | None = None
+    quantisation: str | None = None
+    """Of the weights that were read, e.g. ``Q4_1``; they were dequantised before pruning."""
+    terms: tuple[Path, ...] = ()
+    """Licence files and notices."""
+
+
+def read_base_model(model: ModelSection) -> BaseModel:
+    """Read what the base model's own files say of it.
+
+    Raises:
+        InputError: the model is not there.
+    """
+    source = locate(model)
+    if source.kind == "gguf":
+        return _of_gguf(source)
+    if source.path.resolve() == Path(model.source).expanduser().resolve():
+        return _of_folder(source.path.resolve().name, "a local folder", source.path, None)
+    revision = model.revision or "main"
+    origin = f"{model.source} on the Hugging Face hub, revision {revision}"
+    folder = _hub_folder(model.source, revision) or source.path
+    return _of_folder(model.source.partition("/")[2], origin, folder, model.source)
+
+
+def _hub_folder(hub_id: str, revision: str) -> Path | None:
+    """The model's card and terms, which are fetched where the hub answers; None where it does not."""
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["README.md", *TERMS]))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
+        print(f"export: the hub did not serve the card of {hub_id} ({type(error).__name__})", flush=True)
+        return None
+
+
+def _of_folder(name: str, origin: str, folder: Path, hub_id: str | None) -> BaseModel:
+    licence = read_licence(ModelSource(name, "folder", folder))
+    front: Mapping[str, Any] = {}
+    if licence != "unknown":  # so there is a card, with front matter that can be read
+        front = metadata_load(folder / "README.md") or {}
+    languages = front.get("language") or ()
+    return BaseModel(
+        name=name,
+        origin=origin,
+        licence=str(front.get("license_name") or licence) if licence == "other" else licence,
+        languages=(languages,) if isinstance(languages, str) else tuple(str(x) for x in languages),
+        hub_id=hub_id,
+        terms=tuple(sorted(path for pattern in TERMS for path in folder.glob(pattern) if path.is_file())),
+    )
+
+
+def _of_gguf(source: ModelSource) -> BaseModel:
+    from gguf import GGUFReader, LlamaFileType
+
+    fields = GGUFReader(source.path).fields
+
+    def field(name: str) -> Any:
+        return fields[name].contents() if name in fields else None
+
+    package = source.name.removeprefix("package:")
+    origin = f"the file {source.path.name}"
+    if package != source.name:
+        origin += f" in the Python package {package} {metadata.version(package)}"
+    if organisation := field("general.organization"):
+        origin += f", by {organisation}"
+    kinds = {kind.value: kind.name for kind in LlamaFileType}
+    stored = kinds.get(field("general.file_type"), "F32").removeprefix("MOSTLY_").removeprefix("ALL_")
+    return BaseModel(
+        name=source.path.name.removesuffix(".gguf").removesuffix(f".{stored}"),
+        origin=origin,
+        licence=read_licence(source),
+        languages=tuple(field("general.languages") or ()),
+        quantisation=None if stored in ("F32", "F16", "BF16") else stored,
+    )

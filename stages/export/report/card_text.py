@@ -1,0 +1,165 @@
+"""The paragraphs of the model card, in Markdown without HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from stages.architecture import Kind, Site
+from stages.export.report.base_model import BaseModel
+from stages.export.report.data import Contender, ReportData
+from stages.export.report.page import millions
+from stages.export.report.verdict import percent
+
+LOADING = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its id on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{trust})
+
+inputs = tokenizer("Pruning a model means", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
+
+OWN_CODE = """\
+The layers differ in width, which the stock classes of transformers cannot express: the class that can is
+`modeling_prunecast.py` in this folder, which `trust_remote_code` runs. Read it first; it is 300 lines. It
+was tested with transformers 5.23."""
+REGISTERED = """\
+Where Prunecast is installed (`pip install --no-deps` is enough beside torch and transformers), the same
+folder loads without code of its own, and without `trust_remote_code`:
+
+```python
+from stages.families.modeling_prunecast import register
+
+register()  # once a process, before from_pretrained
+```"""
+PLAIN = """\
+Every layer that is left has the same width: a plain model of its family, which loads and serves wherever
+the base model does."""
+
+
+def summary(winner: Contender, base: BaseModel) -> str:
+    return (
+        f"A structurally pruned version of {line(base.hub_id or base.name)}: "
+        f"{percent(winner.overall_ratio)} of the decoder layers' parameters are removed, "
+        f"{millions(winner.parameters)} remain in all ({winner.parameters:,}, embeddings included). "
+        "Whole MLP channels and attention heads are gone, so the model is smaller and faster as it is, "
+        "without sparse kernels."
+    )
+
+
+def cuts(data: ReportData, winner: Contender) -> str:
+    """How much each kind of sublayer lost, and which are gone."""
+    widths, shape = winner.architecture.widths, data.shape
+    sentences = []
+    for kind, name in ((Kind.ATTENTION, "attention"), (Kind.MLP, "the MLPs")):
+        dense = shape.layers * shape.site_parameters(kind, shape.dense_width)
+        removed = 1 - sum(shape.site_parameters(kind, width) for width in widths) / dense
+        ratios = [winner.architecture.site_ratio(shape, Site(layer, kind)) for layer in range(shape.layers)]
+        sentences.append(
+            f"Of {name}, {percent(removed)} is removed: from {percent(min(ratios), 0)} to "
+            f"{percent(max(ratios), 0)} layer by layer, nothing in {sum(r == 0 for r in ratios)} of "
+            f"{shape.layers} layers."
+        )
+    gone = [
+        f"{count} of {len(widths)} layers have no {kind}"
+        for kind, count in (
+            ("attention", sum(not width.has_attention for width in widths)),
+            ("MLP", sum(not width.has_mlp for width in widths)),
+        )
+        if count
+    ]
+    if gone:
+        sentences.append(f"{'; '.join(gone)}.")
+    return " ".join(sentences)
+
+
+def serving(own_code: bool, gguf: Sequence[str], registered: str) -> str:
+    """Commands of servers that were seen to serve such a folder."""
+    ways = []
+    if own_code:
+        ways.append(
+            "Servers that build stock classes by their names, `transformers serve` among them, cannot hold "
+            "widths that differ from layer to layer; within a server of your own, load it as above."
+        )
+    else:
+        ways.append(
+            "Over HTTP, in OpenAI's protocol (`pip install 'transformers[serving]'`):\n\n"
+            "```sh\ntransformers serve .\n```"
+        )
+    if gguf:
+        commands = "\n".join(f"llama-server -m {name}" for name in gguf)
+        ways.append(f"With llama.cpp, no Python:\n\n```sh\n{commands}\n```")
+    if registered:
+        code = "; it runs the code in the folder" if own_code else ""
+        ways.append(
+            "From the MLflow registry of the project that made it, until a later model becomes the champion "
+            f"(`MLFLOW_TRACKING_URI` names the store{code}):\n\n"
+            f"```sh\nmlflow models serve -m models:/{registered}@champion --env-manager local\n```"
+        )
+    return "\n\n".join(ways)
+
+
+def choice(data: ReportData) -> str:
+    """The steps from the dense model to this one, with their numbers."""
+    classes = [site.label for site in data.narrowed.values()]
+    errors = [
+        f"{errors['spearman']:.2f} on {target.removeprefix('log_ppl.')}"
+        for target, errors in data.predictor.items()
+        if target.startswith("log_ppl.") and math.isfinite(errors.get("spearman", math.nan))
+    ]
+    trust = f" (rank correlation on pairs it had not seen: {', '.join(errors)})" if errors else ""
+    steps = [
+        "Every unit of every layer was scored by its importance on calibration text, and the least "
+        "important units of a site are those that go.",
+        f"{len(data.pairs)} pruned architectures were measured on the selection part of the corpora, and "
+        f"gradient-boosted trees learned from them to forecast log perplexity{trust}.",
+        f"The search space was narrowed to what the predictor had learned ({classes.count('sensitive')} "
+        f"sensitive sites limited, {classes.count('insensitive')} insensitive ones opened) and searched on "
+        f"forecasts alone, in {len(data.history)} trials.",
+        f"The {data.finalist_count} most promising and distinct architectures were measured on more of the "
+        "selection part; this is the best *measured* one.",
+    ]
+    return markdown_text("\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)))
+
+
+def limits(data: ReportData, base: BaseModel) -> str:
+    texts = " and ".join(data.texts) or "no text"
+    limits = [
+        "No fine-tuning followed the pruning; some recovery training should lower the perplexities.",
+        f"What goes was chosen, and what is left was refitted, on {line(texts)}. Text unlike that, other "
+        "languages, instruction following, safety and any task that is not in the table were not measured.",
+        "What the base model gets wrong, this one gets wrong as well, and more often.",
+        "Perplexities compare only under the same protocol, which is below.",
+    ]
+    if base.quantisation:
+        limits.append(
+            f"The base weights came from a file quantised to {line(base.quantisation)}, and dequantised: "
+            "this model and the dense figures in the table carry that rounding."
+        )
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def licence(base: BaseModel) -> str:
+    name = line(base.name)
+    if base.licence == "unknown":
+        return (
+            f"The files of {name} state no licence. A pruned model keeps the licence of the model that it "
+            "was made from: look it up before you pass this one on."
+        )
+    terms = f" Its terms are in this folder: {', '.join(p.name for p in base.terms)}." if base.terms else ""
+    return f"{line(base.licence)}, as the files of {name} state; it holds for this model too.{terms}"
+
+
+def flat(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+def line(text: str) -> str:
+    return markdown_text(flat(text))
+
+
+def markdown_text(text: str) -> str:
+    """Without HTML, which the hub would render."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")

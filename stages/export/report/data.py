@@ -1,0 +1,299 @@
+"""What the report and the model card are made of, and the comparisons that both print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stages.architecture import Architecture, ModelShape
+from stages.export.benchmark.comparison import Proof
+from stages.export.report.parts import FRONT, FrontPoint, NarrowedSite, Trust
+from stages.sample.designs import DENSE
+
+WINNER = "winner"
+PRUNED_BASELINES = ("uniform", "simple")
+LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the final table, measured on the report part.
+
+    `name` is "dense", "uniform", "simple" or "winner". `metrics` is keyed "ppl.CORPUS",
+    "bpb.CORPUS" (bits per byte), "QUESTIONS.accuracy" (a fraction) and "QUESTIONS.log_likelihood"
+    (nats, negative), by letter "QUESTIONS.letter.accuracy" and so on; `standard_errors` has the same
+    keys where they are known, in the metric's own unit.
+    `parameters` counts everything, embeddings included.
+    """
+
+    name: str
+    architecture: Architecture
+    overall_ratio: float
+    parameters: int
+    metrics: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One architecture measured on the selection part; `architecture` is its id.
+
+    `log_ppl` and `forecast_log_ppl` are keyed by text corpus: {"wikipedia": 3.41}.
+    """
+
+    architecture: str
+    design: str
+    overall_ratio: float
+    log_ppl: Mapping[str, float]
+    forecast_log_ppl: Mapping[str, float] | None
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class QuestionGroup:
+    """Accuracies on the questions of one MMLU subject, or of one category of subjects.
+
+    `metric` is "QUESTIONS.accuracy" or "QUESTIONS.letter.accuracy", `kind` "subject" or "category";
+    `accuracy` and `standard_errors` are by contender.
+    """
+
+    metric: str
+    kind: str
+    name: str
+    questions: int
+    accuracy: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What contenders take of one thing that the budget limits, "size_bytes", "prefill_ms" or "decode_ms".
+
+    `forecast` and `measured` are by contender; `measured` has those that were.
+    """
+
+    name: str
+    most: float
+    forecast: Mapping[str, float]
+    measured: Mapping[str, float]
+
+    @property
+    def error_percent(self) -> float:
+        """How far the winner's forecast lies above what was measured."""
+        return 100 * (self.forecast[WINNER] / self.measured[WINNER] - 1)
+
+    @property
+    def share_error_percent(self) -> float | None:
+        """The same of the winner's share of the dense model, where both were measured in turn.
+
+        What the machine has become slower or faster by since the table was measured cancels out.
+        """
+        if DENSE not in self.measured:
+            return None
+        forecast, measured = (values[WINNER] / values[DENSE] for values in (self.forecast, self.measured))
+        return 100 * (forecast / measured - 1)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the report shows; the export stage fills it.
+
+    `predictor` maps a target ("log_ppl.wikipedia") to its errors on held-out pairs: "r2", "mae",
+    "rmse", "spearman", "coverage" of the forecast interval and its "half_width", "held_out_pairs".
+    `narrowed` is by site ("12.attention"), `narrowed_by` "importance" or "damage". `history` is the
+    best forecast objective of a round so far, trial by trial, round after round. `question_groups` and
+    `protocol_entries` (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the
+    budget in bytes or milliseconds. `proof` compares the exported files with the dense model's, in speed
+    and memory. `change_errors`, where known, maps a baseline to the standard error
+    of the winner's relative change against it, metric by metric in percentage points, from differences
+    paired over the same windows or questions.
+    """
+
+    model: str
+    shape: ModelShape
+    contenders: Sequence[Contender]
+    pairs: Sequence[Measured]
+    finalists: Sequence[Measured]
+    predictor: Mapping[str, Mapping[str, float]]
+    narrowed: Mapping[str, NarrowedSite]
+    protocol: Sequence[tuple[str, str]]
+    corpora: Mapping[str, Mapping[str, Any]]
+    history: Sequence[float]
+    provenance: Sequence[tuple[str, str]]
+    export_check: Sequence[tuple[str, str]]
+    change_errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    question_groups: Sequence[QuestionGroup] = ()
+    protocol_entries: Sequence[Mapping[str, Any]] = ()
+    taken: Sequence[Taken] = ()
+    narrowed_by: str = "importance"
+    front: Sequence[FrontPoint] = ()
+    trust: Trust = field(default_factory=Trust)
+    proof: Proof = field(default_factory=Proof)
+
+    def contender(self, name: str) -> Contender | None:
+        return next((c for c in self.contenders if c.name == name), None)
+
+    @property
+    def winner(self) -> Contender:
+        """Raises ValueError if no contender is named "winner"."""
+        winner = self.contender(WINNER)
+        if winner is None:
+            names = [c.name for c in self.contenders]
+            raise ValueError(f"the report's contenders are {names}; expected one named {WINNER!r}")
+        return winner
+
+    @property
+    def finalist_count(self) -> int:
+        """How many finalists were measured, the winner among them."""
+        return sum(m.design not in (DENSE, *PRUNED_BASELINES, FRONT) for m in self.finalists)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The metrics of any contender: perplexities first, else in the order given."""
+        names = dict.fromkeys(name for c in self.contenders for name in c.metrics)
+        return sorted(names, key=lambda name: not name.startswith("ppl."))
+
+    @property
+    def texts(self) -> list[str]:
+        """The text corpora that any architecture was measured on, in the order given."""
+        measured = (name for m in (*self.finalists, *self.pairs) for name in m.log_ppl)
+        reported = (n.removeprefix("ppl.") for n in self.metric_names if n.startswith("ppl."))
+        return list(dict.fromkeys((*reported, *measured)))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Raises ValueError for a metric whose better direction is unknown."""
+    if metric.startswith(("ppl.", "bpb.")):
+        return True
+    if metric.endswith((".accuracy", ".log_likelihood")):
+        return False
+    raise ValueError(
+        f"no better direction is known for the metric {metric!r}; "
+        "expected ppl.CORPUS, bpb.CORPUS, QUESTIONS.accuracy or QUESTIONS.log_likelihood"
+    )
+
+
+def metric_label(metric: str) -> str:
+    """ "ppl.news" -> "perplexity, news"."""
+    if metric.startswith("ppl."):
+        return f"perplexity, {metric.removeprefix('ppl.')}"
+    if metric.startswith("bpb."):
+        return f"bits per byte, {metric.removeprefix('bpb.')}"
+    corpus, _, quantity = metric.rpartition(".")
+    words = {"accuracy": "accuracy", "log_likelihood": "log-likelihood of the right answer"}
+    if corpus.endswith(".letter"):
+        words = {"accuracy": "accuracy by letter", "log_likelihood": "log-likelihood of the right letter"}
+        corpus = corpus.removesuffix(".letter")
+    return f"{words.get(quantity, quantity)}, {corpus}"
+
+
+def change_percent(data: ReportData, baseline: str, metric: str) -> float | None:
+    """The winner's value against the baseline's, in percent of the baseline's magnitude.
+
+    Positive means a larger value, whichever direction is better. None where either value is
+    missing or not finite, or the baseline's is zero.
+    """
+    other = data.contender(baseline)
+    if other is None:
+        return None
+    ours, theirs = data.winner.metrics.get(metric), other.metrics.get(metric)
+    if ours is None or theirs is None or not math.isfinite(ours) or not math.isfinite(theirs) or theirs == 0:
+        return None
+    return 100 * (ours - theirs) / abs(theirs)
+
+
+def judge(data: ReportData, baseline: str, metric: str) -> str | None:
+    """How the winner stands against the baseline: "better", "worse" or "level"; None if unknown.
+
+    Level means a change that would print as zero or, where its error is known, one within two
+    standard errors. An accuracy without paired errors is judged by the errors of both values, since
+    a few dozen questions decide nothing; perplexities are not, since sharing their text makes those
+    errors far too wide. A value that is not finite is worse than any that is.
+    """
+    change = change_percent(data, baseline, metric)
+    if change is None:
+        return _judge_broken(data, baseline, metric)
+    if abs(change) < LEVEL_PERCENT or abs(change) <= 2 * _change_error(data, baseline, metric):
+        return "level"
+    return "better" if (change < 0) == lower_is_better(metric) else "worse"
+
+
+def _judge_broken(data: ReportData, baseline: str, metric: str) -> str | None:
+    """Where no change can be computed: decided by which of the two values is not finite."""
+    other = data.contender(baseline)
+    if other is None or metric not in other.metrics or metric not in data.winner.metrics:
+        return None
+    ours, theirs = math.isfinite(data.winner.metrics[metric]), math.isfinite(other.metrics[metric])
+    if ours and theirs:  # the baseline is zero
+        return None
+    return "level" if ours == theirs else "better" if ours else "worse"
+
+
+def _change_error(data: ReportData, baseline: str, metric: str) -> float:
+    """In percentage points; 0 where unknown."""
+    paired = data.change_errors.get(baseline, {}).get(metric, math.nan)
+    if math.isfinite(paired):
+        return paired
+    other = data.contender(baseline)
+    if other is None or not metric.endswith(".accuracy"):
+        return 0.0
+    errors = [c.standard_errors.get(metric, math.nan) for c in (data.winner, other)]
+    combined = 100 * math.hypot(*errors) / abs(other.metrics[metric])
+    return combined if math.isfinite(combined) else 0.0
+
+
+def inseparable(data: ReportData, metric: str) -> bool:
+    """Whether all contenders' values lie within two (unpaired) standard errors of each other."""
+    known = [
+        (c.metrics[metric], c.standard_errors[metric])
+        for c in data.contenders
+        if metric in c.metrics and metric in c.standard_errors
+    ]
+    return len(known) > 1 and all(
+        abs(a - b) <= 2 * math.hypot(error_a, error_b) for a, error_a in known for b, error_b in known
+    )
+
+
+def metrics(data: ReportData) -> dict[str, Any]:
+    """Nested, JSON-able metrics for DVC and CI: no dates, no infinities (left out).
+
+    No timings either, unless the budget limits milliseconds.
+    """
+    changes: dict[str, Any] = {}
+    for baseline in PRUNED_BASELINES:
+        of_baseline = {name: change_percent(data, baseline, name) for name in data.metric_names}
+        known = {name: round(change, 4) for name, change in of_baseline.items() if change is not None}
+        if known:
+            changes[baseline] = known
+    limits = {
+        t.name: {"limit": t.most, "forecast": dict(t.forecast), "measured": dict(t.measured)}
+        for t in data.taken
+    }
+    return ({"limits": limits} if limits else {}) | {
+        "contenders": {
+            c.name: {"overall_ratio": c.overall_ratio, "parameters": c.parameters, **_finite(c.metrics)}
+            for c in data.contenders
+        },
+        "standard_errors": {c.name: _finite(c.standard_errors) for c in data.contenders},
+        "winner_change_percent": changes,
+        "predictor": {target: _predictor(data, target) for target in data.predictor},
+        # Lists, which `dvc metrics show` leaves out: it would print hundreds of columns.
+        "question_groups": [
+            asdict(group) | {"standard_errors": _finite(group.standard_errors)}
+            for group in data.question_groups
+        ],
+        "protocol": [dict(entry) for entry in data.protocol_entries],
+    }
+
+
+def _predictor(data: ReportData, target: str) -> dict[str, Any]:
+    validated = data.trust.cross_validated.get(target)
+    return _finite(data.predictor[target]) | (
+        {"cross_validated": _finite(validated)} if validated is not None else {}
+    )
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}

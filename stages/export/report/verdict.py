@@ -1,0 +1,143 @@
+"""The verdict in words, computed from the final table: honest whichever way it falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stages.export.report.data import PRUNED_BASELINES, ReportData, change_percent, inseparable, judge
+
+UNEQUAL_RATIO = 0.005  # contenders whose overall ratios differ by more did not do the same job
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`headline` is one sentence; `details` and `caveats` are sentences that support or limit it."""
+
+    headline: str
+    details: tuple[str, ...]
+    caveats: tuple[str, ...]
+
+
+def verdict(data: ReportData) -> Verdict:
+    """Compare the winner with uniform and simple pruning on the report part of every text."""
+    ratio = f"At an overall ratio of {percent(data.winner.overall_ratio)}"
+    standings = {name: _standing(data, name) for name in PRUNED_BASELINES if data.contender(name)}
+    if not standings:
+        headline = f"{ratio} nothing was measured to compare the winner with."
+    else:
+        headline = f"{ratio} the winner {_clauses(standings)}.{_advice(data, standings)}"
+    details = [sentence for name in standings if (sentence := _figures(data, name))]
+    return Verdict(headline, tuple(details + _cost(data)), tuple(_caveats(data)))
+
+
+def _clauses(standings: Mapping[str, str]) -> str:
+    """What the winner does to each baseline, in one breath where it does the same to all."""
+    first, *others = standings.values()
+    if others == [first]:
+        return first.format(f"both {' and '.join(standings)} pruning")
+    return ", but ".join(clause.format(f"{name} pruning") for name, clause in standings.items())
+
+
+def _advice(data: ReportData, standings: Mapping[str, str]) -> str:
+    """Which baseline to ship if the winner loses to it everywhere although it removes as much."""
+    better = [
+        name
+        for name, clause in standings.items()
+        if clause.startswith("loses")
+        and (other := data.contender(name)) is not None
+        and other.overall_ratio >= data.winner.overall_ratio - UNEQUAL_RATIO
+    ]
+    if not better:
+        return ""
+    return f" Ship {' or '.join(better)} pruning instead: it is better, and needs no search."
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %".replace("-", "−")
+
+
+def signed_percent(change: float) -> str:
+    """A relative change in percent: "−8.2 %", "+1.0 %", "0.0 %"."""
+    text = f"{change:+.1f}"
+    return ("0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")) + " %"
+
+
+def _texts(data: ReportData) -> list[str]:
+    return [name for name in data.metric_names if name.startswith("ppl.")]
+
+
+def _standing(data: ReportData, baseline: str) -> str:
+    """A clause with a gap for the baseline's name."""
+    other = data.contender(baseline)
+    if other is not None and other.architecture == data.winner.architecture:
+        return "is the same architecture as {}"
+    found = {name.removeprefix("ppl."): judge(data, baseline, name) for name in _texts(data)}
+    judged = {text: outcome for text, outcome in found.items() if outcome}
+    match sorted(set(judged.values())):
+        case []:
+            return "shares no finite perplexity with {}"
+        case ["better"]:
+            return "beats {} on every text"
+        case ["worse"]:
+            return "loses to {} on every text"
+        case ["level"]:
+            return "is level with {} on every text"
+    words = {"better": "beats it on", "level": "is level on", "worse": "loses on"}
+    parts = []
+    for outcome, verb in words.items():
+        texts = [text for text, o in judged.items() if o == outcome]
+        if texts:
+            parts.append(f"{verb} {' and '.join(texts)}")
+    return "is mixed against {} (" + ", ".join(parts) + ")"
+
+
+def _figures(data: ReportData, baseline: str) -> str | None:
+    other = data.contender(baseline)
+    parts = []
+    for name in _texts(data):
+        change = change_percent(data, baseline, name)
+        if change is not None and other is not None:
+            ours, theirs = data.winner.metrics[name], other.metrics[name]
+            text = name.removeprefix("ppl.")
+            parts.append(f"{signed_percent(change)} on {text} ({ours:.2f} against {theirs:.2f})")
+    if not parts:
+        return None
+    return f"Perplexity against {baseline} pruning: {', '.join(parts)}."
+
+
+def _cost(data: ReportData) -> list[str]:
+    dense = data.contender("dense")
+    parts = [
+        f"{1 + change / 100:.2f} times on {name.removeprefix('ppl.')}"
+        for name in _texts(data)
+        if dense and (change := change_percent(data, "dense", name)) is not None
+    ]
+    return [f"Perplexity against the dense model: {', '.join(parts)}."] if parts else []
+
+
+def _caveats(data: ReportData) -> list[str]:
+    caveats = []
+    for name in PRUNED_BASELINES:
+        other = data.contender(name)
+        if other is None:
+            caveats.append(f"{name.capitalize()} pruning was not measured, so that comparison is missing.")
+        elif not data.taken and abs(other.overall_ratio - data.winner.overall_ratio) > UNEQUAL_RATIO:
+            caveats.append(
+                f"The budgets differ: {name} pruning removes {percent(other.overall_ratio)}, "
+                f"the winner {percent(data.winner.overall_ratio)}."
+            )
+    for c in data.contenders:
+        lost = [
+            n.removeprefix("ppl.") for n in _texts(data) if n in c.metrics and not math.isfinite(c.metrics[n])
+        ]
+        if lost:
+            caveats.append(f"The perplexity of {c.name} is not finite on {', '.join(lost)}.")
+    for metric in data.metric_names:
+        if metric.endswith(".accuracy") and inseparable(data, metric):
+            caveats.append(
+                f"Accuracy on {metric.removesuffix('.accuracy')} does not separate the contenders: "
+                "no two differ by more than two standard errors."
+            )
+    return caveats

@@ -1,0 +1,192 @@
+"""What one evaluation reads of a part of the corpora: counted where they are at hand, else estimated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.config.params import Corpora, Measurement, ModelSection, Params, Part, PartSources
+from stages.files import InputError
+
+BYTES_PER_TOKEN = 4.0
+"""Of English, within a fifth: Llama's 32,000 tokens take 3.8 bytes of WikiText-2, SmolLM2's 49,152 4.2."""
+_QUESTION = {"likelihood": (115, 35, 200), "letter": (300, 4, 2000)}
+"""Tokens run and predicted a question, and tokens of its row: MMLU's test questions, packed as they are
+measured (five examples of a subject are run once for the questions that share a row)."""
+_SPLITS = {  # bytes and rows of published splits
+    "Salesforce/wikitext:wikitext-2-raw-v1": {
+        "train": (10_920_000, 36_718),
+        "validation": (1_140_000, 3_760),
+        "test": (1_290_590, 4_358),
+    },
+    "ptb-text-only/ptb_text_only:": {
+        "train": (5_101_618, 42_068),
+        "validation": (399_782, 3_370),
+        "test": (449_945, 3_761),
+    },
+    "cais/mmlu:all": {"dev": (0, 285), "validation": (0, 1_531), "test": (0, 14_042)},
+}
+_SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """What one evaluation reads.
+
+    tokens are run (padding included), predicted ones have their distribution over the vocabulary
+    computed, and attended counts the query-key pairs of one head. questions counts each format's.
+    """
+
+    windows: int
+    questions: int
+    batches: int
+    tokens: int
+    predicted: int
+    attended: int
+    exact: bool
+
+
+def at_hand(params: Params) -> bool:
+    """Whether model and corpora can be read without the hub, so that counting takes seconds."""
+    corpora, model = params.corpora, params.model.source
+    if not (model.startswith("package:") or Path(model).expanduser().exists()):
+        return False
+    return not any(
+        source.startswith("hub:")
+        for entry in (*corpora.texts.values(), *corpora.questions.values())
+        for source in ([entry] if isinstance(entry, str) else entry.model_dump().values())
+    )
+
+
+class TokenCounter:
+    """Counts on the corpora themselves, with the model's tokenizer."""
+
+    def __init__(self, params: Params, device: str) -> None:
+        from stages.evaluate.text.corpora import load_questions, load_texts
+
+        self._device = device
+        self._tokenizer, self._context_tokens = _tokenizer(params.model)
+        self._texts, self._questions = load_texts(params.corpora), load_questions(params.corpora)
+
+    def __call__(self, part: Part, measurement: Measurement) -> TokenCount:
+        """What an evaluation on that part reads.
+
+        Raises:
+            InputError: a corpus is too small for the measurement.
+        """
+        from stages.evaluate.measure import TOKENS_PER_BATCH
+        from stages.evaluate.text import mmlu, perplexity
+        from stages.evaluate.text.selection import format_of, select
+
+        limit = TOKENS_PER_BATCH[self._device]
+        selection = select(
+            self._texts, self._questions, part, self._tokenizer, measurement, self._context_tokens
+        )
+        batches = []
+        for rows in selection.windows.values():
+            batches += perplexity.batches(rows.tokens, limit, rows.predicted)
+        for name, items in selection.items.items():
+            batches += mmlu.batches(items, limit, shared=format_of(name) == "letter")
+        attended = [b.tokens.numel() * b.tokens.shape[1] // (2 if b.mask is None else 1) for b in batches]
+        return TokenCount(
+            windows=sum(len(rows.tokens) for rows in selection.windows.values()),
+            questions=sum(len(items) for items in selection.items.values()),
+            batches=len(batches),
+            tokens=sum(b.tokens.numel() for b in batches),
+            predicted=sum(b.targets.numel() for b in batches),
+            attended=sum(attended),
+            exact=True,
+        )
+
+
+def _tokenizer(model: ModelSection) -> tuple[Any, int]:
+    """The tokenizer and the model's context in tokens; of a folder or hub model no weights are read."""
+    from transformers import AutoTokenizer
+
+    from stages.evaluate.network import checkpoint
+    from stages.sample.source import locate, read_config
+
+    source = locate(model)
+    if source.kind == "gguf":
+        loaded = checkpoint.load(model)
+        return loaded.tokenizer, loaded.context_tokens
+    config = read_config(source)
+    limits = [config.get(key) for key in ("max_position_embeddings", "sliding_window")]
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return tokenizer, min(limit for limit in limits if limit is not None)
+
+
+def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_tokens: int) -> TokenCount:
+    """What an evaluation on that part reads, without a look at the corpora.
+
+    Raises:
+        InputError: all of a corpus is asked for, and how large it is is not known.
+    """
+    text = measurement.text
+    windows = 0
+    for name, entry in corpora.texts.items():
+        if measurement.windows is not None:
+            windows += measurement.windows
+            continue
+        size, rows = _known(f"corpora.texts.{name}", entry, part)
+        tokens = size / BYTES_PER_TOKEN + rows
+        windows += int((tokens - text.sequence_length) // text.stride) + 1
+    run, predicted = windows * text.sequence_length, windows * min(text.stride, text.sequence_length - 1)
+    attended, batches, questions = run * text.sequence_length // 2, -(-run // batch_tokens), 0
+    for name, entry in corpora.questions.items():
+        count = measurement.questions
+        if count is None:
+            count = round(_known(f"corpora.questions.{name}", entry, part)[1])
+        for style in measurement.question_formats:
+            own, read, row = _QUESTION[style]
+            if style == "likelihood" and measurement.question_tokens is not None:
+                own = min(own, measurement.question_tokens)
+            questions, predicted, run = questions + count, predicted + count * read, run + count * own
+            attended, batches = attended + count * own * row, batches + -(-count * own // batch_tokens)
+    return TokenCount(windows, questions, batches, run, predicted, attended, exact=False)
+
+
+def _known(key: str, entry: str | PartSources, part: Part) -> tuple[float, float]:
+    """Bytes and rows of a published split, or of a slice of it."""
+    source = entry if isinstance(entry, str) else getattr(entry, part)
+    name, config, split = (*source.removeprefix("hub:").split(":", 2), "", "")[:3]
+    published = _SPLITS.get(f"{name.partition('@')[0]}:{config}", {})
+    found = _SPLIT.fullmatch(split)
+    if isinstance(entry, str) or found is None or found[1] not in published:
+        raise InputError(
+            f"{key}, part {part}: all of {source!r} is asked for, and how much that is cannot be told "
+            "without reading it; add --count, or set windows and questions"
+        )
+    size, rows = published[found[1]]
+    start, stop = (_row(edge, rows, otherwise) for edge, otherwise in ((found[2], 0), (found[3], rows)))
+    share = max(0, stop - start) / rows
+    return size * share, rows * share
+
+
+def _row(edge: str | None, rows: int, otherwise: int) -> int:
+    """The row that one end of a slice such as [10%:] or [-100:] means."""
+    if edge is None:
+        return otherwise
+    number = round(int(edge[:-1]) * rows / 100) if edge.endswith("%") else int(edge)
+    return min(rows, number) if number >= 0 else max(0, rows + number)
+
+
+def readings(params: Params, device: str, batch_tokens: int, count: bool) -> Mapping[str, TokenCount]:
+    """What an evaluation reads as a pair, as a finalist and for the final table."""
+    counter = TokenCounter(params, device) if count else None
+
+    def reading(part: Part, measurement: Measurement) -> TokenCount:
+        if counter is not None:
+            return counter(part, measurement)
+        return estimated(params.corpora, part, measurement, batch_tokens)
+
+    return {
+        "pair": reading("selection", params.evaluate.measurement),
+        "finalist": reading("selection", params.search.measurement),
+        "final table": reading("report", params.export.measurement),
+    }

@@ -1,0 +1,321 @@
+"""Search on forecasts alone: Optuna proposes wishes that are projected onto the budget.
+
+Every trial's wishes are projected to an architecture of the budget (`Space.project`), so that each
+trial is feasible and the sampler learns of the objective only. Few meaningful dimensions first, one
+for a bundle of neighbouring sites of one kind; then every site's ratio for itself, near the best found.
+Where damage curves are known, a bundle's dimension is the price of its cuts: what its damages are
+multiplied by before the cheapest cuts are chosen, so that every trial is a good architecture if the
+curves are right up to these factors. Else it is a ratio.
+
+The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for
+hyper-parameter optimization"; Optuna's is multivariate); NSGA-II (Deb et al. 2002) and random
+search stand under the same interface.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from tqdm import tqdm
+
+from stages.architecture import Architecture, Site
+from stages.config.params import Search
+from stages.files import InputError
+from stages.sample.limits import Limited
+from stages.sample.space import Space, bundles
+from stages.search.allocation import Allocation, Damage
+
+NEAR = 0.15
+"""How far a site's wish may stray from the best bundled architecture when each site moves for itself."""
+PRICE = 0.7
+"""The logarithm of a bundle's price lies between minus and plus this."""
+_PRICED = 0.35
+"""The part of the trials that moves the prices of sites."""
+_POPULATION = 50  # NSGA-II's
+
+Wishes = Mapping[Site, float]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One forecast architecture of the search."""
+
+    number: int
+    architecture: Architecture
+    forecast: Mapping[str, float]
+    objective: float
+
+
+@dataclass(frozen=True)
+class SearchTask:
+    """What is asked of a search: the best forecast in a space at an overall ratio."""
+
+    space: Space
+    overall_ratio: float
+    tolerance: float
+    forecast: Callable[[Architecture], Mapping[str, float]]
+    seed: int
+    name: str
+    """Names everything that the answer depends on: what an interrupted study is found again by."""
+    limited: Limited | None = None
+    """Limits of bytes or milliseconds, which then decide in the place of ratio and tolerance."""
+    damage: Damage | None = None
+    """The sites' damage curves, if they are known."""
+
+    def project(self, wishes: Wishes) -> Architecture:
+        if self.limited is not None:
+            return self.limited.project(wishes)
+        return self.space.project(wishes, self.overall_ratio, self.tolerance, at_least=True)
+
+
+@dataclass(frozen=True)
+class _Dimension:
+    name: str
+    sites: Sequence[Site]
+    low: float
+    high: float
+    start: float
+
+    def clip(self, ratio: float) -> float:
+        return min(max(ratio, self.low), self.high)
+
+
+def objective_of(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted mean of targets, lower is better: nats a token for log PPLs.
+
+    What should be high, a log-likelihood or an accuracy, counts negatively.
+    """
+    total = sum(
+        weight * (values[t] if t.startswith("log_ppl.") else -values[t]) for t, weight in weights.items()
+    )
+    return total / sum(weights.values())
+
+
+def search(
+    question: SearchTask,
+    section: Search,
+    starts: Sequence[Architecture] = (),
+    storage: Path | None = None,
+) -> list[Trial]:
+    """Half of `section.trials` over bundles, half over sites, from the best so far.
+
+    Over bundles it starts from the cheapest cuts by the damage curves, or from an even one. Where
+    curves are known, the first part of the trials over sites moves their prices; the rest moves ratios,
+    which also finds widths that no price makes the cheapest.
+
+    `starts` are architectures known or thought to be good; the search over ratios of sites begins with
+    them too, and moves around the best forecast among them and the earlier trials. Reproducible:
+    one seed, one thread. With a `storage` file the studies can be watched with optuna-dashboard, and
+    an interrupted one goes on (its later trials then differ from an uninterrupted one's).
+    """
+    kept = None if storage is None else _open(storage)
+    bundled = _bundles(question, section, kept)
+    trials = bundled.run(section.trials - section.trials // 2, [bundled.even])
+    if section.trials < 2:
+        return trials
+    if question.damage is not None:
+        of_sites: dict[tuple[Site, ...], float] = {
+            (site,): price for group, price in bundled.best.items() for site in group
+        }
+        priced = _prices(question, section, kept, "prices of sites", of_sites)
+        trials += priced.run(round(_PRICED * section.trials), [priced.even], len(trials))
+    best = min(trials, key=lambda t: (t.objective, t.number))
+    promising = [best.architecture, *starts]
+    forecasts = [best.objective, *(objective_of(question.forecast(a), section.objective) for a in starts)]
+    around = promising[forecasts.index(min(forecasts))]
+    single = _Phase(question, section, kept, "sites", _single(question.space, around), _ratios)
+    begin = [_wishes(single, a) for a in promising]
+    return trials + single.run(section.trials - len(trials), begin, len(trials))
+
+
+def _open(storage: Path) -> BaseStorage:
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(storage)))
+
+
+def forget_others(storage: Path, name: str) -> None:
+    """Delete the storage of another search: one that holds no study of the question `name`."""
+    if storage.is_file() and not any(
+        study.startswith(name) for study in optuna.get_all_study_names(_open(storage))
+    ):
+        storage.unlink()
+
+
+def _bundles(question: SearchTask, section: Search, storage: BaseStorage | None) -> _Phase:
+    """The study over bundles: of prices where damage curves are known, else of ratios."""
+    groups = bundles(question.space.limits, section.bundle)
+    if question.damage is not None:
+        return _prices(question, section, storage, "prices", {tuple(group): 0.0 for group in groups})
+    made = []
+    for group in groups:
+        limits = [question.space.limits[site] for site in group]
+        low, high = min(low for low, _ in limits), max(high for _, high in limits)
+        made.append(_Dimension(_name(group), group, low, high, question.overall_ratio))
+    return _Phase(question, section, storage, "bundles", made, _ratios)
+
+
+def _prices(
+    question: SearchTask,
+    section: Search,
+    storage: BaseStorage | None,
+    label: str,
+    around: Mapping[tuple[Site, ...], float],
+) -> _Phase:
+    """A study of prices: logarithms within `PRICE` of those that groups of sites have `around`."""
+    assert question.damage is not None
+    allocation = Allocation(question.space, question.damage)
+    made = [_Dimension(_name(g), g, price - PRICE, price + PRICE, price) for g, price in around.items()]
+
+    def cheapest(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
+        prices = {site: math.exp(values[d.name]) for d in dimensions for site in d.sites}
+        return allocation.cheapest(question.overall_ratio, prices)
+
+    return _Phase(question, section, storage, label, made, cheapest)
+
+
+def _name(group: Sequence[Site]) -> str:
+    return f"{group[0].layer:02d}-{group[-1].layer:02d}.{group[0].kind}"
+
+
+def _ratios(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
+    return {site: values[d.name] for d in dimensions for site in d.sites}
+
+
+def _single(space: Space, around: Architecture) -> list[_Dimension]:
+    made = []
+    for site in sorted(space.limits):
+        low, high = space.limits[site]
+        ratio = min(max(around.site_ratio(space.shape, site), low), high)
+        low, high = max(low, ratio - NEAR), min(high, ratio + NEAR)
+        made.append(_Dimension(f"{site.layer:02d}.{site.kind}", [site], low, high, ratio))
+    return made
+
+
+def _wishes(phase: _Phase, architecture: Architecture) -> dict[str, float]:
+    shape = phase.question.space.shape
+    return {d.name: d.clip(architecture.site_ratio(shape, d.sites[0])) for d in phase.dimensions}
+
+
+class _Phase:
+    """One Optuna study."""
+
+    def __init__(
+        self,
+        question: SearchTask,
+        section: Search,
+        storage: BaseStorage | None,
+        label: str,
+        dimensions: Sequence[_Dimension],
+        wishes: Callable[[Sequence[_Dimension], Mapping[str, float]], Wishes],
+    ) -> None:
+        self.question = question
+        self._wishes = wishes
+        self.dimensions = dimensions
+        self._weights = section.objective
+        self._label = label
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        name = f"{question.name} {label}"
+        self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        done = len(self._study.get_trials(deepcopy=False, states=_TOLD))
+        self._study.sampler = _sampler(section, question.seed + done)
+
+    def run(self, count: int, starts: Sequence[Mapping[str, float]], first: int = 0) -> list[Trial]:
+        """`count` trials, those of an interrupted run among them, numbered from `first`."""
+        told = self._study.get_trials(deepcopy=False, states=_TOLD)[:count]
+        trials = [self._trial(first + i, t.params, self._project(t.params)) for i, t in enumerate(told)]
+        if not trials:
+            for start in {tuple(s.items()): s for s in starts}.values():
+                self._study.enqueue_trial(dict(start))
+        best = min((t.objective for t in trials), default=float("inf"))
+        label = f"{self.question.name.split(' ')[0]}, {self._label}"
+        bar = tqdm(range(len(trials), count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
+        for index in bar:
+            asked = self._study.ask()
+            values = {d.name: asked.suggest_float(d.name, d.low, d.high) for d in self.dimensions}
+            trial = self._trial(first + index, values, self._project(values))
+            self._study.tell(asked, trial.objective)
+            trials.append(trial)
+            best = min(best, trial.objective)
+            bar.set_postfix_str(f"best {best:.4f}")
+        return trials
+
+    @property
+    def even(self) -> dict[str, float]:
+        """Where it starts: from the overall ratio for all, or from the prices that it moves around."""
+        return {d.name: d.clip(d.start) for d in self.dimensions}
+
+    @property
+    def best(self) -> dict[tuple[Site, ...], float]:
+        """The best trial's value for each dimension's sites."""
+        values = self._study.best_params
+        return {tuple(d.sites): float(values[d.name]) for d in self.dimensions}
+
+    def _project(self, values: Mapping[str, float]) -> Architecture:
+        return self.question.project(self._wishes(self.dimensions, values))
+
+    def _trial(self, number: int, values: Mapping[str, float], architecture: Architecture) -> Trial:
+        forecast = self.question.forecast(architecture)
+        return Trial(number, architecture, forecast, objective_of(forecast, self._weights))
+
+
+_TOLD = (optuna.trial.TrialState.COMPLETE,)
+
+
+def _sampler(section: Search, seed: int) -> optuna.samplers.BaseSampler:
+    if section.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if section.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # `gamma` stays until Optuna 6, which has no other way
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, n_startup_trials=max(1, min(20, section.trials // 40)), gamma=_good
+        )
+
+
+def _good(told: int) -> int:
+    """How many of the trials told count as good: fewer than by default, since forecasts have no noise."""
+    return max(3, min(10, told // 20))
+
+
+def distance(a: Architecture, b: Architecture) -> int:
+    """In how many sites two architectures differ."""
+    return sum((x[:2] != y[:2]) + (x[2] != y[2]) for x, y in zip(a.widths, b.widths, strict=True))
+
+
+def finalists(
+    trials: Sequence[Trial], count: int, min_distance: int, taken: Sequence[Architecture] = ()
+) -> list[Trial]:
+    """The best-forecast trials that differ in at least `min_distance` sites from each other.
+
+    And in at least one from those that are `taken`. Where the trials hold too few so unlike, half
+    that distance is asked for, and so on.
+
+    Raises:
+        InputError: the trials hold fewer distinct new architectures than asked for.
+    """
+    known = set(taken)
+    ordered = [
+        t for t in sorted(trials, key=lambda t: (t.objective, t.number)) if t.architecture not in known
+    ]
+    while True:
+        chosen: list[Trial] = []
+        for trial in ordered:
+            if all(distance(trial.architecture, c.architecture) >= min_distance for c in chosen):
+                chosen.append(trial)
+            if len(chosen) == count:
+                return chosen
+        if min_distance <= 1:
+            raise InputError(
+                f"the search asks for {count} new architectures, but {len(trials)} trials hold "
+                f"{len(chosen)}. Raise search.trials, or lower search.per_round"
+            )
+        min_distance //= 2

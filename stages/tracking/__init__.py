@@ -1,0 +1,1 @@
+"""Tracking: MLflow behind one interface, or nothing."""

@@ -1,0 +1,160 @@
+"""Curvature: gradients and changes found again with transformers' own model and explicit projections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.architecture import Kind, LayerWidth, Site
+from stages.evaluate.calibrate import curvature, statistics
+from stages.evaluate.calibrate.cache import TensorCache
+from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.layers import UnitOrder
+from stages.sample.space import Option, options
+from tests import tiny
+from tests.conftest import TinyFolder
+
+TOKENS = tiny.random_tokens(3, 40)
+BATCH = tiny.causal(TOKENS)
+CALIBRATION = [tiny.causal(tiny.random_tokens(rows=6, length=48, seed=seed)) for seed in (3, 4)]
+
+
+def as_stored(network: ElasticNetwork) -> UnitOrder:
+    shape = network.shape
+    return UnitOrder(
+        torch.arange(shape.kv_groups).expand(shape.layers, -1),
+        torch.arange(shape.heads_per_group).expand(shape.layers, shape.kv_groups, -1),
+        torch.arange(shape.channels).expand(shape.layers, -1),
+    )
+
+
+def repaired(network: ElasticNetwork, cache: Path) -> Reconstruction:
+    gathered = statistics.gather(network, CALIBRATION)
+    # Hardly damped: what damping does to the kept units is left out of the curvature.
+    return Reconstruction(network, gathered, as_stored(network), 1e-7, TensorCache(cache, 2**30), "key")
+
+
+def seen_in_reference(model: Any, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (T, n) of an output projection, and gradients (T, D) of the summed loss by its outputs."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(_: Any, inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen.update(x=inputs[0].detach(), y=output)
+
+    handle = module.register_forward_hook(keep)
+    logits = model(TOKENS).logits[:, :-1]
+    torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum"
+    ).backward()
+    handle.remove()
+    assert seen["y"].grad is not None
+    return seen["x"].flatten(0, 1), seen["y"].grad.flatten(0, 1)
+
+
+def change(network: ElasticNetwork, site: Site, option: Option, x: torch.Tensor, module: Any) -> torch.Tensor:
+    """What the site's outputs (T, D) become less what they were."""
+    shape = network.shape
+    if site.kind is Kind.MLP:
+        width = LayerWidth(shape.kv_groups, shape.heads_per_group, option.width[0])
+    else:
+        width = LayerWidth(option.width[0], option.width[1], shape.channels)
+    before: torch.Tensor = module(x)
+    if not width.keeps(site.kind):
+        return -before
+    if site.kind is Kind.MLP:
+        kept = x[:, : width.channels]
+    else:
+        by_head = x.unflatten(-1, (shape.kv_groups, shape.heads_per_group, -1))
+        kept = by_head[:, : width.kv_groups, : width.heads_per_group].flatten(1)
+    bias = 0.0 if module.bias is None else module.bias
+    after: torch.Tensor = kept @ network.projection(site, width).T + bias
+    return after - before
+
+
+@pytest.mark.parametrize("repair", [False, True], ids=["plain", "repaired"])
+@pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3"])
+def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
+    name: str, repair: bool, tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = tiny.VARIANTS[name]
+    folder = tiny_folder(variant.family, **variant.options)
+    network, model = tiny.network_of(folder), tiny.reference(folder)
+    if repair:
+        network.repair = repaired(network, tmp_path)
+    factors = {
+        site: network.repair.factor(site) if isinstance(network.repair, Reconstruction) else None
+        for site in network.shape.sites()
+        if site.kind is Kind.MLP
+    }
+    monkeypatch.setattr(curvature, "_drawn", lambda network, last, batch, seed: batch.targets)
+    widths = {kind: options(network.shape, kind, 8)[1:] for kind in Kind}
+    found = curvature.token_rises(network, BATCH, widths, factors, 0)
+    for site in network.shape.sites():
+        layer = model.model.layers[site.layer]
+        module = layer.self_attn.o_proj if site.kind is Kind.ATTENTION else layer.mlp.down_proj
+        x, gradient = seen_in_reference(model, module)
+        with torch.no_grad():
+            expected = torch.stack(
+                [(gradient * change(network, site, o, x, module)).sum(1) for o in widths[site.kind]], 1
+            )
+        scale = expected.abs().max()
+        torch.testing.assert_close(found[site] / scale, expected / scale, rtol=0, atol=2e-4)
+
+
+def test_a_curve_is_half_the_mean_square_over_all_batches(
+    tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = tiny.network_of(tiny_folder("llama"))
+
+    def rises(network: ElasticNetwork, batch: Batch, widths: Any, factors: Any, seed: int) -> Any:
+        tokens = batch.tokens.numel()
+        return {
+            site: torch.full((tokens, len(widths[site.kind])), 1.0 + seed) for site in network.shape.sites()
+        }
+
+    monkeypatch.setattr(curvature, "token_rises", rises)
+    found = curvature.expected_curves(network, [BATCH, BATCH], lambda site: None)
+    ratio = found.points[Site(1, Kind.MLP)][0][0]
+    expected = 0.5 * TOKENS.numel() * (1 + 4) / (2 * BATCH.targets.numel())
+    assert found.damage(Site(1, Kind.MLP), ratio) == pytest.approx(expected)
+    assert set(found.points) == set(network.shape.sites())
+
+
+def test_drawn_tokens_follow_the_predictions_and_the_seed(tiny_folder: TinyFolder) -> None:
+    network = tiny.network_of(tiny_folder("llama"))
+    batch = tiny.causal(tiny.random_tokens(1, 2).expand(4000, -1))  # the same prediction 4,000 times
+    with torch.no_grad():
+        last, _ = network.hidden_states(network.shape.dense(), batch)
+        drawn = [curvature._drawn(network, last, batch, seed) for seed in (0, 0, 1)]
+        wanted = network.logits(last[0, 0]).softmax(-1)
+    assert drawn[0].equal(drawn[1])
+    assert not drawn[0].equal(drawn[2])
+    counts = torch.bincount(drawn[0], minlength=tiny.VOCABULARY) / 4000
+    assert (counts - wanted).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_a_small_cut_costs_what_is_expected(tiny_folder: TinyFolder) -> None:
+    """The rise of the network's own cross-entropy: its KL from the dense one, to second order."""
+    network = tiny.network_of(tiny_folder("llama"))
+    shape, index = network.shape, 2
+    site = Site(index, Kind.MLP)
+    network.layers[index].down.mul_(0.05)  # so that cutting the site is a small change
+    batches = [tiny.causal(tiny.random_tokens(8, 64, seed=seed)) for seed in range(6)]
+    expected = curvature.expected_curves(network, batches, lambda s: None)
+    gone = [list(width) for width in shape.dense().to_json()]
+    gone[index][2] = 0
+    total = predictions = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            dense, cut = (
+                network.logits(network.hidden_states(a, batch)[0].flatten(0, 1)[batch.at]).log_softmax(-1)
+                for a in (shape.dense(), type(shape.dense()).from_json(gone))
+            )
+        total += float((dense.exp() * (dense - cut)).sum())
+        predictions += len(batch.at)
+    assert expected.damage(site, 1.0) == pytest.approx(total / predictions, rel=0.25)

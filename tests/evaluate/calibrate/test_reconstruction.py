@@ -1,0 +1,219 @@
+"""Repair: the least-squares solution, found again by an independent solver, and really better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.architecture import Architecture, Kind, LayerWidth, Site
+from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate.cache import TensorCache
+from stages.evaluate.calibrate.importance import random as random_scores
+from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.calibrate.statistics import Statistics
+from stages.evaluate.network.elastic import ElasticNetwork
+from tests import tiny
+from tests.conftest import TinyFolder
+
+CALIBRATION = [tiny.causal(tiny.random_tokens(rows=6, length=48, seed=seed)) for seed in (3, 4)]
+DAMPING = 0.003
+
+
+class Bench:
+    """A sorted network, its statistics and, recorded apart from them, every site's activations."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        unsorted = tiny.network_of(folder)
+        self.statistics: Statistics = statistics.gather(unsorted, CALIBRATION)
+        self.order = random_scores(unsorted.shape, seed=5).order()
+        self.network: ElasticNetwork = tiny.network_of(folder)
+        self.network.sort(self.order)
+        self.activations: dict[Site, torch.Tensor] = {}
+        for batch in CALIBRATION:
+            with torch.inference_mode():
+                self.network.observe(batch, self._record)
+        self.repair = self.make(cache)
+
+    def _record(self, site: Site, x: torch.Tensor) -> None:
+        old = [self.activations[site]] if site in self.activations else []
+        self.activations[site] = torch.cat([*old, x.flatten(0, 1).double()])
+
+    def make(self, cache: Path) -> Reconstruction:
+        store = TensorCache(cache, 2**30)
+        return Reconstruction(self.network, self.statistics, self.order, DAMPING, store, "key")
+
+    def kept(self, site: Site, width: LayerWidth) -> list[int]:
+        shape = self.network.shape
+        if site.kind is Kind.MLP:
+            return list(range(width.channels))
+        size = shape.heads_per_group * shape.head_dim
+        return [
+            group * size + element
+            for group in range(width.kv_groups)
+            for element in range(width.heads_per_group * shape.head_dim)
+        ]
+
+    def weight(self, site: Site) -> torch.Tensor:
+        layer = self.network.layers[site.layer]
+        return (layer.o.flatten(1) if site.kind is Kind.ATTENTION else layer.down).double()
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tiny_folder("llama"), tmp_path_factory.mktemp("cache"))
+
+
+widths = st.builds(LayerWidth, st.integers(1, 2), st.integers(1, 3), st.integers(1, 63))
+
+
+@given(width=widths, layer=st.integers(0, 3), kind=st.sampled_from(list(Kind)))
+@settings(max_examples=30, deadline=None)
+def test_it_is_the_ridge_solution(bench: Bench, width: LayerWidth, layer: int, kind: Kind) -> None:
+    """Against a stacked least-squares problem on the recorded activations themselves."""
+    site = Site(layer, kind)
+    found = bench.repair(site, width)
+    if width.of(kind) == bench.network.shape.dense_width.of(kind):
+        assert found is None
+        return
+    assert found is not None
+    x, w = bench.activations[site], bench.weight(site)
+    level = DAMPING * x.square().sum(0).mean()
+    kept = bench.kept(site, width)
+    rows = torch.cat([x[:, kept], level.sqrt() * torch.eye(len(kept), dtype=x.dtype)])
+    goal = torch.cat([x @ w.T, torch.zeros(len(kept), len(w), dtype=x.dtype)])
+    expected = torch.linalg.lstsq(rows, goal).solution.T
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_repair_brings_the_output_nearer_than_cutting(bench: Bench) -> None:
+    for site in bench.network.shape.sites():
+        width = LayerWidth(1, 2, 40)
+        repaired = bench.repair(site, width)
+        assert repaired is not None
+        x, w = bench.activations[site], bench.weight(site)
+        kept = bench.kept(site, width)
+        error = (x[:, kept] @ repaired.double().T - x @ w.T).square().sum()
+        cut = (x[:, kept] @ w[:, kept].T - x @ w.T).square().sum()
+        assert error < cut
+
+
+def test_the_network_uses_it_and_the_slice_carries_it(bench: Bench) -> None:
+    architecture = Architecture(
+        (LayerWidth(2, 2, 40), LayerWidth(1, 3, 64), LayerWidth(2, 3, 24), LayerWidth(0, 0, 0))
+    )
+    tokens = tiny.random_tokens()
+    plain = tiny.elastic_logits(bench.network, architecture, tokens)
+    bench.network.repair = bench.repair
+    try:
+        repaired = tiny.elastic_logits(bench.network, architecture, tokens)
+        state = bench.network.sliced_state(architecture)
+    finally:
+        bench.network.repair = None
+    assert (plain - repaired).abs().max() > 1e-2
+    for layer, width in enumerate(architecture.widths):
+        for kind, name in ((Kind.ATTENTION, "self_attn.o_proj"), (Kind.MLP, "mlp.down_proj")):
+            key = f"model.layers.{layer}.{name}.weight"
+            if not (width.has_attention if kind is Kind.ATTENTION else width.has_mlp):
+                assert key not in state
+                continue
+            found = bench.repair(Site(layer, kind), width)
+            own = bench.weight(Site(layer, kind))[:, bench.kept(Site(layer, kind), width)].float()
+            torch.testing.assert_close(state[key], own if found is None else found)
+
+
+def test_each_site_and_width_is_solved_once(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: list[tuple[Site, int]] = []
+    original = Reconstruction._solve_mlp
+
+    def counted(self: Reconstruction, site: Site, channels: int) -> torch.Tensor:
+        solved.append((site, channels))
+        return original(self, site, channels)
+
+    monkeypatch.setattr(Reconstruction, "_solve_mlp", counted)
+    site, width = Site(1, Kind.MLP), LayerWidth(2, 3, 32)
+    first = bench.make(tmp_path)
+    one, again = first(site, width), first(site, width)
+    from_disk = bench.make(tmp_path)(site, width)
+    assert solved == [(site, 32)]
+    assert one is not None
+    assert again is one
+    assert from_disk is not None
+    assert torch.equal(one, from_disk)
+
+
+def test_statistics_are_the_activations_moments(bench: Bench, tiny_folder: TinyFolder) -> None:
+    recorded: dict[Site, list[torch.Tensor]] = {}
+    network = tiny.network_of(tiny_folder("llama"))
+    for batch in CALIBRATION:
+        with torch.inference_mode():
+            network.observe(
+                batch, lambda site, x: recorded.setdefault(site, []).append(x.flatten(0, 1).double())
+            )
+    for site, found in bench.statistics.items():
+        x = torch.cat(recorded[site])
+        assert found.tokens == len(x) == 2 * 6 * 48
+        torch.testing.assert_close(found.gram.double(), x.T @ x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.variances(), x.var(0), rtol=1e-3, atol=1e-5)
+
+
+def test_observed_activations_are_the_inputs_of_the_output_projections(tiny_folder: TinyFolder) -> None:
+    """Against forward hooks on transformers' own model."""
+    folder = tiny_folder("llama")
+    seen: dict[Site, torch.Tensor] = {}
+    model = tiny.reference(folder)
+    hooked: dict[Site, torch.Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        for kind, module in ((Kind.ATTENTION, layer.self_attn.o_proj), (Kind.MLP, layer.mlp.down_proj)):
+            site = Site(index, kind)
+            module.register_forward_pre_hook(lambda _, inputs, site=site: hooked.__setitem__(site, inputs[0]))
+    batch = CALIBRATION[0]
+    with torch.inference_mode():
+        tiny.network_of(folder).observe(batch, seen.__setitem__)
+        model(batch.tokens)
+    assert seen.keys() == hooked.keys()
+    for site, x in seen.items():
+        torch.testing.assert_close(x, hooked[site], rtol=1e-4, atol=1e-5)
+
+
+class TestTensorCache:
+    def test_round_trip_and_absence(self, tmp_path: Path) -> None:
+        cache = TensorCache(tmp_path / "new", 10**6)
+        assert cache.get("a") is None
+        cache.put("a", {"x": torch.arange(5.0)})
+        found = TensorCache(tmp_path / "new", 10**6).get("a")
+        assert found is not None
+        assert torch.equal(found["x"], torch.arange(5.0))
+
+    def test_the_longest_unused_go_first_and_the_limit_holds(self, tmp_path: Path) -> None:
+        import os
+
+        cache = TensorCache(tmp_path, 9000)
+        for index, key in enumerate("abc"):
+            cache.put(key, {"x": torch.zeros(500)})  # a little over 2,000 bytes each
+            os.utime(tmp_path / f"{key}.safetensors", (index, index))
+        assert cache.get("a") is not None  # used again, so the newest now
+        for key in "de":
+            cache.put(key, {"x": torch.zeros(500)})
+        assert cache.get("b") is None
+        assert cache.get("a") is not None
+        assert cache.get("e") is not None
+        assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 9000
+
+    def test_an_entry_larger_than_the_limit_is_kept_alone(self, tmp_path: Path) -> None:
+        cache = TensorCache(tmp_path, 100)
+        cache.put("a", {"x": torch.zeros(500)})
+        cache.put("b", {"x": torch.zeros(500)})
+        assert cache.get("a") is None
+        assert cache.get("b") is not None
+
+    def test_a_damaged_entry_counts_as_absent(self, tmp_path: Path) -> None:
+        cache = TensorCache(tmp_path, 10**6)
+        cache.put("a", {"x": torch.zeros(5)})
+        (tmp_path / "a.safetensors").write_bytes(b"broken")
+        assert cache.get("a") is None

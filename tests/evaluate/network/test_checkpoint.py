@@ -1,0 +1,300 @@
+"""Loading: folders as transformers writes them, GGUF, and never a pickle."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.config.params import ModelSection
+from stages.evaluate.network import checkpoint
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.files import InputError
+from tests import tiny
+from tests.conftest import TinyFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that the test may change: an untied Qwen2, with biases."""
+    return tiny.write_model(tmp_path / "model", "qwen2")
+
+
+def change_weights(folder: Path, change: Any) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_folder_is_loaded_as_it_is(folder: Path) -> None:
+    loaded, model = tiny.load(folder), tiny.reference(folder)
+    assert loaded.state.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded.state[name], tensor) for name, tensor in model.state_dict().items())
+    assert (loaded.name, loaded.folder, loaded.family.model_type) == (str(folder), folder, "qwen2")
+    assert loaded.shape.total_parameters == model.num_parameters()
+    assert loaded.tokenizer("héllo")["input_ids"] == tiny.byte_tokenizer()("héllo")["input_ids"]
+    assert loaded.generation_config is not None
+    assert loaded.generation_config.eos_token_id == 2
+
+
+@pytest.mark.parametrize("name", tiny.VARIANTS)
+def test_every_parameter_is_counted(name: str, tiny_folder: TinyFolder) -> None:
+    variant = tiny.VARIANTS[name]
+    folder = tiny_folder(variant.family, **variant.options)
+    assert tiny.load(folder).shape.total_parameters == tiny.reference(folder).num_parameters()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_in_the_asked_dtype(folder: Path, dtype: torch.dtype) -> None:
+    assert {tensor.dtype for tensor in tiny.load(folder, dtype).state.values()} == {dtype}
+
+
+def test_a_half_precision_checkpoint_is_widened(folder: Path) -> None:
+    change_weights(folder, lambda state: state.update({n: t.half() for n, t in state.items()}))
+    assert {tensor.dtype for tensor in tiny.load(folder).state.values()} == {torch.float32}
+
+
+def test_a_model_without_generation_config_will_do(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    assert tiny.load(folder).generation_config is None
+
+
+def test_a_sharded_model_is_the_whole_model(folder: Path, tmp_path: Path) -> None:
+    sharded = shutil.copytree(folder, tmp_path / "sharded")
+    (sharded / "model.safetensors").unlink()
+    tiny.random_model("qwen2").save_pretrained(sharded, max_shard_size="40KB")
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    whole, parts = tiny.load(folder), tiny.load(sharded)
+    assert whole.state.keys() == parts.state.keys()
+    assert all(torch.equal(whole.state[name], parts.state[name]) for name in whole.state)
+    one = sorted(sharded.glob("*.safetensors"))[1]
+    one.unlink()
+    with pytest.raises(InputError, match=rf"lacks 1 of the \d+ files .* the first is {one.name}; fetch"):
+        tiny.load(sharded)
+    (sharded / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"index\.json is damaged .*fetch"):
+        tiny.load(sharded)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+def test_weights_that_a_folder_holds_twice_are_read_once(folder: Path, tmp_path: Path, sharded: bool) -> None:
+    twice = shutil.copytree(folder, tmp_path / "twice")
+    if sharded:
+        (twice / "model.safetensors").unlink()
+        tiny.random_model("qwen2").save_pretrained(twice, max_shard_size="40KB")
+    alone = tiny.load(twice)
+    save_file({"layers.0.attention.wq.weight": torch.ones(2)}, twice / "consolidated.safetensors")
+    found = tiny.load(twice)
+    assert found.state.keys() == alone.state.keys()
+    assert found.digest == alone.digest
+
+
+def test_a_file_that_is_cut_short_is_named(folder: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(folder, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    for size in (weights.stat().st_size - 10, 100, 0):
+        weights.write_bytes(weights.read_bytes()[:size])
+        with pytest.raises(
+            InputError, match=rf"model\.safetensors is damaged.*\({size} bytes.*fetch or write it again"
+        ):
+            tiny.load(cut)
+
+
+class Bomb:
+    """A pickle of it writes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
+    fired = tmp_path / "fired"
+    pickle.loads(pickle.dumps(Bomb(fired)))
+    assert fired.exists()  # the bomb works
+    fired.unlink()
+    for name in ("pytorch_model.bin", "model.pt", "training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(fired)))
+    tiny.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no \*\.safetensors in model; .*save_pretrained"):
+        tiny.load(folder)
+    assert not fired.exists()
+
+
+NEEDED = (
+    *("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"),
+    *(f"model.layers.3.self_attn.{p}_proj.weight" for p in "qkvo"),
+    *(f"model.layers.2.mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
+    *("model.layers.1.input_layernorm.weight", "model.layers.1.post_attention_layernorm.weight"),
+    *(f"model.layers.0.self_attn.{p}_proj.bias" for p in "qkv"),
+)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
+    change_weights(folder, lambda state: state.pop(name))
+    with pytest.raises(InputError, match=f"lacks 1 tensors of the family qwen2, the first is {name};"):
+        tiny.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "name"),
+    [
+        ("qwen3", {}, "model.layers.0.self_attn.k_norm.weight"),
+        ("llama", {"attention_bias": True}, "model.layers.0.self_attn.o_proj.bias"),
+        ("llama", {"mlp_bias": True}, "model.layers.0.mlp.down_proj.bias"),
+    ],
+)
+def test_a_missing_bias_or_norm_is_named(tmp_path: Path, family: str, options: Any, name: str) -> None:
+    folder = tiny.write_model(tmp_path / "model", family, **options)
+    change_weights(folder, lambda state: state.pop(name))
+    with pytest.raises(InputError, match=f"lacks 1 tensors of the family {family}, the first is {name};"):
+        tiny.load(folder)
+
+
+def test_a_tied_model_needs_no_head(tiny_folder: TinyFolder) -> None:
+    loaded = tiny.load(tiny_folder("llama", tie_word_embeddings=True))
+    assert "lm_head.weight" not in loaded.state
+    network = ElasticNetwork(loaded, tiny.CPU)
+    assert network.head is network.embedding
+
+
+def test_another_family_is_refused(folder: Path) -> None:
+    change_config(folder, model_type="gpt2")
+    with pytest.raises(InputError, match="'gpt2'; supported families: llama, mistral, qwen2, qwen3"):
+        tiny.load(folder)
+
+
+def test_the_digest_is_of_what_decides_the_network(folder: Path) -> None:
+    """The digest goes into every journal key: equal where the network is, different where it is not."""
+    first = tiny.load(folder).digest
+    (folder / "README.md").write_text("A card.")
+    change_config(folder, transformers_version="0.0.1", use_cache=False, dtype="float16")
+    assert tiny.load(folder).digest == first
+
+    for changes in ({"rms_norm_eps": 1e-3}, {"hidden_act": "gelu"}, {"rope_parameters": tiny.YARN_ROPE}):
+        original = (folder / "config.json").read_text()
+        change_config(folder, **changes)
+        assert tiny.load(folder).digest != first, changes
+        (folder / "config.json").write_text(original)
+
+    change_weights(folder, lambda state: state["model.norm.weight"].add_(1e-3))
+    assert tiny.load(folder).digest != first
+
+
+# --- GGUF -----------------------------------------------------------------------------------------
+
+
+def write_gguf(path: Path) -> Any:
+    """Write a float32 GGUF file of a random Llama, as llama.cpp lays it out; returns the Llama."""
+    import gguf
+
+    # One token more than bytes, for a format without merges is refused.
+    model = tiny.random_model("llama", vocab_size=tiny.VOCABULARY + 1, tie_word_embeddings=True)
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    vocabulary = tiny.byte_tokenizer().get_vocab() | {"ab": tiny.VOCABULARY}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(sorted(vocabulary, key=lambda token: vocabulary[token]))
+    writer.add_token_types([3] * 4 + [1] * 257)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_pad_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        rows = tensor.numpy()
+        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # llama.cpp rotates neighbouring rows, not halves
+                halves = rows.reshape(heads, 2, config.head_dim // 2, -1)
+                rows = numpy.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
+        writer.add_tensor(str(names.get_name(name, try_suffixes=(".weight", ".bias"))), rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def test_a_gguf_file_is_dequantised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    model = write_gguf(path)
+    source = ModelSection(source=str(path), revision=None, trust_remote_code=False)
+    loaded = checkpoint.load(source)
+    assert "Dequantising tiny.gguf" in capsys.readouterr().out
+    expected = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    assert loaded.state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(loaded.state[name], tensor), name
+    assert loaded.tokenizer("cab")["input_ids"] == [*loaded.tokenizer("c")["input_ids"], tiny.VOCABULARY]
+    network = ElasticNetwork(loaded, tiny.CPU)
+    tokens = tiny.random_tokens()
+    torch.testing.assert_close(
+        tiny.elastic_logits(network, network.shape.dense(), tokens),
+        tiny.reference_logits(model, tokens),
+        rtol=1e-5,
+        atol=3e-5,
+    )
+    again = checkpoint.load(source)
+    assert capsys.readouterr().out == ""
+    assert again.digest == loaded.digest
+    assert loaded.folder.parent == tmp_path / "cache" / "models"
+    assert not list(loaded.folder.parent.glob(".*"))  # nothing half made
+
+
+def test_a_failed_conversion_leaves_nothing_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+
+    def fails(_: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_convert", fails)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load(ModelSection(source=str(path), revision=None, trust_remote_code=False))
+    assert [p.suffix for p in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"not a model")
+    with pytest.raises(InputError, match=r"broken\.gguf is not a readable GGUF file"):
+        checkpoint.load(ModelSection(source=str(path), revision=None, trust_remote_code=False))

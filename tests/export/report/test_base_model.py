@@ -1,0 +1,101 @@
+"""What a model card says of the base model comes from that model's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFWriter, LlamaFileType
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from stages.config.params import ModelSection
+from stages.export.report import base_model
+from stages.export.report.base_model import BaseModel, read_base_model
+from tests import tiny
+
+
+def model(source: str) -> ModelSection:
+    return ModelSection(source=source, revision=None, trust_remote_code=False)
+
+
+def write_card(folder: Path, front: str) -> None:
+    (folder / "README.md").write_text(f"---\n{front}\n---\n\n# A model\n")
+
+
+def test_a_local_folder(tmp_path: Path) -> None:
+    folder = tiny.write_model(tmp_path / "some-model", "qwen2")
+    write_card(folder, "license: apache-2.0\nlanguage: [en, de]\nbase_model: org/other")
+    for name in ("LICENSE", "NOTICE.txt", "LICENSES"):
+        (folder / name).mkdir() if name == "LICENSES" else (folder / name).write_text("terms")
+    found = read_base_model(model(str(folder)))
+    terms = (folder / "LICENSE", folder / "NOTICE.txt")
+    assert found == BaseModel("some-model", "a local folder", "apache-2.0", ("en", "de"), terms=terms)
+
+
+@pytest.mark.parametrize(
+    ("front", "licence", "languages"),
+    [
+        ("license: other\nlicense_name: llama-x\nlanguage: en", "llama-x", ("en",)),
+        ("license: other", "other", ()),
+        ("library_name: transformers", "unknown", ()),
+        ("license: [broken", "unknown", ()),
+    ],
+)
+def test_cards_that_say_less(tmp_path: Path, front: str, licence: str, languages: tuple[str, ...]) -> None:
+    folder = tiny.write_model(tmp_path / "model", "llama")
+    write_card(folder, front)
+    found = read_base_model(model(str(folder)))
+    assert (found.licence, found.languages) == (licence, languages)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration is in the cache; card and terms are fetched where the hub answers."""
+    snapshot = tiny.write_model(tmp_path / "snapshot", "llama")
+
+    def fetch(repo: str, revision: str, allow_patterns: list[str]) -> str:
+        assert (repo, revision) == ("org/small", "main")
+        assert {"README.md", "LICENSE*"} <= set(allow_patterns)
+        if not answers:
+            raise LocalEntryNotFoundError("offline")
+        write_card(snapshot, "license: mit")
+        (snapshot / "LICENSE").write_text("terms")
+        return str(snapshot)
+
+    found_config: Any = lambda *_, **__: str(snapshot / "config.json")  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", found_config)
+    monkeypatch.setattr(base_model, "snapshot_download", fetch)
+    found = read_base_model(model("org/small"))
+    assert (found.name, found.hub_id) == ("small", "org/small")
+    assert found.origin == "org/small on the Hugging Face hub, revision main"
+    assert found.licence == ("mit" if answers else "unknown")
+    assert found.terms == ((snapshot / "LICENSE",) if answers else ())
+    assert ("did not serve the card of org/small" in capsys.readouterr().out) != answers
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "quantisation"),
+    [
+        (LlamaFileType.MOSTLY_Q4_K_M, "Small-1B.Q4_K_M.gguf", "Q4_K_M"),
+        (LlamaFileType.MOSTLY_F16, "Small-1B.F16.gguf", None),
+        (None, "Small-1B.gguf", None),
+    ],
+)
+def test_a_gguf_file(tmp_path: Path, kind: LlamaFileType | None, name: str, quantisation: str | None) -> None:
+    path = tmp_path / name
+    writer = GGUFWriter(path, "llama")
+    writer.add_license("cc-by-4.0")
+    writer.add_languages(["en"])
+    writer.add_organization("Some Lab")
+    if kind is not None:
+        writer.add_file_type(kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = read_base_model(model(str(path)))
+    assert found == BaseModel(
+        "Small-1B", f"the file {name}, by Some Lab", "cc-by-4.0", ("en",), quantisation=quantisation
+    )

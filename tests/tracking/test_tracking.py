@@ -1,0 +1,587 @@
+"""What MLflow holds after the stages of a pipeline ran, failed or were killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+import pytest
+
+from stages.config.params import load_params
+from stages.files import InputError
+from stages.tracking import invocation, pipeline_run
+from stages.tracking import registry as tracking_registry
+from stages.tracking import store as tracking_store
+from stages.tracking import tracker as tracking
+from stages.tracking.tracker import Evaluation, Tracker
+from stages.train_predictor.predictor import Predictor
+
+REPOSITORY = Path(__file__).parents[2]
+PARAMS = load_params(REPOSITORY / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; to make one takes seconds."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a repository (with a blank in its path) whose store is still empty."""
+    folder = tmp_path / "a repository"
+    folder.mkdir()
+    shutil.copy(template, folder / "mlflow.db")
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, pid: int, command: str = "repro") -> None:
+    """From now on the stages are those of the dvc with that pid."""
+    identity = invocation.ProcessIdentity(socket.gethostname(), pid, 1_700_000_000.0)
+    monkeypatch.setattr(invocation, "current", lambda: invocation.Invocation(identity, command))
+
+
+def evaluation(number: int, **changes: Any) -> Evaluation:
+    sites = [f"ratio.{layer:02d}.{kind}" for layer in range(30) for kind in ("attention", "mlp")]
+    draw = random.Random(number)
+    content: dict[str, Any] = {
+        "key": f"key{number}",
+        "architecture": f"{number:012x}",
+        "design": "bundled",
+        "stage": "evaluate",
+        "params": {site: draw.random() / 2 for site in sites},
+        "metrics": {"overall_ratio": 0.249, **{f"ppl.{i}": draw.uniform(20, 90) for i in range(20)}},
+    }
+    return Evaluation(**(content | changes))
+
+
+def runs(condition: str = "") -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_store.uri())
+    experiment = client.get_experiment_by_name(PARAMS.tracking.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], condition, order_by=["start_time"]))
+
+
+def parents() -> list[Any]:
+    return runs(f"tags.`{pipeline_run.INVOCATION}` LIKE '%'")
+
+
+def evaluations() -> list[Any]:
+    return runs(f"tags.`{tracking.KEY}` LIKE '%'")
+
+
+def test_importing_it_imports_no_mlflow() -> None:
+    code = "import sys, stages.tracking.tracker; sys.exit('mlflow' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+def test_stages_of_one_invocation_share_a_parent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke(monkeypatch, 11)
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        assert [run.info.status for run in parents()] == ["RUNNING"]
+        tracker.log_evaluation(evaluation(1))
+    assert [run.info.status for run in parents()] == ["FINISHED"]
+    with Tracker.open("search", PARAMS) as tracker:
+        tracker.log_stage({"finalists": 3}, {"chosen": "a"})
+        tracker.child("search TPE", {"trials": 600}, {"best": 3.5}, tags={"seed": "0"})
+        assert [run.info.status for run in parents()] == ["RUNNING"]
+
+    (parent,) = parents()
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name.startswith("repro 20")
+    assert parent.data.metrics == {"finalists": 3}
+    assert parent.data.params["evaluate.calibration.samples"] == str(PARAMS.evaluate.calibration.samples)
+    assert parent.data.params["search.objective.log_ppl.news"] == "1.0"
+    assert parent.data.params["sample.ratios"] == "[0.1, 0.2, 0.3, 0.4, 0.5]"
+    assert parent.data.tags["mlflow.source.name"] == "dvc repro"
+    assert parent.data.tags["prunecast.model"] == PARAMS.model.source
+    children = [run for run in runs() if run.data.tags.get(tracking.PARENT) == parent.info.run_id]
+    assert [run.info.run_name for run in children] == ["bundled 00000000 24.9 %", "search TPE"]
+    assert children[1].data.tags["dvc.stage"] == "search"
+    assert children[1].data.tags["seed"] == "0"
+
+
+def test_new_invocation_gets_a_parent_of_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pid, command in ((11, "repro"), (12, "exp"), (13, "")):
+        invoke(monkeypatch, pid, command)
+        with Tracker.open("export", PARAMS):
+            pass
+    assert [run.info.run_name.split(" 20")[0] for run in parents()] == ["repro", "exp", "export"]
+
+
+def test_run_names_the_commit_and_whether_it_was_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+    (root / "tracked").write_text("as committed")
+    for command in (["init", "-q"], ["add", "tracked"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], cwd=root, check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=root, text=True).strip()
+    monkeypatch.chdir(root)
+    for pid, content in ((11, "as committed"), (12, "changed")):
+        (root / "tracked").write_text(content)
+        invoke(monkeypatch, pid)
+        with Tracker.open("evaluate", PARAMS) as tracker:
+            tracker.log_evaluation(evaluation(pid))
+    found = [(run.data.tags[pipeline_run.COMMIT], run.data.tags[pipeline_run.DIRTY]) for run in runs()]
+    assert found == [(commit, "false")] * 2 + [(commit, "true")] * 2
+
+
+def test_evaluation_is_logged_once_with_its_ratios(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pid in (11, 12):
+        invoke(monkeypatch, pid)
+        with Tracker.open("evaluate", PARAMS) as tracker:
+            for _ in range(2):
+                tracker.log_evaluation(evaluation(1, tags={"origin": "laptop"}))
+            assert tracker.logged_keys() == {"key1"}
+    (run,) = evaluations()
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {site: f"{ratio:.3f}" for site, ratio in evaluation(1).params.items()}
+    assert run.data.metrics == pytest.approx(dict(evaluation(1).metrics))
+    tags = {"prunecast.architecture": "000000000001", "prunecast.design": "bundled", "origin": "laptop"}
+    assert tags.items() <= run.data.tags.items()
+    assert run.data.tags["mlflow.user"]
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_a_kill_kept_out_is_logged_next_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke(monkeypatch, 11)
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(evaluation(1))
+        monkeypatch.setattr(tracker._client, "log_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.log_evaluation(evaluation(2))  # its run exists, without ratios and metrics
+    assert len(evaluations()) == 2
+
+    invoke(monkeypatch, 12)
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        assert tracker.logged_keys() == {"key1"}
+        for number in (1, 2, 3):  # all rows of the journal
+            tracker.log_evaluation(evaluation(number))
+    whole = [run.data.tags[tracking.KEY] for run in evaluations() if run.info.status == "FINISHED"]
+    assert sorted(whole) == ["key1", "key2", "key3"]
+
+
+def test_deleted_evaluation_is_logged_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(evaluation(1))
+    MlflowClient(tracking_uri=tracking_store.uri()).delete_run(evaluations()[0].info.run_id)
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(evaluation(1))
+    assert len(evaluations()) == 1
+
+
+def test_evaluations_of_a_run_before_can_be_tagged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke(monkeypatch, 11)
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(evaluation(1))
+        tracker.log_evaluation(evaluation(2))
+    invoke(monkeypatch, 12)
+    with Tracker.open("search", PARAMS) as tracker:
+        tracker.tag_evaluations({"key2": {"prunecast.finalist": "1", "prunecast.winner": "true"}})
+        with pytest.raises(KeyError, match="key9"):
+            tracker.tag_evaluations({"key9": {"prunecast.finalist": "2"}})
+    (run,) = runs("tags.`prunecast.winner` = 'true'")
+    assert run.data.tags[tracking.KEY] == "key2"
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_error_shows_in_the_status_and_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], status: str
+) -> None:
+    invoke(monkeypatch, 11)
+    with pytest.raises(error), Tracker.open("evaluate", PARAMS):
+        raise error
+    assert [run.info.status for run in parents()] == [status]
+    with Tracker.open("export", PARAMS):  # `dvc repro --keep-going`
+        pass
+    assert [run.info.status for run in parents()] == [status]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from stages import params
+from stages.tracking.tracker import Tracker
+with Tracker.open("evaluate", load_params(Path("params.yaml"))):
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_run_is_marked_by_the_next(root: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", CHILD], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"open\n"
+            with Tracker.open("evaluate", PARAMS):  # the other process lives: its run is left alone
+                assert [run.info.status for run in parents()] == ["RUNNING", "RUNNING"]
+        finally:
+            process.kill()
+    with Tracker.open("export", PARAMS):
+        pass
+    assert [run.info.status for run in parents()] == ["KILLED", "FINISHED"]
+
+
+def test_opening_prints_nothing(tmp_path: Path, template: Path) -> None:
+    for store in (tmp_path / "fresh", tmp_path / "copied"):
+        store.mkdir()
+    shutil.copy(template, tmp_path / "copied" / "mlflow.db")
+    code = CHILD.replace("time.sleep(60)", "pass")
+    for store in (tmp_path / "fresh", tmp_path / "copied"):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        environment["DVC_ROOT"] = str(store)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "open\n", "")
+
+
+def test_runs_of_one_dvc_are_one_invocation(tmp_path: Path) -> None:
+    """A stand-in for dvc runs two stages, each through a shell."""
+    stage = "from stages import invocation as i; c = i.current(); print(c.identity, c.command)"
+    dvc = tmp_path / "dvc"
+    dvc.write_text(
+        "import subprocess, sys\n"
+        "for _ in range(2):\n"
+        f"    subprocess.run(['sh', '-c', sys.executable + ' -c \"{stage}\"; true'], check=True)\n"
+    )
+    seen = []
+    for arguments in (["repro"], ["-v", "exp", "run"], ["status"]):
+        command = [sys.executable, str(dvc), *arguments]
+        seen.append(subprocess.check_output(command, cwd=REPOSITORY, text=True).splitlines())
+    repro, exp, status = seen
+    assert repro[0] == repro[1]
+    assert repro[0].endswith(" repro")
+    assert exp[0] == exp[1]
+    assert exp[0].endswith(" exp")
+    assert exp[0].split()[0] != repro[0].split()[0]
+    assert status[0] != status[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ("/usr/bin/python3 /usr/bin/dvc repro evaluate", "repro"),
+        ("python -m dvc exp run --temp", "exp"),
+        ("/opt/dvc/dvc -v repro", "repro"),
+        ("python -m stages.evaluate", ""),
+        ("dvc dag", ""),
+        ("git add dvc.yaml", ""),
+    ],
+)
+def test_dvc_is_known_by_its_arguments(arguments: str, command: str) -> None:
+    assert invocation.dvc_command(arguments.split()) == command
+
+
+def test_process_is_known_by_more_than_its_pid() -> None:
+    here = invocation.this_process()
+    assert invocation.ProcessIdentity.parse(str(here)) is not None
+    assert not here.is_dead()
+    reused = invocation.ProcessIdentity(here.host, here.pid, here.started - 3600)
+    assert reused.is_dead()
+    assert not invocation.ProcessIdentity("elsewhere", here.pid, here.started - 3600).is_dead()
+    assert invocation.ProcessIdentity.parse("not:one") is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_metric_that_is_no_number_is_named(root: Path, value: Any) -> None:
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        with pytest.raises(ValueError, match=r"ppl\.news.*finite number"):
+            tracker.log_evaluation(evaluation(1, metrics={"ppl.news": value}))
+        with pytest.raises(ValueError, match=r"ppl\.news"):
+            tracker.log_stage({"ppl.news": value})
+    assert evaluations() == []
+
+
+def test_more_sites_than_mlflow_takes_in_one_call(root: Path) -> None:
+    ratios = {f"ratio.{layer:03d}.mlp": layer / 1000 for layer in range(240)}
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(evaluation(1, params=ratios))
+        tracker.log_stage(params={"long": "x" * 7000})
+    (run,) = evaluations()
+    assert run.data.params == {site: f"{ratio:.3f}" for site, ratio in ratios.items()}
+    assert len(parents()[0].data.params["long"]) == tracking_store.PARAM_LENGTH
+
+
+def test_artifacts_lie_in_the_repository(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "trials.csv").write_text("trial\n1\n")
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "front.svg").write_text("<svg/>")
+    with Tracker.open("search", PARAMS) as tracker:
+        tracker.log_stage(artifacts=[tmp_path / "trials.csv", tmp_path / "plots"])
+    (parent,) = parents()
+    stored = root / "mlartifacts" / parent.info.run_id / "artifacts"
+    assert {str(path.relative_to(stored)) for path in stored.rglob("*.*")} == {
+        "trials.csv",
+        "plots/front.svg",
+    }
+
+
+@pytest.fixture
+def predictor(tmp_path: Path) -> tuple[Predictor, Path, pandas.DataFrame, pandas.DataFrame]:
+    """A predictor, where it is saved, features and what it forecasts of them."""
+    draw = numpy.random.default_rng(0)
+    names = [f"ratio.{i:02d}.mlp" for i in range(6)]
+    table = pandas.DataFrame(draw.random((40, 6)), columns=names)
+    pairs = table.assign(**{"log_ppl.a": table.sum(axis=1)})
+    section = PARAMS.train_predictor.model_copy(update={"trees": 10, "model": "additive+xgboost"})
+    fitted = Predictor.fit(pairs, names, ["log_ppl.a"], section)
+    fitted.save(tmp_path / "saved")
+    return fitted, tmp_path / "saved", table, pandas.DataFrame(fitted.forecast(table.to_numpy()))
+
+
+def test_predictor_loads_from_the_registry_without_pickles(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    predictor: tuple[Predictor, Path, pandas.DataFrame, pandas.DataFrame],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import mlflow
+
+    _, folder, table, forecast = predictor
+    uris = []
+    with Tracker.open("train-predictor", PARAMS) as tracker:
+        for _ in range(2):
+            logged = tracker.log_predictor("toy", folder, table[:5], forecast[:5], {"trees": 10}, {"r2": 0.9})
+            uris.append(logged)
+    assert uris == ["models:/prunecast-toy/1", "models:/prunecast-toy/2"]
+    assert capfd.readouterr() == ("", "")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    for uri in (uris[0], f"models:/prunecast-toy@{tracking_registry.ALIAS}"):
+        served = mlflow.pyfunc.load_model(uri)
+        assert served.predict(table)["log_ppl.a"].to_numpy() == pytest.approx(
+            forecast["log_ppl.a"].to_numpy()
+        )
+    children = [run for run in runs() if tracking.PARENT in run.data.tags]
+    assert [run.info.status for run in children] == ["FINISHED", "FINISHED"]
+    assert children[0].data.metrics == {"r2": 0.9}
+    version = mlflow.MlflowClient().get_model_version_by_alias("prunecast-toy", tracking_registry.ALIAS)
+    assert (str(version.version), version.run_id) == ("2", children[1].info.run_id)
+    requirements = next((root / "mlartifacts").rglob("requirements.txt")).read_text()
+    assert "xgboost" in requirements
+    assert "==" in requirements
+    stored = {path.name for path in (root / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"predictor.json", "log_ppl.a.ubj", "served.py"} <= stored
+    assert not [name for name in stored if name.endswith((".pkl", ".pyc"))]
+
+
+def test_failure_to_log_a_predictor_shows(root: Path, tmp_path: Path) -> None:
+    table = pandas.DataFrame({"x": [1.0]})
+    with pytest.raises(FileNotFoundError), Tracker.open("train-predictor", PARAMS) as tracker:
+        tracker.log_predictor("toy", tmp_path / "nowhere", table, table, {}, {})
+    assert {run.info.status for run in runs()} == {"FAILED"}
+
+
+def exported(folder: Path, architecture: Any = None, seed: int = 0) -> Path:
+    """An export with tokenizer and card, as the stage writes it."""
+    from tests import tiny
+
+    model = tiny.random_model("llama", seed)
+    tiny.export(folder, model, architecture or tiny.HOLLOW, tokenizer=tiny.byte_tokenizer())
+    (folder / "README.md").write_text("# A card")
+    return folder
+
+
+def log_model(folder: Path, card: str = "# A card") -> str:
+    with Tracker.open("export", PARAMS) as tracker:
+        return tracker.log_model("model", folder, {"ppl.news": 30.5}, {"prunecast.architecture": "ab"}, card)
+
+
+@pytest.fixture
+def registered(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store, where a user looks at it in a process without pickles."""
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    return root
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["own code", "plain"])
+def test_the_model_loads_from_the_registry_and_generates(
+    registered: Path, tmp_path: Path, uniform: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+    import torch
+
+    from stages.architecture import Architecture
+    from tests import tiny
+
+    architecture = Architecture.from_json([[2, 2, 32]] * tiny.LAYERS) if uniform else tiny.HOLLOW
+    folder = exported(tmp_path / "model", architecture)
+    capfd.readouterr()
+    start = time.perf_counter()
+    uri = log_model(folder)
+    print(f"{time.perf_counter() - start:.1f} s to register")
+    assert uri == "models:/prunecast-model/1"
+    assert capfd.readouterr().err == ""
+    tokens, expected = tiny.random_tokens(), tiny.exported(folder)
+
+    champion = f"models:/prunecast-model@{tracking_registry.ALIAS}"
+    pipe = mlflow.transformers.load_model(champion)
+    assert torch.equal(tiny.reference_logits(pipe.model, tokens), tiny.reference_logits(expected, tokens))
+    (written,) = pipe("A model", max_new_tokens=5, do_sample=False)
+    ids = pipe.tokenizer("A model", return_tensors="pt")["input_ids"]
+    whole = expected.generate(ids, max_new_tokens=5, do_sample=False)
+    assert written["generated_text"] == pipe.tokenizer.decode(whole[0], skip_special_tokens=True)
+
+    served = mlflow.pyfunc.load_model(champion)
+    assert served.predict("A model", params={"max_new_tokens": 5}) == [written["generated_text"]]
+    assert served.predict("A model") == served.predict("A model"), "it is drawn at random"
+
+
+def test_a_registered_model_says_what_it_is_and_what_it_needs(registered: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    folder = exported(tmp_path / "model")
+    (folder / "model.gguf").write_text("the same weights over again")
+    log_model(folder)
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    assert version.description == "# A card"
+    assert version.tags["prunecast.architecture"] == "ab"
+    assert pipeline_run.COMMIT in version.tags
+    run = client.get_run(str(version.run_id))
+    assert run.data.metrics == {"ppl.news": 30.5}
+    assert run.info.status == "FINISHED"
+    assert tracking.PARENT in run.data.tags
+    stored = [path for path in (registered / "mlartifacts").rglob("*") if path.is_file()]
+    (place,) = {path.parent for path in stored if path.name == "MLmodel"}
+    assert {path.name: path.read_bytes() for path in (place / "model").iterdir()} == {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".gguf"
+    }
+    assert not any(path.is_symlink() for path in stored)
+    assert sum(path.suffix == ".safetensors" for path in stored) == 1, "the weights lie there more than once"
+    assert not {path.suffix for path in stored} & {".pkl", ".pickle", ".bin", ".pt"}
+    assert str(folder) not in (place / "MLmodel").read_text()
+    required = (place / "requirements.txt").read_text().splitlines()
+    named = {line.partition("==")[0] for line in required}
+    assert {"torch", "transformers", "tokenizers", "safetensors", "mlflow"} <= named
+    assert all("==" in line and "+" not in line for line in required)
+
+
+def test_the_same_weights_are_stored_once(registered: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    first, second = exported(tmp_path / "one"), exported(tmp_path / "two", seed=1)
+    assert [log_model(folder) for folder in (first, second)] == [
+        "models:/prunecast-model/1",
+        "models:/prunecast-model/2",
+    ]
+    (first / "README.md").write_text("written later")
+    assert log_model(first, "# Another card") == "models:/prunecast-model/1"
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    assert (str(version.version), version.description) == ("1", "# Another card")
+    assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 2
+
+    shutil.rmtree(registered / "mlartifacts")  # someone cleans up: it is stored again
+    assert log_model(first) == "models:/prunecast-model/3"
+    assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 1
+
+
+def test_a_model_that_cannot_be_stored_shows(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    folder = exported(tmp_path / "model")
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        log_model(folder)
+    assert {run.info.status for run in runs()} == {"FAILED"}
+    with pytest.raises(mlflow.MlflowException):
+        mlflow.MlflowClient().get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+
+
+def unusable_stores(folder: Path) -> Iterator[tuple[str, str]]:
+    (folder / "file").write_text("")
+    (folder / "text.db").write_text("no database, but long enough to be looked at" * 40)
+    yield f"sqlite:///{folder}/file/mlflow.db", "file/mlflow.db"
+    yield f"sqlite:///{folder}/text.db", "not a database"
+    yield "http://name:secret@127.0.0.1:9/", r"http://name:\*\*\*@127.0.0.1:9"
+    yield f"file:{folder}/mlruns", "mlruns"
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_store_that_cannot_be_used_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    uri, expected = list(unusable_stores(tmp_path))[number]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=expected) as caught, Tracker.open("evaluate", PARAMS):
+        pass
+    assert "--no-tracking" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - start < 60
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_moved_repository_is_told_where_its_artifacts_belong(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Tracker.open("evaluate", PARAMS):
+        pass
+    moved = root.rename(root.parent / "moved")
+    root.write_text("")  # where the artifacts belong, nothing can be written
+    monkeypatch.setenv("DVC_ROOT", str(moved))
+    with pytest.raises(InputError, match="a repository/mlartifacts"), Tracker.open("evaluate", PARAMS):
+        pass
+
+
+def test_missing_mlflow_is_said_and_not_ignored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(InputError, match=r"mlflow.*--no-tracking"), Tracker.open("evaluate", PARAMS):
+        pass
+
+
+def test_disabled_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with tracking.disabled() as tracker:
+        tracker.log_evaluation(evaluation(1))
+        tracker.tag_evaluations({"key1": {"prunecast.winner": "true"}})
+        tracker.log_stage({"x": 1.0}, artifacts=[tmp_path])
+        tracker.child("search", {}, {})
+        assert tracker.log_predictor("toy", tmp_path, None, None, {}, {}) == ""  # type: ignore[arg-type]
+        assert tracker.log_model("toy", tmp_path, {}, {}) == tracker.run == ""
+        assert tracker.logged_keys() == frozenset()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), tracking.disabled():
+        raise RuntimeError
+    assert {n for n in vars(Tracker) if not n.startswith("_")} - set(vars(tracking._Disabled)) == {"open"}
+
+
+def test_speed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Tracker.open("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(evaluation(0))
+        start = time.perf_counter()
+        for number in range(1, 21):
+            tracker.log_evaluation(evaluation(number))
+        speed = 20 / (time.perf_counter() - start)
+    with capsys.disabled(), contextlib.suppress(OSError):
+        print(f" {speed:.0f} evaluations/s ", end="")
+    assert len(evaluations()) == 21
