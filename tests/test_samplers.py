@@ -99,7 +99,7 @@ def test_a_finished_run_is_read(tmp_path: Path):
 
 def test_it_prints_a_row_a_sampler(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(samplers, "SMOLLM2", SMALL)
-    monkeypatch.setattr("stages.config.params.load", lambda: SECTION)
+    monkeypatch.setattr(samplers, "load_params", lambda: SECTION)
     monkeypatch.setattr(sys, "argv", ["samplers", "--synthetic", "--seeds", "1", "--forecasts", "6"])
     samplers.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 6 |")]

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from stages.config import extensions
 from stages.config.budget import Budget
+from stages.config.choices import SamplerName
 from stages.config.fields import Count, Fraction, Interval, Natural, Positive, Ratio, Section
 from stages.files import InputError
 
@@ -226,7 +228,7 @@ class Search(Section):
     seed: Natural
     objective: Annotated[dict[str, Positive], Field(min_length=1)]
     narrowing: Narrowing
-    sampler: Literal["tpe", "nsga2", "random"]
+    sampler: SamplerName
     bundle: Count
     trials: Count
     rounds: Count
@@ -269,6 +271,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     profile: ProfileName
+    extensions: list[str]
     model: ModelSection
     corpora: Corpora
     budget: Budget
@@ -341,10 +344,19 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         ) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
+    extensions.load(_extensions(path, document))
     try:
         return Params.model_validate(document)
     except ValidationError as error:
         raise InputError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+
+
+def _extensions(path: Path, document: Any) -> list[str]:
+    """The extensions that a document names, whose other keys are not checked yet."""
+    named = document.get("extensions", []) if isinstance(document, dict) else []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(f"{path}: extensions is {named!r}; expected a list of Python files, or []")
+    return named
 
 
 def _explain(path: Path, problem: Any) -> str:

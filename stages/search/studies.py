@@ -7,15 +7,12 @@ Where damage curves are known, a bundle's dimension is the price of its cuts: wh
 multiplied by before the cheapest cuts are chosen, so that every trial is a good architecture if the
 curves are right up to these factors. Else it is a ratio.
 
-The sampler is the tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for
-hyper-parameter optimization"; Optuna's is multivariate); NSGA-II (Deb et al. 2002) and random
-search stand under the same interface.
+Which sampler proposes them is a choice: `stages.search.samplers`.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from tqdm import tqdm
 
 from stages.architecture import Architecture, Site
+from stages.config.choices import SAMPLERS
 from stages.config.params import Search
 from stages.files import InputError
 from stages.sample.limits import Limited
@@ -38,7 +36,6 @@ PRICE = 0.7
 """The logarithm of a bundle's price lies between minus and plus this."""
 _PRICED = 0.35
 """The part of the trials that moves the prices of sites."""
-_POPULATION = 50  # NSGA-II's
 
 Wishes = Mapping[Site, float]
 
@@ -224,7 +221,7 @@ class _Phase:
         name = f"{question.name} {label}"
         self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         done = len(self._study.get_trials(deepcopy=False, states=_TOLD))
-        self._study.sampler = _sampler(section, question.seed + done)
+        self._study.sampler = SAMPLERS[section.sampler](question.seed + done, section)
 
     def run(self, count: int, starts: Sequence[Mapping[str, float]], first: int = 0) -> list[Trial]:
         """`count` trials, those of an interrupted run among them, numbered from `first`."""
@@ -266,24 +263,6 @@ class _Phase:
 
 
 _TOLD = (optuna.trial.TrialState.COMPLETE,)
-
-
-def _sampler(section: Search, seed: int) -> optuna.samplers.BaseSampler:
-    if section.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if section.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", FutureWarning)  # `gamma` stays until Optuna 6, which has no other way
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, n_startup_trials=max(1, min(20, section.trials // 40)), gamma=_good
-        )
-
-
-def _good(told: int) -> int:
-    """How many of the trials told count as good: fewer than by default, since forecasts have no noise."""
-    return max(3, min(10, told // 20))
 
 
 def distance(a: Architecture, b: Architecture) -> int:

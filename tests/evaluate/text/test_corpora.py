@@ -712,7 +712,7 @@ def test_sources_are_read_without_importing_heavy_packages():
     import sys
 
     code = (
-        "import sys; from stages.evaluate import corpora; "
+        "import sys; from stages.evaluate.text import corpora; "
         "print([m for m in ('torch', 'gensim', 'lm_eval', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,36 @@
+"""The things that a key of params names one of, and the type of such a key.
+
+Each registry says where ours are. An extension enters its own: ``IMPORTANCES.add("mine", mine)``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from stages.registry import Registry
+
+
+def one_of(registry: Registry) -> AfterValidator:
+    """The check of a key that names one of a registry's things."""
+
+    def check(name: str) -> str:
+        if name not in registry.names:
+            raise ValueError(f"{name!r} is not known; expected one of {', '.join(registry.names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+SAMPLERS = Registry(
+    "search.sampler",
+    {
+        "tpe": "stages.search.samplers:tpe",
+        "nsga2": "stages.search.samplers:nsga2",
+        "random": "stages.search.samplers:uniform",
+    },
+)
+"""Functions from a seed and the search's section to an Optuna sampler."""
+
+SamplerName = Annotated[str, one_of(SAMPLERS)]

@@ -1,0 +1,49 @@
+"""What params can name: things of one kind, ours and those of extensions.
+
+A kind of thing that people add (an importance, a sampler, an executor, …) has a `Registry`. Ours stand
+in it as ``"module:attribute"``, as entry points do: their names are known at once, and a module is
+imported when its thing is asked for, so that reading params never costs an import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+
+class Registry:
+    """Things by name. `key` is where params name one, for errors: ``"evaluate.importance"``."""
+
+    def __init__(self, key: str, ours: Mapping[str, str]) -> None:
+        self.key = key
+        self._places = dict(ours)
+        self._things: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Every name, ours first."""
+        return [*self._places, *(name for name in self._things if name not in self._places)]
+
+    def add(self, name: str, thing: Any) -> None:
+        """Enter a thing of an extension.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self.names:
+            raise ValueError(f"{self.key} has a {name!r} already; give yours another name")
+        self._things[name] = thing
+
+    def __getitem__(self, name: str) -> Any:
+        """The thing of that name.
+
+        Raises:
+            KeyError: there is none; the message lists those that there are.
+        """
+        if name not in self._things:
+            if name not in self._places:
+                raise KeyError(f"{self.key} has no {name!r}; there are {', '.join(self.names)}")
+            module, _, attribute = self._places[name].partition(":")
+            self._things[name] = getattr(importlib.import_module(module), attribute)
+        return self._things[name]
