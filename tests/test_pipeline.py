@@ -701,4 +701,4 @@ def test_a_budget_of_bytes_and_milliseconds(
         assert row["takes.size_bytes"] == 4 * row["parameters"]
         assert min(row["takes.prefill_ms"], row["takes.decode_ms"]) > 0
     assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
-    assert "budget.size_bytes is 1000; the smallest architecture of sample.ratios" in refused.stderr
+    assert "budget.size_bytes is 1000; the smallest architecture of the 3 of 4 layers that" in refused.stderr

@@ -26,7 +26,7 @@ def run(params: Params, _: argparse.Namespace) -> None:
     curves = DamageCurves.of_pairs(shape, measured, texts, expected)
     (curves or DamageCurves({})).write(DATA / "build_dataset" / "damage.json")
     scores = evaluated / "importance.safetensors"
-    features = Features.of_model(shape, params.sample.bundle, scores, curves)
+    features = Features.of_model(shape, params.build_dataset.band, scores, curves)
     formats = context["measurement"]["question_formats"]
     targets = table.targets_of(texts, list(params.corpora.questions), formats)
     section = params.build_dataset

@@ -69,14 +69,14 @@ class Sample(Section):
     single_site_ratios: list[Annotated[float, Field(gt=0, le=1)]]
     spread: Natural
     spread_overall_ratios: Interval
+    spread_site_ratios: Interval
 
     @model_validator(mode="after")
     def _samples_something(self) -> Sample:
-        low, high = self.spread_overall_ratios
-        if low >= high:
-            raise ValueError(
-                f"spread_overall_ratios is [{low}, {high}]; expected [low, high] with low < high"
-            )
+        for name in ("spread_overall_ratios", "spread_site_ratios"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise ValueError(f"{name} is [{low}, {high}]; expected [low, high] with low < high")
         if not (self.bundled or self.free or self.single_site_ratios or self.spread):
             raise ValueError("no design asks for an architecture; raise bundled, free or spread")
         return self
@@ -191,6 +191,7 @@ class Evaluate(Section):
 class BuildDataset(Section):
     seed: Natural
     held_out: Fraction
+    band: Count
 
 
 class TrainPredictor(Section):

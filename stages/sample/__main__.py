@@ -23,6 +23,8 @@ def run(params: Params, _: argparse.Namespace) -> None:
     designs.write(DATA / "sample" / "architectures.json", shape, made, table)
     counts = ", ".join(f"{count} {design}" for design, count in Counter(d.design for d in made).items())
     print(f"{len(made)} architectures of {params.model.source} ({shape.layers} layers): {counts}")
+    if told := designs.extrapolation(shape, made, budget, limits):
+        print(f"note: {told}")
 
 
 if __name__ == "__main__":

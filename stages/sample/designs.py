@@ -14,7 +14,7 @@ from stages.config.params import Sample
 from stages.files import InputError, read_json, write_json
 from stages.sample.latency import LatencyTable
 from stages.sample.limits import Limit, Limited
-from stages.sample.space import Space, bundles, prunable_sites
+from stages.sample.space import Interval, Space, bundles, prunable_sites
 
 SCHEMA, VERSION = "prunecast.architectures", 1
 DENSE, UNIFORM, SIMPLE = "dense", "uniform", "simple"
@@ -77,13 +77,13 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
     Each site's ratio strays from the overall one by a Latin hypercube (McKay et al. 1979), one
     dimension a site, so that every site takes every strength as often as any other; how far the
     sites stray alternates, so that even and uneven architectures are both among them. Widths are the
-    nearest ones: no budget is to be met.
+    nearest ones: no budget is to be met. No site is cut beyond `spread_site_ratios`.
 
     Raises:
         InputError: an overall ratio cannot be reached on the prunable sites.
     """
     sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
-    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, max(sample.ratios))))
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, _interval(sample.spread_site_ratios)))
     rng = random.Random(sample.seed)
     columns = {site: rng.sample(range(sample.spread), sample.spread) for site in sites}
     low, high = sample.spread_overall_ratios
@@ -168,20 +168,53 @@ def baselines(
 
 
 def check_budget(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()) -> None:
-    """Raise InputError unless the sampled ratios surround the budget, so that no forecast extrapolates."""
+    """Raise InputError unless the prunable sites, from dense to dropped, reach the budget."""
     sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
-    grid = (min(sample.ratios), max(sample.ratios))
-    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, grid))
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, 1.0)))
     low, high = space.reachable()
-    reach = f"sample.ratios [{grid[0]:g} … {grid[1]:g}] on {len(sites) // 2} of {shape.layers} layers"
+    reach = (
+        f"the {len(sites) // 2} of {shape.layers} layers that sample.first_layers_kept and "
+        "sample.last_layers_kept leave to prune"
+    )
     if budget.overall_ratio is not None and not low <= budget.overall_ratio <= high:
         raise InputError(
             f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; expected a number from "
-            f"{low:.4f} to {high:.4f}, which is what sample.ratios [{grid[0]:g} … {grid[1]:g}] reach on "
-            f"{len(sites) // 2} of {shape.layers} layers. Change the budget, or widen sample.ratios"
+            f"{low:.4f} to {high:.4f}, which is what {reach} reach from dense to dropped. "
+            "Change the budget, or keep fewer layers"
         )
     if limits:
         Limited(space, limits, budget.tolerance).check(reach)
+
+
+def extrapolation(
+    shape: ModelShape, designed: Sequence[Designed], budget: Budget, limits: Sequence[Limit] = ()
+) -> str | None:
+    """A sentence for the case that the sampled architectures do not surround the budget, else None.
+
+    A predictor that learns from them has to extrapolate there. The baselines do not count: two of them
+    are made to lie on the budget.
+    """
+    sampled = [d.architecture for d in designed if d.design not in BASELINES]
+    if limits:
+        allowed = [all(limit.allows(a) for limit in limits) for a in sampled]
+        if any(allowed) and not all(allowed):
+            return None
+        found = "all are within its limits" if any(allowed) else "none is within its limits"
+    else:
+        assert budget.overall_ratio is not None  # or there were limits
+        ratios = [a.overall_ratio(shape) for a in sampled]
+        if ratios and min(ratios) <= budget.overall_ratio <= max(ratios):
+            return None
+        found = f"their overall ratios go from {min(ratios):.3f} to {max(ratios):.3f}" if ratios else "none"
+    return (
+        f"the sampled architectures do not surround the budget ({found}), so forecasts there will "
+        "extrapolate; sample milder or stronger architectures for better ones"
+    )
+
+
+def _interval(ends: Sequence[float]) -> Interval:
+    low, high = ends
+    return low, high
 
 
 def write(path: Path, shape: ModelShape, designed: list[Designed], table: LatencyTable | None = None) -> None:

@@ -35,7 +35,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     first = Predictor.load(DATA / "train_predictor" / "predictor")
     scores = DATA / "evaluate" / "importance.safetensors"
     curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
-    features = Features.of_model(shape, params.sample.bundle, scores, curves)
+    features = Features.of_model(shape, params.build_dataset.band, scores, curves)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     section, granularity = params.search, params.sample.mlp_granularity
     _, space = narrowing.narrowed(section, granularity, first, features, pairs)

@@ -31,7 +31,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     shape, _ = designs.read(DATA / "sample" / "architectures.json")
     curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
     scores = DATA / "evaluate" / "importance.safetensors"
-    features = Features.of_model(shape, params.sample.bundle, scores, curves)
+    features = Features.of_model(shape, params.build_dataset.band, scores, curves)
     section = params.train_predictor
     HERE.mkdir(parents=True, exist_ok=True)
     with open_tracker("train-predictor", params, enabled=not arguments.no_tracking) as tracker:

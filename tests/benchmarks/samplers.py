@@ -79,7 +79,7 @@ def synthetic(shape: ModelShape, section: Params) -> tuple[Features, pd.DataFram
     curves = DamageCurves.of_pairs(shape, metrics, texts, DamageCurves(expected))
     with tempfile.TemporaryDirectory() as folder:
         write_scores(Path(folder) / "scores", shape)
-        features = Features.of_model(shape, section.sample.bundle, Path(folder) / "scores", curves)
+        features = Features.of_model(shape, section.build_dataset.band, Path(folder) / "scores", curves)
     by_id = {a.id: values for a, values in metrics.items()}
     targets, split = list(section.search.objective), section.build_dataset
     pairs = table.build(designed, by_id, features, targets, split.seed, split.held_out)
@@ -91,7 +91,7 @@ def finished(data: Path, section: Params) -> tuple[Features, pd.DataFrame, Predi
     shape, _ = designs.read(data / "sample" / "architectures.json")
     curves = DamageCurves.read(data / "build_dataset" / "damage.json")
     scores = data / "evaluate" / "importance.safetensors"
-    features = Features.of_model(shape, section.sample.bundle, scores, curves)
+    features = Features.of_model(shape, section.build_dataset.band, scores, curves)
     pairs, _, _ = table.read(data / "build_dataset" / "pairs.parquet")
     return features, pairs, Predictor.load(data / "train_predictor" / "predictor")
 

@@ -77,6 +77,7 @@ def test_params_are_frozen():
         ("sample/mlp_granularity", 32.0, "32.0"),
         ("sample/ratios", [], "[]"),
         ("sample/bundle", 0, "0"),
+        ("sample/spread_site_ratios", [0.5], "[0.5]"),
         ("evaluate/device", "tpu", "'tpu'"),
         ("evaluate/dtype", "float16", "'float16'"),
         ("evaluate/importance", "hessian", "'hessian'"),
@@ -88,6 +89,7 @@ def test_params_are_frozen():
         ("export/measurement/question_formats", [], "[]"),
         ("evaluate/prefix_cache_mb", -1, "-1"),
         ("build_dataset/held_out", 1.0, "1.0"),
+        ("build_dataset/band", 0, "0"),
         ("train_predictor/trees", 0, "0"),
         ("train_predictor/row_sampling", 1.5, "1.5"),
         ("train_predictor/learning_rate", -0.1, "-0.1"),
@@ -130,7 +132,16 @@ def test_an_unknown_key_is_named(tmp_path: Path, key: str):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("key", ["budget", "sample/seed", "model/revision", "export/measurement/questions"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "budget",
+        "sample/seed",
+        "sample/spread_site_ratios",
+        "build_dataset/band",
+        "export/measurement/questions",
+    ],
+)
 def test_a_missing_key_is_named(tmp_path: Path, key: str):
     message = message_of(tmp_path, {key: ABSENT})
     assert f"{key.replace('/', '.')} is missing" in message

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.architecture import Architecture, Kind, ModelShape, Site
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.config.params import Sample
 from stages.files import InputError
 from stages.sample import __main__ as stage
 from stages.sample import designs
 from stages.sample.designs import Designed
+from stages.sample.limits import Limit
 from tests.small import COMMITTED, SMOLLM2, architectures_of, budget_of
 
 SHAPE = ModelShape("llama", 12, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
@@ -37,6 +38,7 @@ def sample(**changes: Any) -> Sample:
         "single_site_ratios": [],
         "spread": 0,
         "spread_overall_ratios": [0.1, 0.3],
+        "spread_site_ratios": [0.0, 0.5],
     }
     return COMMITTED.sample.model_copy(update=ours | changes)
 
@@ -216,19 +218,52 @@ def test_baselines_come_in_their_order():
     assert made[2].architecture == designs.simple(SHAPE, sample(), BUDGET)
 
 
-def test_a_budget_outside_the_designs_tells_the_interval():
-    """0.1 … 0.5 of an MLP of 64 channels keeps 57 … 32 of them, of the attention (2, 2) … (1, 3).
+def test_a_spread_site_is_cut_no_further_than_its_own_interval():
+    """Whatever the bundled and free designs draw from."""
+    section = sample(spread=30, spread_site_ratios=[0.1, 0.3], spread_overall_ratios=[0.13, 0.17])
+    made = designs.spread(SHAPE, section)
+    assert made == designs.spread(SHAPE, section.model_copy(update={"ratios": [0.9]}))
+    cut = [d.architecture.site_ratio(SHAPE, Site(layer, Kind.MLP)) for d in made for layer in range(2, 11)]
+    assert 0.09 < min(cut) < max(cut) < 0.31
 
-    By hand: 3·24·(64 - 57) and 2·2·4·24 of 12·5976 parameters in 9 layers are 0.1076.
-    """
-    section = sample(mlp_granularity=1)
-    designs.check_budget(SHAPE, section, budget_of(overall_ratio=0.3, tolerance=0.01))
-    for ratio in (0.01, 0.45):
-        with pytest.raises(InputError) as caught:
-            designs.check_budget(SHAPE, section, budget_of(overall_ratio=ratio, tolerance=0.01))
-        message = str(caught.value)
-        assert f"budget.overall_ratio is {ratio:g}; expected a number from 0.1076 to 0.3721" in message
-        assert "9 of 12 layers" in message
+
+def test_a_budget_that_the_prunable_sites_cannot_reach_tells_the_interval():
+    """9 of 12 layers may be dropped whole, whatever ratios the designs draw: 0.75 of all parameters."""
+    section = sample(mlp_granularity=1, ratios=[0.1, 0.2])
+    for ratio in (0.01, 0.45, 0.7499):
+        designs.check_budget(SHAPE, section, budget_of(overall_ratio=ratio, tolerance=0.01))
+    with pytest.raises(InputError) as caught:
+        designs.check_budget(SHAPE, section, budget_of(overall_ratio=0.7501, tolerance=0.01))
+    message = str(caught.value)
+    assert "budget.overall_ratio is 0.7501; expected a number from 0.0000 to 0.7500" in message
+    assert "9 of 12 layers" in message
+
+
+def test_a_budget_that_the_samples_do_not_surround_is_told():
+    """The baselines, two of which lie on the budget, are no samples."""
+    for ratio, told in ((0.2, False), (0.05, True), (0.5, True)):
+        budget = budget_of(overall_ratio=ratio, tolerance=0.02)
+        made = designs.all_designs(SHAPE, sample(), budget)
+        sentence = designs.extrapolation(SHAPE, made, budget)
+        assert (sentence is not None) == told, ratio
+        if sentence:
+            assert "extrapolate" in sentence
+
+
+def test_limits_that_the_samples_do_not_surround_are_told():
+    budget = budget_of(overall_ratio=None, size_bytes=1)  # what the budget is, its limits say
+    made = designs.paper(SHAPE, sample())
+    kept = sorted(d.architecture.kept_parameters(SHAPE) for d in made)
+    for most, told in ((kept[0] - 1, "none is within"), (kept[3], ""), (kept[-1], "all are within")):
+        limit = Limit(
+            "size_bytes", most, 0, lambda kind, width: SHAPE.site_parameters(kind, full(kind, width))
+        )
+        sentence = designs.extrapolation(SHAPE, made, budget, [limit])
+        assert sentence is None if not told else told in str(sentence)
+
+
+def full(kind: Kind, width: tuple[int, ...]) -> LayerWidth:
+    return LayerWidth._make((*width, 0) if kind is Kind.ATTENTION else (0, 0, *width))
 
 
 @st.composite

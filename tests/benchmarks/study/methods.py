@@ -86,7 +86,7 @@ Run = Callable[[Setting, Params, Problem, EvaluationCounter], Architecture]
 def _paper(setting: Setting, params: Params, problem: Problem, count: EvaluationCounter) -> Architecture:
     sample = problem.sample.model_copy(update=PAPER_DESIGN)
     problem = Problem(problem.shape, sample, problem.budget, problem.weights, problem.seed)
-    features = Features.of_model(problem.shape, sample.bundle, setting.scores)
+    features = Features.of_model(problem.shape, params.build_dataset.band, setting.scores)
     return baselines.paper(problem, count, features, params.train_predictor, PAPER_NARROWING)
 
 

@@ -118,7 +118,7 @@ class Setting:
         """Features with the expected curves, corrected by what of `known` cuts one site alone."""
         shape = self.bench.network.shape
         curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts), self.expected)
-        return Features.of_model(shape, params.sample.bundle, self.scores, curves)
+        return Features.of_model(shape, params.build_dataset.band, self.scores, curves)
 
     def on_texts(self, again: bool = False) -> list[Evaluator]:
         """On the test splits of the texts, each at its own length; repaired `again` if asked for."""
