@@ -112,6 +112,16 @@ def test_only_tracking_imports_mlflow() -> None:
         ), path
 
 
+def test_a_record_does_not_know_who_tells_of_it() -> None:
+    """What stages write is read back without tracking, and only tracking knows a tag's name."""
+    for path in reached(ROOT / "stages" / "build_dataset" / "__main__.py"):
+        assert not path.is_relative_to(TRACKING), path
+    tag = re.compile(r"""["'](mlflow|prunecast\.(role|key|objective|design|model|architecture))\b""")
+    for room in ROOMS:
+        for path in (ROOT / "stages" / room).rglob("*.py"):
+            assert not tag.search(path.read_text()), path
+
+
 def test_torch_is_imported_in_evaluate_and_export_only() -> None:
     for room in ("sample", "build_dataset", "train_predictor"):
         for path in reached(ROOT / "stages" / room / "__main__.py"):

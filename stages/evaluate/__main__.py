@@ -6,7 +6,7 @@ import argparse
 
 from stages.config.params import Measurement, Params, Part
 from stages.evaluate.measure import Work
-from stages.evaluate.results.journal import Journal, Row, evaluation_of
+from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import division
 from stages.evaluate.workbench import open_workbench
 from stages.files import write_json
@@ -35,7 +35,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         )
 
         def log(row: Row) -> None:
-            tracker.log_evaluation(evaluation_of(row, shape, "evaluate", evaluator.selection.words()))
+            tracker.log_evaluation(row, shape, evaluator.selection.words())
 
         bench.calibration.curves(bench.network, bench.scores, here / "curvature.json")
         work = [Work(d.architecture, d.design) for d in designed]

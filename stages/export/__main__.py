@@ -17,7 +17,7 @@ from stages.config.params import Export, Params
 from stages.evaluate.measure import Work
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.elastic import ElasticNetwork
-from stages.evaluate.results.journal import Journal, Row, evaluation_of
+from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.benchmark import comparison, proof
 from stages.export.benchmark.comparison import Proof
@@ -40,6 +40,7 @@ from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA, main
 from stages.tracking import invocation
+from stages.tracking.records import ExportedModel, Role
 from stages.tracking.tracker import Tracker, open_tracker
 
 HERE = DATA / "export"
@@ -93,7 +94,7 @@ def _make(
     takes = taken(shape, params.budget, table, {w.design: w.architecture for w in work}, new / MODEL)
 
     def log(row: Row) -> None:
-        tracker.log_evaluation(evaluation_of(row, shape, "export", evaluator.selection.words()))
+        tracker.log_evaluation(row, shape, evaluator.selection.words())
 
     measured = evaluator.measure_all(work, journal, log, "final table")
     rows = {w.design: measured[w.architecture.id] for w in work}
@@ -230,22 +231,18 @@ def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> Non
 
 def _log(data: ReportData, winner_row: Row, tracker: Tracker) -> None:
     """Log the final table and register the model."""
-    tracker.tag_evaluations({winner_row.key: {"prunecast.role": outcome.WINNER}})
+    tracker.tag_roles({winner_row.key: Role(outcome.WINNER)})
     tracker.log_stage(
         gather.flat_metrics(data.contenders, metrics(data)["winner_change_percent"])
         | {f"winner.{t.name}": t.measured[outcome.WINNER] for t in data.taken}
         | comparison.flat(data.proof),
-        {},
         [HERE / REPORT, HERE / METRICS, HERE / PROOF, HERE / PICTURES],
     )
     winner, card = data.winner, (HERE / MODEL / "README.md").read_text(encoding="utf-8")
-    registered = tracker.log_model(
-        MODEL,
-        HERE / MODEL,
-        {**winner.metrics, "overall_ratio": winner.overall_ratio, "parameters": winner.parameters},
-        {"prunecast.architecture": winner.architecture.id, "prunecast.model": data.model},
-        model_card.body(card),
+    exported = ExportedModel(
+        winner.architecture.id, data.model, winner.overall_ratio, winner.parameters, winner.metrics
     )
+    registered = tracker.log_model(exported, HERE / MODEL, MODEL, model_card.body(card))
     if registered:
         print(f"registered in MLflow as {registered}, the champion", flush=True)
 

@@ -13,7 +13,7 @@ from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.measure import Evaluator, Work
 from stages.evaluate.results.damage import DamageCurves
-from stages.evaluate.results.journal import Journal, Row, evaluation_of
+from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import open_workbench
 from stages.files import InputError, read_json, write_json
 from stages.sample import designs
@@ -58,7 +58,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
         def log_by(evaluator: Evaluator) -> Callable[[Row], None]:
             words = evaluator.selection.words()
-            return lambda row: tracker.log_evaluation(evaluation_of(row, shape, "search", words))
+            return lambda row: tracker.log_evaluation(row, shape, words)
 
         def measure(architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
             work = [Work(a, f"round-{number}") for a in architectures]
@@ -85,7 +85,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         candidates = results.ranked(work, rows, last, before, features, section.objective)
         front.table(candidates, shape, limits).to_csv(HERE / "front.csv", index=False)
         results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
-        results.tag(tracker, HERE, candidates, rows)
+        results.tell(tracker, HERE, candidates, rows)
     for candidate in candidates:
         ppl = ", ".join(f"{k} {v:.2f}" for k, v in candidate.metrics.items() if k.startswith("ppl."))
         takes = "".join(f", {limit.name} {limit.of(candidate.architecture):.4g}" for limit in limits)

@@ -20,6 +20,7 @@ from stages.sample.limits import Limit
 from stages.search import outcome, studies
 from stages.search.outcome import FRONT, Candidate
 from stages.search.rounds import Metrics, Round
+from stages.tracking.records import Role, SearchRound
 from stages.tracking.tracker import Tracker
 from stages.train_predictor.predictor import Predictor
 
@@ -97,21 +98,23 @@ def log_round(tracker: Tracker, params: Params, found: Round) -> None:
     errors = found.errors(section.objective)
     text = ", ".join(f"{key} {value:.4f}" for key, value in errors.items())
     print(f"round {found.number}, forecasts against measurements: {text}", flush=True)
-    about: dict[str, str | int] = {"round": found.number, "predictor": found.predictor.kind}
-    about |= {"sampler": section.sampler, "trials": len(found.trials), "seed": section.seed}
-    about |= {"measured": len(found.measured)}
+    about = SearchRound(
+        number=found.number,
+        predictor=found.predictor.kind,
+        sampler=section.sampler,
+        seed=section.seed,
+        trials=len(found.trials),
+        measured=len(found.measured),
+        best_forecast=min(t.objective for t in found.trials),
+        errors=errors,
+    )
     with tempfile.TemporaryDirectory() as folder:
         found.predictor.save(Path(folder) / "predictor")
-        best = {"best_forecast_objective": min(t.objective for t in found.trials)}
-        tracker.child(f"round {found.number}", about, errors | best, [Path(folder) / "predictor"])
+        tracker.log_round(about, Path(folder) / "predictor")
 
 
-def tag(tracker: Tracker, here: Path, candidates: Sequence[Candidate], rows: Mapping[str, Row]) -> None:
-    """Tag each candidate's run with its role, and keep the search's files with the pipeline's run."""
-    tags = {}
-    for candidate in candidates:
-        role = {"prunecast.role": candidate.name, "prunecast.objective": f"{candidate.objective:.4f}"}
-        tags[rows[candidate.architecture.id].key] = role
-    tracker.tag_evaluations(tags)
+def tell(tracker: Tracker, here: Path, candidates: Sequence[Candidate], rows: Mapping[str, Row]) -> None:
+    """Tell each candidate's role, and hand over the search's files."""
+    tracker.tag_roles({rows[c.architecture.id].key: Role(c.name, c.objective) for c in candidates})
     names = ("trials.csv", "rounds.csv", "narrowed_space.json", "outcome.json", "front.csv")
-    tracker.log_stage({}, {}, [here / name for name in names])
+    tracker.log_stage(artifacts=[here / name for name in names])

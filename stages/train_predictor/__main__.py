@@ -18,6 +18,7 @@ from stages.evaluate.results.damage import DamageCurves
 from stages.files import write_json
 from stages.sample import designs
 from stages.stage import DATA, main
+from stages.tracking.records import FittedPredictor
 from stages.tracking.tracker import Tracker, open_tracker
 from stages.train_predictor import ablation, comparison
 from stages.train_predictor.predictor import COVERAGE, Predictor, evaluate, law, scale
@@ -121,22 +122,20 @@ def _log(
         models={target: predictor.models[target]},
         half_widths={target: predictor.half_widths[target]},
     )
-    section = params.train_predictor.model_dump()
+    fitted = FittedPredictor(
+        target=target,
+        scale=scale(target),
+        law=law(target),
+        pairs=len(rows),
+        settings=params.train_predictor.model_dump(),
+        held_out=errors,
+        cross_validated=validated,
+    )
+    example = rows.head(5)
     with tempfile.TemporaryDirectory() as folder:
         alone.save(Path(folder))
-        tracker.log_predictor(
-            target,
-            Path(folder),
-            rows.head(5),
-            pd.DataFrame(alone.forecast(rows.head(5).to_numpy())),
-            {**section, "target": target, "scale": scale(target), "law": law(target), "pairs": len(rows)},
-            _figures("held_out", errors) | _figures("cross_validated", validated),
-            [HERE / name for name in FILES],
-        )
-
-
-def _figures(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:
-    return {f"{prefix}.{key}": value for key, value in values.items() if isinstance(value, float)}
+        forecast = pd.DataFrame(alone.forecast(example.to_numpy()))
+        tracker.log_predictor(fitted, Path(folder), example, forecast, [HERE / name for name in FILES])
 
 
 def _print(compared: pd.DataFrame, what: str) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ import numpy
 import pandas
 import pytest
 
+from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.config.params import load_params
+from stages.evaluate.results.journal import Row
 from stages.files import InputError
-from stages.tracking import invocation, pipeline_run
+from stages.tracking import invocation, mlflow_tracker, names, pipeline_run
 from stages.tracking import registry as tracking_registry
 from stages.tracking import store as tracking_store
-from stages.tracking import tracker as tracking
-from stages.tracking.tracker import Evaluation, Tracker
+from stages.tracking.mlflow_tracker import MlflowTracker
+from stages.tracking.nothing import Nothing
+from stages.tracking.records import ExportedModel, FittedPredictor, Role, SearchRound
+from stages.tracking.tracker import Tracker, open_tracker
 from stages.train_predictor.predictor import Predictor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,18 +62,30 @@ def invoke(monkeypatch: pytest.MonkeyPatch, pid: int, command: str = "repro") ->
     monkeypatch.setattr(invocation, "current", lambda: invocation.Invocation(identity, command))
 
 
-def evaluation(number: int, **changes: Any) -> Evaluation:
-    sites = [f"ratio.{layer:02d}.{kind}" for layer in range(30) for kind in ("attention", "mlp")]
+SHAPE = ModelShape("llama", 30, 32, 2, 2, 8, 64, 100, tied_embeddings=True)
+
+
+def evaluation(number: int, **changes: Any) -> tuple[Row, ModelShape, dict[str, str]]:
+    """A row of the journal as `log_evaluation` takes it."""
     draw = random.Random(number)
+    widths = [LayerWidth(draw.randint(1, 2), 2, draw.randint(1, 64)) for _ in range(SHAPE.layers)]
     content: dict[str, Any] = {
         "key": f"key{number}",
-        "architecture": f"{number:012x}",
+        "context": "c0ffee",
+        "architecture": Architecture(tuple(widths)),
         "design": "bundled",
-        "stage": "evaluate",
-        "params": {site: draw.random() / 2 for site in sites},
-        "metrics": {"overall_ratio": 0.249, **{f"ppl.{i}": draw.uniform(20, 90) for i in range(20)}},
+        "overall_ratio": 0.249,
+        "metrics": {f"ppl.{i}": draw.uniform(20, 90) for i in range(20)},
+        "samples": {},
+        "seconds": 0.25,
+        "measured_at": "2024-01-01T00:00:00+00:00",
     }
-    return Evaluation(**(content | changes))
+    return Row(**(content | changes)), SHAPE, {"mmlu": "16 questions"}
+
+
+NAMED = names.evaluation(*evaluation(1))
+ROUND = SearchRound(2, "curves", "tpe", 0, 600, 8, 3.5, {"spearman.objective": 0.5})
+FITTED = FittedPredictor("toy", "nats", 1, 40, {"trees": 10}, {"r2": 0.9, "pairs": 12}, {"r2": 0.8})
 
 
 def runs(condition: str = "") -> list[Any]:
@@ -85,7 +102,7 @@ def parents() -> list[Any]:
 
 
 def evaluations() -> list[Any]:
-    return runs(f"tags.`{tracking.KEY}` LIKE '%'")
+    return runs(f"tags.`{names.KEY}` LIKE '%'")
 
 
 def test_importing_it_imports_no_mlflow() -> None:
@@ -95,13 +112,14 @@ def test_importing_it_imports_no_mlflow() -> None:
 
 def test_stages_of_one_invocation_share_a_parent(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     invoke(monkeypatch, 11)
-    with Tracker.open("evaluate", PARAMS) as tracker:
+    with MlflowTracker("evaluate", PARAMS) as tracker:
         assert [run.info.status for run in parents()] == ["RUNNING"]
-        tracker.log_evaluation(evaluation(1))
+        tracker.log_evaluation(*evaluation(1))
     assert [run.info.status for run in parents()] == ["FINISHED"]
-    with Tracker.open("search", PARAMS) as tracker:
-        tracker.log_stage({"finalists": 3}, {"chosen": "a"})
-        tracker.child("search TPE", {"trials": 600}, {"best": 3.5}, tags={"seed": "0"})
+    with MlflowTracker("search", PARAMS) as tracker:
+        tracker.log_stage({"finalists": 3})
+        (root / "predictor").mkdir()
+        tracker.log_round(ROUND, root / "predictor")
         assert [run.info.status for run in parents()] == ["RUNNING"]
 
     (parent,) = parents()
@@ -113,16 +131,17 @@ def test_stages_of_one_invocation_share_a_parent(root: Path, monkeypatch: pytest
     assert parent.data.params["sample.ratios"] == "[0.1, 0.2, 0.3, 0.4, 0.5]"
     assert parent.data.tags["mlflow.source.name"] == "dvc repro"
     assert parent.data.tags["prunecast.model"] == PARAMS.model.source
-    children = [run for run in runs() if run.data.tags.get(tracking.PARENT) == parent.info.run_id]
-    assert [run.info.run_name for run in children] == ["bundled 00000000 24.9 %", "search TPE"]
+    children = [run for run in runs() if run.data.tags.get(mlflow_tracker.PARENT) == parent.info.run_id]
+    assert [run.info.run_name for run in children] == [NAMED.name, "round 2"]
     assert children[1].data.tags["dvc.stage"] == "search"
-    assert children[1].data.tags["seed"] == "0"
+    assert children[1].data.params["trials"] == "600"
+    assert children[1].data.metrics == {"spearman.objective": 0.5, "best_forecast_objective": 3.5}
 
 
 def test_new_invocation_gets_a_parent_of_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for pid, command in ((11, "repro"), (12, "exp"), (13, "")):
         invoke(monkeypatch, pid, command)
-        with Tracker.open("export", PARAMS):
+        with MlflowTracker("export", PARAMS):
             pass
     assert [run.info.run_name.split(" 20")[0] for run in parents()] == ["repro", "exp", "export"]
 
@@ -137,8 +156,8 @@ def test_run_names_the_commit_and_whether_it_was_changed(root: Path, monkeypatch
     for pid, content in ((11, "as committed"), (12, "changed")):
         (root / "tracked").write_text(content)
         invoke(monkeypatch, pid)
-        with Tracker.open("evaluate", PARAMS) as tracker:
-            tracker.log_evaluation(evaluation(pid))
+        with MlflowTracker("evaluate", PARAMS) as tracker:
+            tracker.log_evaluation(*evaluation(pid))
     found = [(run.data.tags[pipeline_run.COMMIT], run.data.tags[pipeline_run.DIRTY]) for run in runs()]
     assert found == [(commit, "false")] * 2 + [(commit, "true")] * 2
 
@@ -146,15 +165,15 @@ def test_run_names_the_commit_and_whether_it_was_changed(root: Path, monkeypatch
 def test_evaluation_is_logged_once_with_its_ratios(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for pid in (11, 12):
         invoke(monkeypatch, pid)
-        with Tracker.open("evaluate", PARAMS) as tracker:
+        with MlflowTracker("evaluate", PARAMS) as tracker:
             for _ in range(2):
-                tracker.log_evaluation(evaluation(1, tags={"origin": "laptop"}))
+                tracker.log_evaluation(*evaluation(1))
             assert tracker.logged_keys() == {"key1"}
     (run,) = evaluations()
     assert run.info.status == "FINISHED"
-    assert run.data.params == {site: f"{ratio:.3f}" for site, ratio in evaluation(1).params.items()}
-    assert run.data.metrics == pytest.approx(dict(evaluation(1).metrics))
-    tags = {"prunecast.architecture": "000000000001", "prunecast.design": "bundled", "origin": "laptop"}
+    assert run.data.params == NAMED.params
+    assert run.data.metrics == pytest.approx(dict(NAMED.metrics))
+    tags = {"prunecast.architecture": evaluation(1)[0].architecture.id, "prunecast.design": "bundled"}
     assert tags.items() <= run.data.tags.items()
     assert run.data.tags["mlflow.user"]
 
@@ -165,45 +184,46 @@ def interrupted(*_: object, **__: object) -> None:
 
 def test_what_a_kill_kept_out_is_logged_next_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     invoke(monkeypatch, 11)
-    with Tracker.open("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(evaluation(1))
+    with MlflowTracker("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(*evaluation(1))
         monkeypatch.setattr(tracker._client, "log_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            tracker.log_evaluation(evaluation(2))  # its run exists, without ratios and metrics
+            tracker.log_evaluation(*evaluation(2))  # its run exists, without ratios and metrics
     assert len(evaluations()) == 2
 
     invoke(monkeypatch, 12)
-    with Tracker.open("evaluate", PARAMS) as tracker:
+    with MlflowTracker("evaluate", PARAMS) as tracker:
         assert tracker.logged_keys() == {"key1"}
         for number in (1, 2, 3):  # all rows of the journal
-            tracker.log_evaluation(evaluation(number))
-    whole = [run.data.tags[tracking.KEY] for run in evaluations() if run.info.status == "FINISHED"]
+            tracker.log_evaluation(*evaluation(number))
+    whole = [run.data.tags[names.KEY] for run in evaluations() if run.info.status == "FINISHED"]
     assert sorted(whole) == ["key1", "key2", "key3"]
 
 
 def test_deleted_evaluation_is_logged_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    with Tracker.open("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(evaluation(1))
+    with MlflowTracker("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(*evaluation(1))
     MlflowClient(tracking_uri=tracking_store.uri()).delete_run(evaluations()[0].info.run_id)
-    with Tracker.open("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(evaluation(1))
+    with MlflowTracker("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(*evaluation(1))
     assert len(evaluations()) == 1
 
 
 def test_evaluations_of_a_run_before_can_be_tagged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     invoke(monkeypatch, 11)
-    with Tracker.open("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(evaluation(1))
-        tracker.log_evaluation(evaluation(2))
+    with MlflowTracker("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(*evaluation(1))
+        tracker.log_evaluation(*evaluation(2))
     invoke(monkeypatch, 12)
-    with Tracker.open("search", PARAMS) as tracker:
-        tracker.tag_evaluations({"key2": {"prunecast.finalist": "1", "prunecast.winner": "true"}})
+    with MlflowTracker("search", PARAMS) as tracker:
+        tracker.tag_roles({"key2": Role("winner", 3.5)})
         with pytest.raises(KeyError, match="key9"):
-            tracker.tag_evaluations({"key9": {"prunecast.finalist": "2"}})
-    (run,) = runs("tags.`prunecast.winner` = 'true'")
-    assert run.data.tags[tracking.KEY] == "key2"
+            tracker.tag_roles({"key9": Role("finalist")})
+    (run,) = runs("tags.`prunecast.role` = 'winner'")
+    assert run.data.tags["prunecast.objective"] == "3.5000"
+    assert run.data.tags[names.KEY] == "key2"
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
@@ -211,10 +231,10 @@ def test_error_shows_in_the_status_and_stays(
     root: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], status: str
 ) -> None:
     invoke(monkeypatch, 11)
-    with pytest.raises(error), Tracker.open("evaluate", PARAMS):
+    with pytest.raises(error), MlflowTracker("evaluate", PARAMS):
         raise error
     assert [run.info.status for run in parents()] == [status]
-    with Tracker.open("export", PARAMS):  # `dvc repro --keep-going`
+    with MlflowTracker("export", PARAMS):  # `dvc repro --keep-going`
         pass
     assert [run.info.status for run in parents()] == [status]
 
@@ -222,9 +242,9 @@ def test_error_shows_in_the_status_and_stays(
 CHILD = """
 import sys, time
 from pathlib import Path
-from stages import params
-from stages.tracking.tracker import Tracker
-with Tracker.open("evaluate", load_params(Path("params.yaml"))):
+from stages.config.params import load_params
+from stages.tracking.mlflow_tracker import MlflowTracker
+with MlflowTracker("evaluate", load_params(Path("params.yaml"))):
     print("open", flush=True)
     time.sleep(60)
 """
@@ -235,11 +255,11 @@ def test_killed_run_is_marked_by_the_next(root: Path) -> None:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"open\n"
-            with Tracker.open("evaluate", PARAMS):  # the other process lives: its run is left alone
+            with MlflowTracker("evaluate", PARAMS):  # the other process lives: its run is left alone
                 assert [run.info.status for run in parents()] == ["RUNNING", "RUNNING"]
         finally:
             process.kill()
-    with Tracker.open("export", PARAMS):
+    with MlflowTracker("export", PARAMS):
         pass
     assert [run.info.status for run in parents()] == ["KILLED", "FINISHED"]
 
@@ -259,7 +279,7 @@ def test_opening_prints_nothing(tmp_path: Path, template: Path) -> None:
 
 def test_runs_of_one_dvc_are_one_invocation(tmp_path: Path) -> None:
     """A stand-in for dvc runs two stages, each through a shell."""
-    stage = "from stages import invocation as i; c = i.current(); print(c.identity, c.command)"
+    stage = "from stages.tracking import invocation as i; c = i.current(); print(c.identity, c.command)"
     dvc = tmp_path / "dvc"
     dvc.write_text(
         "import subprocess, sys\n"
@@ -306,29 +326,30 @@ def test_process_is_known_by_more_than_its_pid() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_metric_that_is_no_number_is_named(root: Path, value: Any) -> None:
-    with Tracker.open("evaluate", PARAMS) as tracker:
+    with MlflowTracker("evaluate", PARAMS) as tracker:
         with pytest.raises(ValueError, match=r"ppl\.news.*finite number"):
-            tracker.log_evaluation(evaluation(1, metrics={"ppl.news": value}))
+            tracker.log_evaluation(*evaluation(1, metrics={"ppl.news": value}))
         with pytest.raises(ValueError, match=r"ppl\.news"):
             tracker.log_stage({"ppl.news": value})
     assert evaluations() == []
 
 
 def test_more_sites_than_mlflow_takes_in_one_call(root: Path) -> None:
-    ratios = {f"ratio.{layer:03d}.mlp": layer / 1000 for layer in range(240)}
-    with Tracker.open("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(evaluation(1, params=ratios))
-        tracker.log_stage(params={"long": "x" * 7000})
+    shape = replace(SHAPE, layers=120)
+    row, *_ = evaluation(1, architecture=shape.dense())
+    with MlflowTracker("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(row, shape, {"long": "x" * 7000})
     (run,) = evaluations()
-    assert run.data.params == {site: f"{ratio:.3f}" for site, ratio in ratios.items()}
-    assert len(parents()[0].data.params["long"]) == tracking_store.PARAM_LENGTH
+    ratios = {name: value for name, value in run.data.params.items() if name.startswith("ratio.")}
+    assert ratios == {f"ratio.{site.layer:02d}.{site.kind}": "0.000" for site in shape.sites()}
+    assert len(run.data.params["protocol.long"]) == tracking_store.PARAM_LENGTH
 
 
 def test_artifacts_lie_in_the_repository(root: Path, tmp_path: Path) -> None:
     (tmp_path / "trials.csv").write_text("trial\n1\n")
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "front.svg").write_text("<svg/>")
-    with Tracker.open("search", PARAMS) as tracker:
+    with MlflowTracker("search", PARAMS) as tracker:
         tracker.log_stage(artifacts=[tmp_path / "trials.csv", tmp_path / "plots"])
     (parent,) = parents()
     stored = root / "mlartifacts" / parent.info.run_id / "artifacts"
@@ -361,9 +382,9 @@ def test_predictor_loads_from_the_registry_without_pickles(
 
     _, folder, table, forecast = predictor
     uris = []
-    with Tracker.open("train-predictor", PARAMS) as tracker:
+    with MlflowTracker("train-predictor", PARAMS) as tracker:
         for _ in range(2):
-            logged = tracker.log_predictor("toy", folder, table[:5], forecast[:5], {"trees": 10}, {"r2": 0.9})
+            logged = tracker.log_predictor(FITTED, folder, table[:5], forecast[:5])
             uris.append(logged)
     assert uris == ["models:/prunecast-toy/1", "models:/prunecast-toy/2"]
     assert capfd.readouterr() == ("", "")
@@ -376,23 +397,24 @@ def test_predictor_loads_from_the_registry_without_pickles(
         assert served.predict(table)["log_ppl.a"].to_numpy() == pytest.approx(
             forecast["log_ppl.a"].to_numpy()
         )
-    children = [run for run in runs() if tracking.PARENT in run.data.tags]
+    children = [run for run in runs() if mlflow_tracker.PARENT in run.data.tags]
     assert [run.info.status for run in children] == ["FINISHED", "FINISHED"]
-    assert children[0].data.metrics == {"r2": 0.9}
+    assert children[0].data.metrics == {"held_out.r2": 0.9, "cross_validated.r2": 0.8}
+    assert {"trees": "10", "pairs": "40", "law": "1"}.items() <= children[0].data.params.items()
     version = mlflow.MlflowClient().get_model_version_by_alias("prunecast-toy", tracking_registry.ALIAS)
     assert (str(version.version), version.run_id) == ("2", children[1].info.run_id)
     requirements = next((root / "mlartifacts").rglob("requirements.txt")).read_text()
     assert "xgboost" in requirements
     assert "==" in requirements
     stored = {path.name for path in (root / "mlartifacts").rglob("*") if path.is_file()}
-    assert {"predictor.json", "log_ppl.a.ubj", "served.py"} <= stored
+    assert {"predictor.json", "log_ppl.a.ubj", "pyfunc.py"} <= stored
     assert not [name for name in stored if name.endswith((".pkl", ".pyc"))]
 
 
 def test_failure_to_log_a_predictor_shows(root: Path, tmp_path: Path) -> None:
     table = pandas.DataFrame({"x": [1.0]})
-    with pytest.raises(FileNotFoundError), Tracker.open("train-predictor", PARAMS) as tracker:
-        tracker.log_predictor("toy", tmp_path / "nowhere", table, table, {}, {})
+    with pytest.raises(FileNotFoundError), MlflowTracker("train-predictor", PARAMS) as tracker:
+        tracker.log_predictor(FITTED, tmp_path / "nowhere", table, table)
     assert {run.info.status for run in runs()} == {"FAILED"}
 
 
@@ -406,9 +428,12 @@ def exported(folder: Path, architecture: Any = None, seed: int = 0) -> Path:
     return folder
 
 
+EXPORTED = ExportedModel("ab", "a model", 0.25, 1000, {"ppl.news": 30.5})
+
+
 def log_model(folder: Path, card: str = "# A card") -> str:
-    with Tracker.open("export", PARAMS) as tracker:
-        return tracker.log_model("model", folder, {"ppl.news": 30.5}, {"prunecast.architecture": "ab"}, card)
+    with MlflowTracker("export", PARAMS) as tracker:
+        return tracker.log_model(EXPORTED, folder, "model", card)
 
 
 @pytest.fixture
@@ -426,7 +451,6 @@ def test_the_model_loads_from_the_registry_and_generates(
     import mlflow
     import torch
 
-    from stages.architecture import Architecture
     from tests import tiny
 
     architecture = Architecture.from_json([[2, 2, 32]] * tiny.LAYERS) if uniform else tiny.HOLLOW
@@ -464,9 +488,9 @@ def test_a_registered_model_says_what_it_is_and_what_it_needs(registered: Path, 
     assert version.tags["prunecast.architecture"] == "ab"
     assert pipeline_run.COMMIT in version.tags
     run = client.get_run(str(version.run_id))
-    assert run.data.metrics == {"ppl.news": 30.5}
+    assert run.data.metrics == {"ppl.news": 30.5, "overall_ratio": 0.25, "parameters": 1000}
     assert run.info.status == "FINISHED"
-    assert tracking.PARENT in run.data.tags
+    assert mlflow_tracker.PARENT in run.data.tags
     stored = [path for path in (registered / "mlartifacts").rglob("*") if path.is_file()]
     (place,) = {path.parent for path in stored if path.name == "MLmodel"}
     assert {path.name: path.read_bytes() for path in (place / "model").iterdir()} == {
@@ -533,7 +557,7 @@ def test_store_that_cannot_be_used_is_named_at_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     start = time.monotonic()
-    with pytest.raises(InputError, match=expected) as caught, Tracker.open("evaluate", PARAMS):
+    with pytest.raises(InputError, match=expected) as caught, MlflowTracker("evaluate", PARAMS):
         pass
     assert "--no-tracking" in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -544,43 +568,46 @@ def test_store_that_cannot_be_used_is_named_at_once(
 def test_moved_repository_is_told_where_its_artifacts_belong(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Tracker.open("evaluate", PARAMS):
+    with MlflowTracker("evaluate", PARAMS):
         pass
     moved = root.rename(root.parent / "moved")
     root.write_text("")  # where the artifacts belong, nothing can be written
     monkeypatch.setenv("DVC_ROOT", str(moved))
-    with pytest.raises(InputError, match="a repository/mlartifacts"), Tracker.open("evaluate", PARAMS):
+    with pytest.raises(InputError, match="a repository/mlartifacts"), MlflowTracker("evaluate", PARAMS):
         pass
 
 
 def test_missing_mlflow_is_said_and_not_ignored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(InputError, match=r"mlflow.*--no-tracking"), Tracker.open("evaluate", PARAMS):
+    with pytest.raises(InputError, match=r"mlflow.*--no-tracking"), MlflowTracker("evaluate", PARAMS):
         pass
 
 
-def test_disabled_tracker_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_of_nothing_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with tracking.disabled() as tracker:
-        tracker.log_evaluation(evaluation(1))
-        tracker.tag_evaluations({"key1": {"prunecast.winner": "true"}})
+    table = pandas.DataFrame({"x": [1.0]})
+    nothing = open_tracker("search", PARAMS, enabled=False)
+    with nothing as tracker:
+        tracker.log_evaluation(*evaluation(1))
+        tracker.tag_roles({"key1": Role("winner")})
         tracker.log_stage({"x": 1.0}, artifacts=[tmp_path])
-        tracker.child("search", {}, {})
-        assert tracker.log_predictor("toy", tmp_path, None, None, {}, {}) == ""  # type: ignore[arg-type]
-        assert tracker.log_model("toy", tmp_path, {}, {}) == tracker.run == ""
-        assert tracker.logged_keys() == frozenset()
+        tracker.log_round(ROUND, tmp_path)
+        assert tracker.log_predictor(FITTED, tmp_path, table, table) == ""
+        assert tracker.log_model(EXPORTED, tmp_path, "toy", "") == tracker.run == ""
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError), tracking.disabled():
+    with pytest.raises(RuntimeError), open_tracker("search", PARAMS, enabled=False):
         raise RuntimeError
-    assert {n for n in vars(Tracker) if not n.startswith("_")} - set(vars(tracking._Disabled)) == {"open"}
+    public = {name for name in vars(Tracker) if not name.startswith("_")}
+    assert public <= set(vars(Nothing))
+    assert isinstance(open_tracker("search", PARAMS, enabled=True), MlflowTracker)
 
 
 def test_speed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Tracker.open("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(evaluation(0))
+    with MlflowTracker("evaluate", PARAMS) as tracker:
+        tracker.log_evaluation(*evaluation(0))
         start = time.perf_counter()
         for number in range(1, 21):
-            tracker.log_evaluation(evaluation(number))
+            tracker.log_evaluation(*evaluation(number))
         speed = 20 / (time.perf_counter() - start)
     with capsys.disabled(), contextlib.suppress(OSError):
         print(f" {speed:.0f} evaluations/s ", end="")

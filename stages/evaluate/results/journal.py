@@ -17,9 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from stages.architecture import Architecture, ModelShape
+from stages.architecture import Architecture
 from stages.files import InputError
-from stages.tracking.tracker import Evaluation
 
 SCHEMA = 1
 
@@ -163,23 +162,3 @@ class Journal:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows.values())
-
-
-def evaluation_of(row: Row, shape: ModelShape, stage: str, protocol: Mapping[str, str]) -> Evaluation:
-    """What MLflow is told of a row: per-site ratios and the protocol as parameters, metrics, ids as tags.
-
-    `protocol` says in words how the figures of each corpus were measured (`Selection.words`).
-    """
-    ratios = {
-        f"ratio.{site.layer:02d}.{site.kind}": round(row.architecture.site_ratio(shape, site), 4)
-        for site in shape.sites()
-    }
-    return Evaluation(
-        key=row.key,
-        architecture=row.architecture.id,
-        design=row.design,
-        stage=stage,
-        params=ratios | {f"protocol.{name}": words for name, words in protocol.items()},
-        metrics={**row.metrics, "overall_ratio": row.overall_ratio, "seconds": row.seconds},
-        tags={"prunecast.context": row.context, "prunecast.measured_at": row.measured_at},
-    )

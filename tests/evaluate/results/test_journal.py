@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.architecture import Architecture, LayerWidth, ModelShape
+from stages.architecture import Architecture, LayerWidth
 from stages.evaluate.results import journal
 from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
@@ -331,16 +331,3 @@ def test_a_journal_replaced_under_its_writer_stops_it(path: Path, how: str) -> N
         with pytest.raises(InputError, match=r"journal\.jsonl was replaced or removed"):
             opened.append(make_row(1))
         assert list(opened.rows) == ["key-000000"]
-
-
-def test_what_mlflow_is_told_of_a_row() -> None:
-    shape = ModelShape("llama", 2, 36, 2, 3, 8, 64, 260, tied_embeddings=True)
-    row = make_row(16)
-    told = journal.evaluation_of(row, shape, "evaluate", {"mmlu.letter": "16 questions"})
-    assert (told.key, told.architecture, told.design) == (row.key, row.architecture.id, row.design)
-    ratios = {"ratio.00.attention", "ratio.00.mlp", "ratio.01.attention", "ratio.01.mlp"}
-    assert told.params.keys() == {*ratios, "protocol.mmlu.letter"}
-    assert told.params["protocol.mmlu.letter"] == "16 questions"
-    assert told.params["ratio.00.mlp"] == round(1 - (3 * 36 * 16 + 36) / (3 * 36 * 64 + 36), 4)
-    assert told.params["ratio.01.mlp"] == told.params["ratio.01.attention"] == 0
-    assert told.metrics == {**row.metrics, "overall_ratio": row.overall_ratio, "seconds": 0.25}

@@ -1,0 +1,118 @@
+"""How MLflow calls what is tracked: names of runs, of their parameters and metrics, and tags.
+
+An edit here changes what MLflow shows of later runs, and nothing that a stage writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from stages.architecture import ModelShape
+from stages.tracking.records import (
+    ExportedModel,
+    Figures,
+    FittedPredictor,
+    Measured,
+    Role,
+    SearchRound,
+    Values,
+)
+
+Tags = Mapping[str, str]
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+KEY = "prunecast.key"
+"""Tag of an evaluation's run: the key of its row in the journal."""
+
+
+@dataclass(frozen=True)
+class NamedRun:
+    """A run as MLflow takes it."""
+
+    name: str
+    params: Values = field(default_factory=dict)
+    metrics: Figures = field(default_factory=dict)
+    tags: Tags = field(default_factory=dict)
+
+
+def evaluation(row: Measured, shape: ModelShape, protocol: Mapping[str, str]) -> NamedRun:
+    """A measured architecture: per-site ratios and the protocol as parameters, ids as tags.
+
+    `protocol` says in words how the figures of each corpus were measured.
+    """
+    # MLflow sorts parameters as text: with three decimals each, ratios sort as numbers too.
+    ratios = {
+        f"ratio.{site.layer:02d}.{site.kind}": f"{row.architecture.site_ratio(shape, site):.3f}"
+        for site in shape.sites()
+    }
+    return NamedRun(
+        f"{row.design} {row.architecture.id[:8]} {100 * row.overall_ratio:.1f} %",
+        ratios | {f"protocol.{name}": words for name, words in protocol.items()},
+        {**row.metrics, "overall_ratio": row.overall_ratio, "seconds": row.seconds},
+        {
+            KEY: row.key,
+            "prunecast.architecture": row.architecture.id,
+            "prunecast.design": row.design,
+            "prunecast.context": row.context,
+            "prunecast.measured_at": row.measured_at,
+        },
+    )
+
+
+def role(found: Role) -> Tags:
+    """Tags that an evaluation's run gets once its role is known."""
+    tags = {"prunecast.role": found.name}
+    return tags if found.objective is None else tags | {"prunecast.objective": f"{found.objective:.4f}"}
+
+
+def search_round(found: SearchRound) -> NamedRun:
+    """A round of the search."""
+    params: Values = {
+        "round": found.number,
+        "predictor": found.predictor,
+        "sampler": found.sampler,
+        "trials": found.trials,
+        "seed": found.seed,
+        "measured": found.measured,
+    }
+    metrics = {**found.errors, "best_forecast_objective": found.best_forecast}
+    return NamedRun(f"round {found.number}", params, metrics)
+
+
+def predictor(fitted: FittedPredictor) -> NamedRun:
+    """The predictor of one target."""
+    about: Values = {
+        "target": fitted.target,
+        "scale": fitted.scale,
+        "law": fitted.law,
+        "pairs": fitted.pairs,
+    }
+    errors = {"held_out": fitted.held_out, "cross_validated": fitted.cross_validated}
+    metrics = {
+        f"{kind}.{key}": value
+        for kind, values in errors.items()
+        for key, value in values.items()
+        if isinstance(value, float)
+    }
+    return NamedRun(f"predictor {fitted.target}", {**fitted.settings, **about}, metrics)
+
+
+def model(exported: ExportedModel, digest: str) -> NamedRun:
+    """The exported model; `digest` is that of its files."""
+    return NamedRun(
+        f"model {digest[:8]}",
+        metrics={
+            **exported.metrics,
+            "overall_ratio": exported.overall_ratio,
+            "parameters": exported.parameters,
+        },
+        tags={"prunecast.architecture": exported.architecture, "prunecast.model": exported.source},
+    )
+
+
+def registered(name: str) -> str:
+    """The name in MLflow's registry of the predictor or model that we call `name`."""
+    return f"prunecast-{name}"

@@ -1,0 +1,92 @@
+"""What stages hand over to be tracked: plain values, without a name of MLflow's.
+
+A row of the journal is taken as it is, by the `Measured` protocol, so that the record knows nothing of
+who tells of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from stages.architecture import Architecture
+
+Values = Mapping[str, str | float | int]
+Figures = Mapping[str, float]
+
+
+class Measured(Protocol):
+    """A measured architecture: a row of a journal."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def context(self) -> str: ...
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def design(self) -> str: ...
+    @property
+    def overall_ratio(self) -> float: ...
+    @property
+    def metrics(self) -> Figures: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def measured_at(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a measured architecture became."""
+
+    name: str
+    """E.g. winner, finalist, or a baseline's name."""
+    objective: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchRound:
+    """A round of the search: what forecast, how many were forecast and measured, and its errors."""
+
+    number: int
+    predictor: str
+    """The kind."""
+    sampler: str
+    seed: int
+    trials: int
+    measured: int
+    best_forecast: float
+    """The lowest objective among the forecasts."""
+    errors: Figures
+
+
+@dataclass(frozen=True)
+class FittedPredictor:
+    """The predictor of one target, and how far it is off."""
+
+    target: str
+    scale: str
+    """In which errors are."""
+    law: int
+    """1 where the target never falls as a cut grows, -1 where it never rises, 0 where neither is known."""
+    pairs: int
+    settings: Values
+    """The section of params that it was fitted by."""
+    held_out: Mapping[str, object]
+    """Errors on pairs that it did not see; what is not a float counts something and is not told."""
+    cross_validated: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """The model that was exported, and what the final table says of it."""
+
+    architecture: str
+    """Its id."""
+    source: str
+    """Of the dense model, as params name it."""
+    overall_ratio: float
+    parameters: int
+    metrics: Figures
