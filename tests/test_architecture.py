@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.families.family import FAMILIES
+from stages.families import describe
 from tests.small import SMALL, SMOLLM2, architectures_of, shapes
 
 FAST = settings(deadline=None, max_examples=60)
@@ -137,7 +137,7 @@ def test_counts_are_those_of_transformers(family: str, options: dict[str, Any]):
     config = AutoConfig.for_model(family, **settings_ | options)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shape = FAMILIES[family].shape(config.to_dict())
+    shape = describe(config.to_dict(), family).shape
     layers = model.model.layers
     assert shape.decoder_parameters == sum(p.numel() for p in layers.parameters())
     assert shape.total_parameters == model.num_parameters()

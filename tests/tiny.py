@@ -24,7 +24,7 @@ from stages.evaluate.network.elastic import Batch, ElasticNetwork
 from stages.evaluate.network.layers import UnitOrder
 from stages.export.staging import replacing
 from stages.export.weights.huggingface import write_folder
-from stages.families.family import FAMILIES
+from stages.families import describe
 
 HIDDEN, LAYERS, GROUPS, HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 36, 4, 2, 3, 8, 64, 260
 CPU = torch.device("cpu")
@@ -235,7 +235,7 @@ def _keep_columns(projection: torch.nn.Linear, kept: list[int]) -> None:
 
 
 def shape_of(model: Any) -> ModelShape:
-    return FAMILIES[model.config.model_type].shape(model.config.to_dict())
+    return describe(model.config.to_dict(), "the tiny model").shape
 
 
 def fitted(architecture: Architecture, shape: ModelShape) -> Architecture:

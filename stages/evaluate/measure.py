@@ -225,7 +225,7 @@ def code_digest() -> str:
     hall = room.parent
     files = [*(room / "network").glob("*.py"), *(room / "calibrate").glob("*.py"), Path(__file__)]
     files += [room / "text" / "perplexity.py", room / "text" / "mmlu.py"]
-    files += [hall / "families" / "family.py", hall / "architecture.py"]
+    files += [hall / "families" / "family.py", hall / "families" / "recipe.py", hall / "architecture.py"]
     found = hashlib.sha256()
     for path in sorted(files):
         tree = ast.parse(path.read_text(encoding="utf-8"))

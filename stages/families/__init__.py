@@ -1,1 +1,95 @@
-"""Model families: where each keeps its weights, what its configuration means, and what a layer of it is."""
+"""Model families: where each keeps its weights, what its configuration means, and what a layer of it is.
+
+One file a family, entered in `FAMILIES`. An extension enters its own: ``FAMILIES.add("mine", MINE)``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from stages.architecture import ModelShape
+from stages.families.family import Family
+from stages.families.recipe import BlockRecipe, Config, UnsupportedPieceError, refuse_experts, usual_recipe
+from stages.files import InputError
+from stages.registry import Registry
+
+__all__ = ["FAMILIES", "BlockRecipe", "Description", "Family", "describe", "family_of", "usual_recipe"]
+
+FAMILIES = Registry(
+    "families",
+    {
+        "llama": "stages.families.llama:LLAMA",
+        "mistral": "stages.families.mistral:MISTRAL",
+        "qwen2": "stages.families.qwen2:QWEN2",
+        "qwen3": "stages.families.qwen3:QWEN3",
+    },
+)
+"""Each family by its model type."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model as its configuration describes it."""
+
+    family: Family
+    shape: ModelShape
+    recipe: BlockRecipe
+    context_tokens: int
+    """The longest sequence that the model was made for and is run on."""
+
+
+def describe(config: Config, source: str) -> Description:
+    """What a configuration under the names of Hugging Face's config.json says of a model.
+
+    Raises:
+        InputError: the family is unknown, the configuration asks for a piece that no recipe can say, or it
+            lacks a size or holds a bad one.
+    """
+    family = family_of(config, source)
+    try:
+        recipe = family.recipe(config)
+        shape = family.shape(config, recipe)
+        limits = [config.get("max_position_embeddings"), *recipe.windows]
+        context = min(int(limit) for limit in (*limits, sys.maxsize) if limit is not None)
+        return Description(family, shape, recipe, context)
+    except UnsupportedPieceError as error:
+        raise InputError(
+            f"model.source {source!r}, of the family {family.model_type!r}, {error}. "
+            "stages/families/recipe.py says what a family may be made of"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"model.source {source!r} has a configuration that lacks a size or holds a bad one "
+            f"({error!r}); compare it with the model's own config.json"
+        ) from error
+
+
+def family_of(config: Config, source: str) -> Family:
+    """The family of a model's configuration.
+
+    Raises:
+        InputError: it is unknown; the message lists those that are supported, and says so if the model is a
+            mixture of experts.
+    """
+    model_type = config.get("model_type")
+    if model_type in FAMILIES.names:
+        found: Family = FAMILIES[str(model_type)]
+        return found
+    try:
+        refuse_experts(config)
+        reason = ""
+    except UnsupportedPieceError as error:
+        reason = f", and {error}"
+    raise InputError(
+        f"model.source {source!r} is of the family {model_type!r}{reason}; "
+        f"supported families: {', '.join(FAMILIES.names)}. stages/families/family.py says how to add one"
+    )
+
+
+def register() -> None:
+    """Let the Auto classes of this process load exported folders of every family without remote code."""
+    from stages.families import modeling_prunecast
+
+    for model_type in FAMILIES.names:
+        modeling_prunecast.register(model_type)

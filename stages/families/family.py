@@ -1,28 +1,74 @@
-"""Adapters: where each model family keeps its weights, and what its configuration means.
+"""A model family: where its checkpoints keep their weights, and what its configuration means.
 
-The one place that knows a family. To add one, write a `Family` and enter it in `FAMILIES`:
-the names of the seven projections and of the norms, and a function from its configuration to
-a `ModelShape`. Standard library only, so that `sample` can read a shape without torch.
+To add a family, write a `Family` and enter it in `stages.families.FAMILIES`. Standard library only, so
+that `sample` can read a shape without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from stages.architecture import ModelShape
-from stages.files import InputError
+from stages.families.recipe import BlockRecipe, Config
 
-Config = Mapping[str, Any]
+
+def usual_shape(config: Config, recipe: BlockRecipe) -> ModelShape:
+    """The shape under the names that most configurations use."""
+    heads = int(config["num_attention_heads"])
+    kv_groups = int(config.get("num_key_value_heads") or heads)
+    return ModelShape(
+        family=str(config["model_type"]),
+        layers=int(config["num_hidden_layers"]),
+        hidden=int(config["hidden_size"]),
+        kv_groups=kv_groups,
+        heads_per_group=heads // kv_groups,
+        head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        channels=int(config["intermediate_size"]),
+        vocabulary=int(config["vocab_size"]),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=recipe.qkv_bias,
+        o_bias=recipe.o_bias,
+        mlp_bias=recipe.mlp_bias,
+        qk_norm=recipe.qk_norm,
+    )
+
+
+def usual_settings(shape: ModelShape) -> dict[str, Any]:
+    """The inverse of `usual_shape`, as far as it goes: a configuration of a model of that shape."""
+    return {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.kv_groups * shape.heads_per_group,
+        "num_key_value_heads": shape.kv_groups,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.channels,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "attention_bias": shape.o_bias,
+        "mlp_bias": shape.mlp_bias,
+        "sliding_window": None,
+        "pad_token_id": None,  # a family's own may lie beyond the vocabulary
+    }
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names relative to a decoder layer unless they start with ``model.``."""
+    """What sets a family apart. Names are relative to a decoder layer unless they start with ``model.``.
+
+    `recipe` and `shape` read a configuration under the names of Hugging Face's config.json and raise
+    KeyError, TypeError or ValueError where it lacks a size or holds a bad one; `recipe` raises
+    `UnsupportedPieceError` for what no recipe can say. `settings` makes a configuration out of a shape.
+    """
 
     model_type: str
-    shape: Callable[[Config], ModelShape]
+    """As in config.json; transformers' own classes of that type are what is exported."""
+    recipe: Callable[[Config], BlockRecipe]
+    shape: Callable[[Config, BlockRecipe], ModelShape] = usual_shape
+    settings: Callable[[ModelShape], dict[str, Any]] = usual_settings
+    by_layer: tuple[str, ...] = ("layer_types",)
+    """Lists in its configuration that have an entry a layer."""
     layer: str = "model.layers.{layer}."
     q: str = "self_attn.q_proj"
     k: str = "self_attn.k_proj"
@@ -39,55 +85,10 @@ class Family:
     final_norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
 
-
-def _shape(config: Config, **flags: bool) -> ModelShape:
-    heads = int(config["num_attention_heads"])
-    kv_groups = int(config.get("num_key_value_heads") or heads)
-    return ModelShape(
-        family=str(config["model_type"]),
-        layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
-        kv_groups=kv_groups,
-        heads_per_group=heads // kv_groups,
-        head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-        channels=int(config["intermediate_size"]),
-        vocabulary=int(config["vocab_size"]),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        **flags,
-    )
-
-
-def _llama(config: Config) -> ModelShape:
-    bias = bool(config.get("attention_bias", False))
-    return _shape(config, qkv_bias=bias, o_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)))
-
-
-def _qwen3(config: Config) -> ModelShape:
-    bias = bool(config.get("attention_bias", False))
-    return _shape(config, qkv_bias=bias, o_bias=bias, qk_norm=True)
-
-
-FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("llama", shape=_llama),
-        Family("mistral", shape=lambda config: _shape(config)),
-        Family("qwen2", shape=lambda config: _shape(config, qkv_bias=True)),
-        Family("qwen3", shape=_qwen3),
-    )
-}
-
-
-def family_of(config: Config, source: str) -> Family:
-    """The adapter for a model's configuration.
-
-    Raises:
-        InputError: no adapter knows the model type; the message lists those that exist.
-    """
-    model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"model.source {source!r} is of the family {model_type!r}; "
-            f"supported families: {', '.join(FAMILIES)}. stages/families.py says how to add one"
-        )
-    return FAMILIES[str(model_type)]
+    @property
+    def sublayers(self) -> dict[str, tuple[str, str]]:
+        """Of attention and MLP: the attributes of a decoder layer that hold the module and its norm."""
+        return {
+            "attention": (self.o.partition(".")[0], self.attention_norm),
+            "mlp": (self.down.partition(".")[0], self.mlp_norm),
+        }

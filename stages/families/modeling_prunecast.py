@@ -4,8 +4,8 @@ Prunecast copies this file into every folder that it exports, so that the folder
 
     AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 
-It needs torch and transformers, nothing of Prunecast. Where Prunecast is installed, `register()`
-lets the same folder load without remote code.
+It needs torch and transformers, nothing of Prunecast. Where Prunecast is installed,
+`stages.families.register()` lets the same folder load without remote code.
 
 The widths follow transformers' own schema. ``config.per_layer_config`` names the layers that
 differ from the dense model and how::
@@ -18,43 +18,33 @@ transformers 5.23 reads, checks and saves that schema but does not build it: its
 widths and silently ignores ``skip``. So each model here builds its family's own decoder layers,
 each with its own layer's configuration, and puts something that adds nothing in place of what a
 layer skips: a skipped sublayer has no parameters, its norm included.
+
+The classes of a family are made from transformers' own when they are asked for by name: of
+``LlamaConfig``, ``LlamaModel`` and ``LlamaForCausalLM`` they are `PrunecastLlamaConfig`,
+`PrunecastLlamaModel` and `PrunecastLlamaForCausalLM`, of the model type ``prunecast_llama``.
 """
 
 # mypy: disable-error-code="no-untyped-call"
 # (transformers leaves the __init_subclass__ of its models untyped)
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from huggingface_hub.dataclasses import strict  # transformers requires it of configurations
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-SUBLAYERS = frozenset({"attention", "mlp"})
+SUBLAYERS = {
+    "attention": ("self_attn", "input_layernorm"),
+    "mlp": ("mlp", "post_attention_layernorm"),
+}
+"""What a layer may skip, and the attributes of most families' layers that hold the module and its norm."""
 
 
 class _Widths:
@@ -75,7 +65,7 @@ class _Widths:
         """
         for layer in range(self.num_hidden_layers):  # type: ignore[attr-defined]
             width, skip = layer_config(self, layer), skipped(self, layer)
-            if not skip <= SUBLAYERS:
+            if not skip <= SUBLAYERS.keys():
                 raise ValueError(f"layer {layer} skips {sorted(skip)}; expected some of {sorted(SUBLAYERS)}")
             heads, groups = width.num_attention_heads, width.num_key_value_heads
             if "attention" not in skip and (groups < 1 or heads < 1 or heads % groups):
@@ -138,6 +128,31 @@ class _NoMLP(nn.Module):
         return hidden_states.new_zeros(())
 
 
+def sublayers(config: Any) -> Mapping[str, tuple[str, str]]:
+    """`SUBLAYERS` under the family's own names: ``config.sublayers``, where they are not the usual ones."""
+    return getattr(config, "sublayers", None) or SUBLAYERS
+
+
+def pruned_layer(layer_class: Any, config: Any, index: int, slot: int | None) -> nn.Module:
+    """Decoder layer `index` of the family's own class, at its own widths and without what it skips.
+
+    `slot` is the entry of the key-value cache that its attention fills.
+    """
+    layer: nn.Module = layer_class(layer_config(config, index), index)
+    nothing: dict[str, type[nn.Module]] = {"attention": _NoAttn, "mlp": _NoMLP}
+    skip, names = skipped(config, index), sublayers(config)
+    for sublayer in skip:
+        module, norm = names[sublayer]
+        setattr(layer, module, nothing[sublayer]())
+        setattr(layer, norm, nn.Identity())
+    if "attention" not in skip:
+        getattr(layer, names["attention"][0]).layer_idx = slot
+    for part in layer.modules():
+        if hasattr(part, "config"):  # one for all, so that `set_attn_implementation` reaches it
+            part.config = config
+    return layer
+
+
 class _PrunedModel:
     """Mixed into a family's model: builds the family's layers, each with its own widths."""
 
@@ -156,18 +171,7 @@ class _PrunedModel:
 
     def _build_layers(self, config: Any) -> Iterator[nn.Module]:
         for index, slot in enumerate(cache_slots(config)):
-            skip = skipped(config, index)
-            layer = self.layer_class(layer_config(config, index), index)
-            if "attention" in skip:
-                layer.self_attn, layer.input_layernorm = _NoAttn(), nn.Identity()
-            else:
-                layer.self_attn.layer_idx = slot
-            if "mlp" in skip:
-                layer.mlp, layer.post_attention_layernorm = _NoMLP(), nn.Identity()
-            for module in layer.modules():
-                if hasattr(module, "config"):  # one for all, so that `set_attn_implementation` reaches it
-                    module.config = config
-            yield layer
+            yield pruned_layer(self.layer_class, config, index, slot)
 
 
 class _PrunedForCausalLM:
@@ -191,100 +195,60 @@ class _PrunedForCausalLM:
         return super()._get_static_cache_init_shape()  # type: ignore[misc]
 
 
-@strict
-class PrunecastLlamaConfig(_Widths, LlamaConfig):
-    model_type = "prunecast_llama"
-    base_model_type: str = "llama"
+class PrunedClasses(NamedTuple):
+    """A family's classes."""
+
+    config: Any
+    model: Any
+    causal_lm: Any
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """The entry of config.json that leads the Auto classes to this file."""
+        names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+        return {name: f"modeling_prunecast.{cls.__name__}" for name, cls in zip(names, self, strict=True)}
 
 
-class PrunecastLlamaModel(_PrunedModel, LlamaModel):
-    config_class = PrunecastLlamaConfig
-    layer_class = LlamaDecoderLayer
+@functools.cache
+def pruned_classes(model_type: str) -> PrunedClasses:
+    """The classes of pruned models of a family of transformers, such as "llama".
+
+    Raises:
+        KeyError: transformers has no such family.
+    """
+    own_config = CONFIG_MAPPING[model_type]
+    own_model: Any = MODEL_MAPPING[own_config]
+    own_causal_lm: Any = MODEL_FOR_CAUSAL_LM_MAPPING[own_config]
+    base_type: dict[str, Any] = {"base_model_type": model_type, "__annotations__": {"base_model_type": str}}
+    config = strict(_define(_Widths, own_config, model_type=f"prunecast_{model_type}", **base_type))
+    layer_class = own_model._can_record_outputs["hidden_states"]
+    model = _define(_PrunedModel, own_model, config_class=config, layer_class=layer_class)
+    causal_lm = _define(_PrunedForCausalLM, own_causal_lm, config_class=config, model_class=model)
+    config.register_for_auto_class()  # `save_pretrained` then copies this file and writes `auto_map`
+    model.register_for_auto_class("AutoModel")
+    causal_lm.register_for_auto_class("AutoModelForCausalLM")
+    return PrunedClasses(config, model, causal_lm)
 
 
-class PrunecastLlamaForCausalLM(_PrunedForCausalLM, LlamaForCausalLM):
-    config_class = PrunecastLlamaConfig
-    model_class = PrunecastLlamaModel
+def _define(mixin: type, own: type, **attributes: Any) -> Any:
+    return type(own)(f"Prunecast{own.__name__}", (mixin, own), {"__module__": __name__, **attributes})
 
 
-@strict
-class PrunecastMistralConfig(_Widths, MistralConfig):
-    model_type = "prunecast_mistral"
-    base_model_type: str = "mistral"
-
-
-class PrunecastMistralModel(_PrunedModel, MistralModel):
-    config_class = PrunecastMistralConfig
-    layer_class = MistralDecoderLayer
-
-
-class PrunecastMistralForCausalLM(_PrunedForCausalLM, MistralForCausalLM):
-    config_class = PrunecastMistralConfig
-    model_class = PrunecastMistralModel
-
-
-@strict
-class PrunecastQwen2Config(_Widths, Qwen2Config):
-    model_type = "prunecast_qwen2"
-    base_model_type: str = "qwen2"
-
-
-class PrunecastQwen2Model(_PrunedModel, Qwen2Model):
-    config_class = PrunecastQwen2Config
-    layer_class = Qwen2DecoderLayer
-
-
-class PrunecastQwen2ForCausalLM(_PrunedForCausalLM, Qwen2ForCausalLM):
-    config_class = PrunecastQwen2Config
-    model_class = PrunecastQwen2Model
-
-
-@strict
-class PrunecastQwen3Config(_Widths, Qwen3Config):
-    model_type = "prunecast_qwen3"
-    base_model_type: str = "qwen3"
-
-
-class PrunecastQwen3Model(_PrunedModel, Qwen3Model):
-    config_class = PrunecastQwen3Config
-    layer_class = Qwen3DecoderLayer
-
-
-class PrunecastQwen3ForCausalLM(_PrunedForCausalLM, Qwen3ForCausalLM):
-    config_class = PrunecastQwen3Config
-    model_class = PrunecastQwen3Model
-
-
-CAUSAL_LM_CLASSES: dict[str, Any] = {
-    cls.config_class.base_model_type: cls
-    for cls in (
-        PrunecastLlamaForCausalLM,
-        PrunecastMistralForCausalLM,
-        PrunecastQwen2ForCausalLM,
-        PrunecastQwen3ForCausalLM,
+def __getattr__(name: str) -> Any:
+    """A class by its name, such as `PrunecastLlamaForCausalLM`."""
+    own = (
+        getattr(transformers, name.removeprefix("Prunecast"), None) if name.startswith("Prunecast") else None
     )
-}
-
-for _cls in CAUSAL_LM_CLASSES.values():  # `save_pretrained` then copies this file and writes `auto_map`
-    _cls.config_class.register_for_auto_class()
-    _cls.model_class.register_for_auto_class("AutoModel")
-    _cls.register_for_auto_class("AutoModelForCausalLM")
-
-
-def auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
-    """The entry of config.json that leads the Auto classes to this file."""
-    causal_lm = next(c for c in CAUSAL_LM_CLASSES.values() if c.config_class is config_class)
-    classes = {
-        "AutoConfig": config_class,
-        "AutoModel": causal_lm.model_class,
-        "AutoModelForCausalLM": causal_lm,
-    }
-    return {name: f"modeling_prunecast.{cls.__name__}" for name, cls in classes.items()}
+    model_type = getattr(getattr(own, "config_class", own), "model_type", None)
+    for cls in pruned_classes(model_type) if model_type in CONFIG_MAPPING else ():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def register() -> None:
-    """Let the Auto classes of this process load exported folders without remote code."""
-    for cls in CAUSAL_LM_CLASSES.values():
-        AutoConfig.register(cls.config_class.model_type, cls.config_class, exist_ok=True)
-        AutoModel.register(cls.config_class, cls.model_class, exist_ok=True)
-        AutoModelForCausalLM.register(cls.config_class, cls, exist_ok=True)
+def register(model_type: str) -> None:
+    """Let the Auto classes of this process load exported folders of a family without remote code."""
+    config, model, causal_lm = pruned_classes(model_type)
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)

@@ -20,7 +20,7 @@ import torch
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.measure import TOKENS_PER_BATCH
-from stages.families.family import family_of
+from stages.families import describe
 from stages.files import InputError
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
@@ -50,7 +50,7 @@ def shape_of(section: ModelSection, config: Path | None) -> ModelShape:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a readable config.json: {error}") from error
-    return family_of(content, str(path)).shape(content)
+    return describe(content, str(path)).shape
 
 
 def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount], machine: Machine) -> str:

@@ -107,18 +107,16 @@ def _tokenizer(model: ModelSection) -> tuple[Any, int]:
     from transformers import AutoTokenizer
 
     from stages.evaluate.network import checkpoint
-    from stages.sample.source import locate, read_config
+    from stages.sample.source import locate, read_model
 
     source = locate(model)
     if source.kind == "gguf":
         loaded = checkpoint.load(model)
         return loaded.tokenizer, loaded.context_tokens
-    config = read_config(source)
-    limits = [config.get(key) for key in ("max_position_embeddings", "sliding_window")]
     tokenizer = AutoTokenizer.from_pretrained(
         source.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )
-    return tokenizer, min(limit for limit in limits if limit is not None)
+    return tokenizer, read_model(model).context_tokens
 
 
 def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_tokens: int) -> TokenCount:

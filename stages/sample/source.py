@@ -12,7 +12,7 @@ import yaml
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
-from stages.families.family import family_of
+from stages.families import Description, describe
 from stages.files import InputError
 
 
@@ -140,22 +140,19 @@ def _gguf_config(path: Path) -> dict[str, Any]:
     }
 
 
-def read_shape(model: ModelSection) -> ModelShape:
-    """The shape of `model.source`, from its configuration alone.
+def read_model(model: ModelSection) -> Description:
+    """What the configuration of `model.source` says of the model.
 
     Raises:
-        InputError: the model is not there, no adapter knows its family, or its configuration is damaged.
+        InputError: the model is not there, its family is unknown, a piece of it is not supported, or its
+            configuration is damaged.
     """
-    source = locate(model)
-    config = read_config(source)
-    family = family_of(config, model.source)
-    try:
-        return family.shape(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"model.source {model.source!r} has a configuration that lacks a size or holds a bad one "
-            f"({error!r}); compare it with the model's own config.json"
-        ) from error
+    return describe(read_config(locate(model)), model.source)
+
+
+def read_shape(model: ModelSection) -> ModelShape:
+    """The shape of `model.source`, from its configuration alone; raises as `read_model` does."""
+    return read_model(model).shape
 
 
 def read_licence(source: ModelSource) -> str:

@@ -7,7 +7,6 @@ limited.
 from __future__ import annotations
 
 import contextlib
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from stages.architecture import LayerWidth, ModelShape
 from stages.config.budget import Latency
+from stages.families import FAMILIES
 from stages.files import InputError
 
 PHASES = ("prefill_ms", "decode_ms")
@@ -71,61 +71,14 @@ def _largest(models: Sequence[Any]) -> dict[str, int]:
 
 
 def _skeleton(shape: ModelShape, layers: Sequence[LayerWidth], dtype: str) -> Any:
-    """A model without storage whose layers have these widths."""
+    """A model without storage whose layers have these widths, as it is exported where they differ."""
     import torch
-    from torch import nn
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = AutoConfig.for_model(
-        shape.family,
-        hidden_size=shape.hidden,
-        num_hidden_layers=len(layers),
-        num_attention_heads=shape.kv_groups * shape.heads_per_group,
-        num_key_value_heads=shape.kv_groups,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.channels,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied_embeddings,
-        attention_bias=shape.o_bias,
-        mlp_bias=shape.mlp_bias,
-        sliding_window=None,
-    )
-    config.dtype = getattr(torch, dtype)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        layer_class = type(model.model.layers[0])
-        config = model.config
-        model.model.layers = nn.ModuleList()
-        for index, width in enumerate(layers):
-            own = copy.copy(config)
-            if width.has_attention:
-                own.num_attention_heads = width.kv_groups * width.heads_per_group
-                own.num_key_value_heads = width.kv_groups
-            if width.has_mlp:
-                own.intermediate_size = width.channels
-            layer = layer_class(own, index).to(config.dtype)
-            if not width.has_attention:
-                layer.self_attn, layer.input_layernorm = _nothing(with_weights=True), nn.Identity()
-            if not width.has_mlp:
-                layer.mlp, layer.post_attention_layernorm = _nothing(with_weights=False), nn.Identity()
-            model.model.layers.append(layer)
-    return model.eval()
+    from stages.families.pruned import pruned_model
 
-
-def _nothing(with_weights: bool) -> Any:
-    """In place of a dropped sublayer, as in an exported model: it adds nothing to the residual stream."""
-    from torch import nn
-
-    module: Any = nn.Identity()
-
-    def attention(hidden_states: Any, **_: Any) -> tuple[Any, None]:
-        return hidden_states.new_zeros(()), None
-
-    def mlp(hidden_states: Any) -> Any:
-        return hidden_states.new_zeros(())
-
-    module.forward = attention if with_weights else mlp
-    return module
+    family = FAMILIES[shape.family]
+    settings = family.settings(shape) | {"num_hidden_layers": len(layers), "dtype": dtype}
+    return pruned_model(family, settings, layers).to(getattr(torch, dtype)).eval()
 
 
 def times(models: Sequence[Any], vocabulary: int, section: Latency, label: str) -> list[Times]:

@@ -21,7 +21,7 @@ from stages.config.params import load_params
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.export.weights import huggingface
-from stages.families import modeling_prunecast
+from stages.families import register
 from stages.sample import designs, timing
 from stages.sample.latency import table_of
 from stages.sample.space import Space
@@ -53,7 +53,7 @@ def main() -> None:
     found |= {f"scattered {s}": scattered(shape, arguments.ratio, 0.3, s) for s in range(2)}
     found |= {"scattered, 45 %": scattered(shape, 0.45, 0.3, 2), "dropped sublayers": holed(shape)}
     network = ElasticNetwork(loaded, torch.device("cpu"))
-    modeling_prunecast.register()
+    register()
     models: list[Any] = []
     with tempfile.TemporaryDirectory() as name:
         for index, architecture in enumerate(found.values()):

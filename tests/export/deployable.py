@@ -112,7 +112,7 @@ def pruned_model(
     network = ElasticNetwork(loaded, tiny.CPU)
     network.sort(tiny.random_order(loaded.shape))
     return PrunedModel(
-        "tiny", network.sliced_state(architecture), loaded.config, architecture, loaded.shape,
+        "tiny", network.sliced_state(architecture), loaded.recipe, loaded.config, architecture, loaded.shape,
         derived(tokenizer, VOCABULARY),
     )  # fmt: skip
 

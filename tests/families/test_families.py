@@ -1,4 +1,4 @@
-"""Shapes from configurations, and the error for a family that no adapter knows."""
+"""Shapes and recipes from configurations, and the errors for what no family or recipe knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stages.architecture import ModelShape
-from stages.families.family import FAMILIES, family_of
+from stages.families import FAMILIES, BlockRecipe, describe, family_of
+from stages.families.family import usual_settings
 from stages.files import InputError
 
 LLAMA_2_7B: dict[str, Any] = {
@@ -55,28 +56,31 @@ MISTRAL_7B = LLAMA_2_7B | {"model_type": "mistral", "num_key_value_heads": 8, "i
     ids=["Llama-2-7B", "Qwen2.5-0.5B", "Qwen3-0.6B", "Mistral-7B"],
 )
 def test_published_sizes(config: dict[str, Any], parameters: int):
-    shape = family_of(config, "x").shape(config)
+    shape = describe(config, "x").shape
     assert shape.total_parameters == parameters
     assert shape.family == config["model_type"]
 
 
 def test_llama_shape_without_optional_keys():
-    assert family_of(LLAMA_2_7B, "x").shape(LLAMA_2_7B) == ModelShape(
+    assert describe(LLAMA_2_7B, "x").shape == ModelShape(
         "llama", 32, 4096, 32, 1, 128, 11008, 32000, tied_embeddings=False
     )
 
 
 def test_null_optional_keys_count_as_absent():
     nulls = LLAMA_2_7B | {"num_key_value_heads": None, "head_dim": None}
-    assert FAMILIES["llama"].shape(nulls) == FAMILIES["llama"].shape(LLAMA_2_7B)
+    assert describe(nulls, "x") == describe(LLAMA_2_7B, "x")
+
+
+OURS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def test_flags_of_the_families():
     flags = {
         name: (s.qkv_bias, s.o_bias, s.mlp_bias, s.qk_norm)
-        for name in FAMILIES
+        for name in OURS
         for s in [
-            FAMILIES[name].shape(LLAMA_2_7B | {"model_type": name, "attention_bias": True, "mlp_bias": True})
+            describe(LLAMA_2_7B | {"model_type": name, "attention_bias": True, "mlp_bias": True}, "x").shape
         ]
     }
     assert flags == {
@@ -87,6 +91,67 @@ def test_flags_of_the_families():
     }
 
 
+@pytest.mark.parametrize("config", [LLAMA_2_7B, QWEN2_05B, QWEN3_06B, MISTRAL_7B])
+def test_settings_are_the_inverse_of_a_shape(config: dict[str, Any]):
+    shape = describe(config, "x").shape
+    again = {"model_type": shape.family, **usual_settings(shape)}
+    assert describe(again, "x").shape == shape
+
+
+def recipe_of(config: dict[str, Any], **changes: Any) -> BlockRecipe:
+    return describe(config | changes, "some/model").recipe
+
+
+def test_rotary_embeddings_are_read_as_transformers_4_and_5_write_them():
+    four = recipe_of(LLAMA_2_7B, rope_theta=1e5, rope_scaling={"type": "linear", "factor": 2.0})
+    five = recipe_of(LLAMA_2_7B, rope_parameters={"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0})
+    for layer in (0, 31):
+        assert (four.rotary[layer] or {})["rope_type"] == "linear"
+        assert (four.rotary[layer] or {})["rope_theta"] == (five.rotary[layer] or {})["rope_theta"] == 1e5
+    assert recipe_of(LLAMA_2_7B).rotary[7] == {"rope_theta": 10000.0, "rope_type": "default"}
+
+
+def test_windows_by_layer():
+    assert recipe_of(LLAMA_2_7B, sliding_window=9).windows == (None,) * 32  # Llama reads none
+    assert recipe_of(MISTRAL_7B, sliding_window=9).windows == (9,) * 32
+    assert recipe_of(MISTRAL_7B, sliding_window=None).windows == (None,) * 32
+    assert recipe_of(QWEN2_05B, sliding_window=9).windows == (None,) * 24  # not used unless asked for
+    asked = {"use_sliding_window": True, "sliding_window": 9}
+    assert recipe_of(QWEN2_05B, **asked, max_window_layers=20).windows == (None,) * 20 + (9,) * 4
+    kinds = ["full_attention", "sliding_attention"] * 14
+    found = recipe_of(QWEN3_06B, **asked, layer_types=kinds)
+    assert found.windows == (None, 9) * 14
+    assert found.narrowest == (1, 9)
+    described = describe(MISTRAL_7B | {"sliding_window": 9, "max_position_embeddings": 30}, "x")
+    assert described.context_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_act": "relu2"}, "the activation 'relu2'; supported: silu, gelu_pytorch_tanh"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rope type 'dynamic'; supported: default"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "the rope type 'longrope'; supported: default"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates 0.5 of each head"),
+        ({"num_local_experts": 8}, r"a mixture of experts \(num_local_experts: 8\)"),
+    ],
+)
+def test_a_lacking_piece_is_named(changes: dict[str, Any], words: str):
+    with pytest.raises(InputError, match=rf"'some/model', of the family 'llama', .*{words}"):
+        recipe_of(LLAMA_2_7B, **changes)
+
+
+def test_an_unknown_mixture_of_experts_is_told():
+    config = {"model_type": "mixtral", "num_local_experts": 8}
+    with pytest.raises(InputError, match=r"'mixtral', and is a mixture of experts .* supported families: ll"):
+        family_of(config, "some/model")
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ValueError, match="families has a 'llama' already"):
+        FAMILIES.add("llama", FAMILIES["llama"])
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", None])
 def test_an_unsupported_family_lists_the_supported_ones(model_type: str | None):
     with pytest.raises(InputError) as caught:
@@ -94,5 +159,5 @@ def test_an_unsupported_family_lists_the_supported_ones(model_type: str | None):
     message = str(caught.value)
     assert "'some/model'" in message
     assert repr(model_type) in message
-    for family in ("llama", "mistral", "qwen2", "qwen3", "stages/families.py"):
+    for family in ("llama", "mistral", "qwen2", "qwen3", "stages/families/family.py"):
         assert family in message

@@ -160,10 +160,10 @@ def test_registered_classes_load_it_without_remote_code(tmp_path: Path) -> None:
     folder = export(tmp_path / "model", dense, MIXED, tokenizer=tiny.byte_tokenizer())
     (folder / "modeling_prunecast.py").write_text("raise SystemExit('remote code was run')")
     program = (
-        "import sys, torch\n"
-        "from stages.families.modeling_prunecast import register\n"
-        "ours = {m for m in sys.modules if m.partition('.')[0] == 'stages'}\n"
-        "assert ours == {'stages', 'stages.export', 'stages.families.modeling_prunecast'}, ours\n"
+        "import sys\n"
+        "from stages.families import register\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch\n"
         "register()\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
@@ -190,7 +190,7 @@ def test_registered_classes_load_it_without_remote_code(tmp_path: Path) -> None:
 )
 def test_a_config_with_impossible_widths_is_refused(widths: dict[str, Any], message: str) -> None:
     with pytest.raises(StrictDataclassClassValidationError, match=message):
-        modeling_prunecast.PrunecastLlamaConfig(  # type: ignore[call-arg]
+        modeling_prunecast.PrunecastLlamaConfig(
             num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=4, per_layer_config={"1": widths}
         )
 

@@ -28,7 +28,7 @@ from stages.evaluate.measure import Evaluator, Work
 from stages.evaluate.results.journal import Journal
 from stages.evaluate.text.selection import Selection
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.families.modeling_prunecast import register
+from stages.families import register
 from stages.sample import designs
 from stages.search import outcome
 from stages.search.outcome import WINNER

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape
 from stages.config.budget import Latency
 from stages.export.weights import huggingface
-from stages.families import modeling_prunecast
+from stages.families import register
 from stages.files import InputError
 from stages.sample import latency, timing
 from stages.sample.latency import LatencyTable
@@ -166,7 +166,7 @@ def test_the_models_that_are_timed_are_the_exported_ones(variant: str, tmp_path:
     dense.config.rope_parameters = model.config.rope_parameters
     folder = tmp_path / "model"
     huggingface.write_folder(folder, state, dense.config, architecture, shape, None, None, torch.float32)
-    modeling_prunecast.register()
+    register()
     exported = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokens = tiny.random_tokens()
     tiny.assert_same(tiny.reference_logits(model, tokens), tiny.reference_logits(exported, tokens))

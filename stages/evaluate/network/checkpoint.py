@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
-from stages.families.family import Family, family_of
+from stages.families import BlockRecipe, Family, describe, family_of
 from stages.files import InputError
 from stages.sample.source import ModelSource, locate, read_config
 
@@ -43,18 +42,15 @@ class Checkpoint:
     folder: Path
     shape: ModelShape
     family: Family
+    recipe: BlockRecipe
+    context_tokens: int
+    """The longest sequence that the model was made for and is run on."""
     config: Any  # transformers.PretrainedConfig
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     generation_config: GenerationConfig | None
     state: Mapping[str, torch.Tensor]
     digest: str
     """SHA-256 of the weight files and of the configuration's arithmetic: part of every journal key."""
-
-    @property
-    def context_tokens(self) -> int:
-        """The longest sequence that the model was made for."""
-        limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
-        return min(limit for limit in (*limits, sys.maxsize) if limit is not None)
 
 
 def cache_folder() -> Path:
@@ -71,14 +67,14 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
             lacks a tensor that its configuration announces.
     """
     source = locate(model)
-    config_json = read_config(source)
-    family = family_of(config_json, model.source)
+    family_of(read_config(source), model.source)  # before anything is fetched
     folder = _folder(model, source)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    shape = family.shape(config.to_dict())
+    described = describe(config.to_dict(), model.source)
+    family, shape, recipe = described.family, described.shape, described.recipe
     files = _weight_files(folder, model.source)
     state = _read(files, dtype, model.source)
-    _check_tensors(state, family, shape, model.source)
+    _check_tensors(state, family, recipe, shape, model.source)
     try:
         generation = GenerationConfig.from_pretrained(folder)
     except OSError:
@@ -88,11 +84,13 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
         folder=folder,
         shape=shape,
         family=family,
+        recipe=recipe,
+        context_tokens=described.context_tokens,
         config=config,
         tokenizer=_tokenizer(folder, model),
         generation_config=generation,
         state=state,
-        digest=_network_digest(files, shape, config),
+        digest=_network_digest(files, shape, recipe, config),
     )
 
 
@@ -140,7 +138,9 @@ def _read(files: list[Path], dtype: torch.dtype, name: str) -> dict[str, torch.T
     return state
 
 
-def _check_tensors(state: Mapping[str, torch.Tensor], family: Family, shape: ModelShape, name: str) -> None:
+def _check_tensors(
+    state: Mapping[str, torch.Tensor], family: Family, recipe: BlockRecipe, shape: ModelShape, name: str
+) -> None:
     needed = [family.embedding, family.final_norm]
     if not shape.tied_embeddings:
         needed.append(family.head)
@@ -148,11 +148,11 @@ def _check_tensors(state: Mapping[str, torch.Tensor], family: Family, shape: Mod
         prefix = family.layer.format(layer=layer)
         projections = (family.q, family.k, family.v, family.o, family.gate, family.up, family.down)
         norms: tuple[str, ...] = (family.attention_norm, family.mlp_norm)
-        norms += (family.q_norm, family.k_norm) if shape.qk_norm else ()
+        norms += (family.q_norm, family.k_norm) if recipe.qk_norm else ()
         needed += [f"{prefix}{part}.weight" for part in (*projections, *norms)]
-        biased: tuple[str, ...] = (family.q, family.k, family.v) if shape.qkv_bias else ()
-        biased += (family.o,) if shape.o_bias else ()
-        biased += (family.gate, family.up, family.down) if shape.mlp_bias else ()
+        biased: tuple[str, ...] = (family.q, family.k, family.v) if recipe.qkv_bias else ()
+        biased += (family.o,) if recipe.o_bias else ()
+        biased += (family.gate, family.up, family.down) if recipe.mlp_bias else ()
         needed += [f"{prefix}{part}.bias" for part in biased]
     missing = [tensor for tensor in needed if tensor not in state]
     if missing:
@@ -231,8 +231,8 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _network_digest(files: list[Path], shape: ModelShape, config: Any) -> str:
-    arithmetic = {name: getattr(config, name, None) for name in _ARITHMETIC}
+def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, config: Any) -> str:
+    arithmetic = {name: getattr(config, name, None) for name in _ARITHMETIC} | recipe.scaled
     text = json.dumps([_digest(files), asdict(shape), arithmetic], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from stages.evaluate.network.attention import attention
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.fused import log_likelihood, rms_norm, rotate, swiglu
 from stages.evaluate.network.layers import Layer, UnitOrder, layer_of, named, permuted, prefix, sliced
-from stages.families.family import Family
+from stages.families import Family
 from stages.files import InputError
 
 PREDICTIONS_AT_ONCE = {"cpu": 1024, "cuda": 8192}

@@ -46,9 +46,9 @@ def taken(
 def _times(shape: ModelShape, budget: Budget, folder: Path) -> dict[str, Times]:
     from transformers import AutoModelForCausalLM
 
-    from stages.families import modeling_prunecast
+    from stages.families import register
 
-    modeling_prunecast.register()
+    register()
     device = torch.device(budget.latency.device)
     winner: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, budget.dtype))
     layers = [shape.dense_width] * shape.layers

@@ -140,9 +140,9 @@ def huggingface_dtype(folder: Path) -> torch.dtype:
     """The dtype that a folder's weights are stored in."""
     from transformers import AutoConfig
 
-    from stages.families import modeling_prunecast
+    from stages.families import register
 
-    modeling_prunecast.register()
+    register()
     dtype = AutoConfig.from_pretrained(folder).dtype
     assert isinstance(dtype, torch.dtype)
     return dtype

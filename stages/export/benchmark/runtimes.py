@@ -34,10 +34,10 @@ class PyTorch:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from stages.families import modeling_prunecast
+        from stages.families import register
 
         torch.set_num_threads(threads)
-        modeling_prunecast.register()
+        register()
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.eval()
         self._torch = torch

@@ -24,7 +24,7 @@ from stages.architecture import Architecture, ModelShape
 from stages.export.benchmark.comparison import Comparison, Figures, Spread
 from stages.export.benchmark.memory import peak_memory
 from stages.export.benchmark.runtimes import PyTorch, Runtime, open_runtime
-from stages.families.family import FAMILIES
+from stages.families import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def pruned_model(
     stem = located.path.stem if located.kind == "gguf" else Path(source.source).name
     name = _QUANTISATION.sub("", stem) + (f", {100 * ratio:.0f} % pruned" if ratio else "")
     tokenizer = _tokenizer(source, loaded.tokenizer, loaded.shape.vocabulary)
-    return PrunedModel(name, state, loaded.config, architecture, loaded.shape, tokenizer)
+    return PrunedModel(name, state, loaded.recipe, loaded.config, architecture, loaded.shape, tokenizer)
 
 
 def _tokenizer(source: ModelSection, tokenizer: Any, rows: int) -> Fields:

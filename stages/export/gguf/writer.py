@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from torch import Tensor
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.export.gguf.fields import Fields, UnsupportedError
 from stages.export.weights.huggingface import kept_layers
-from stages.families.family import FAMILIES, Family
+from stages.families import FAMILIES, BlockRecipe, Family, llama_cpp
+from stages.families.recipe import Rotary
 
 BLOCK = 32
 """Weights that share a scale in Q8_0 and Q4_0."""
@@ -38,9 +40,6 @@ _TYPES = {
     "Q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "Q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_YARN_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
-_YARN_KEYS = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", *_YARN_DEFAULTS}
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,13 @@ class PrunedModel:
     """What a GGUF file is made from.
 
     `state` has float32 tensors under the family's Hugging Face names, with the widths of `architecture`
-    (`ElasticNetwork.sliced_state`); `config` is the dense model's transformers configuration.
+    (`ElasticNetwork.sliced_state`); `recipe` and `config`, transformers' configuration, are the dense
+    model's.
     """
 
     name: str
     state: Mapping[str, Tensor]
+    recipe: BlockRecipe
     config: Any
     architecture: Architecture
     shape: ModelShape
@@ -61,17 +62,8 @@ class PrunedModel:
 
 def check_supported(model: PrunedModel) -> None:
     """Raise UnsupportedError, saying why, unless llama.cpp computes what the model does."""
-    shape, rope = model.shape, _rope(model.config)
-    kind = rope.get("rope_type", "default")
-    if shape.qk_norm:
-        raise UnsupportedError(
-            f"{shape.family} normalises queries and keys; llama.cpp's architecture with a width for "
-            "every layer (deci) has no such norms"
-        )
-    if kind not in _ROPE_TYPES:
-        raise UnsupportedError(f"the rope type {kind!r} cannot be written; expected one of {_ROPE_TYPES}")
-    if kind == "yarn" and (unusual := _unusual_yarn(rope)):
-        raise UnsupportedError(f"the yarn rope sets {unusual}, which llama.cpp does not read alike")
+    if reason := llama_cpp.refusal(model.shape.family, model.recipe):
+        raise UnsupportedError(reason)
     if not kept_layers(model.architecture):
         raise UnsupportedError("every layer is gone, and llama.cpp loads no model without layers")
 
@@ -113,16 +105,9 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    return dict(getattr(config, "rope_parameters", None) or {})
-
-
-def _unusual_yarn(rope: Mapping[str, Any]) -> list[str]:
-    """The settings of a yarn rope that are not the usual ones."""
-    given = {key: value for key, value in rope.items() if value is not None}
-    return sorted(given.keys() - _YARN_KEYS) + [
-        key for key, usual in _YARN_DEFAULTS.items() if given.get(key, usual) != usual
-    ]
+def _rotary(recipe: BlockRecipe) -> Rotary:
+    """Of all layers: others are refused."""
+    return recipe.rotary[0] or {}
 
 
 def _written(widths: list[LayerWidth]) -> list[LayerWidth]:
@@ -138,7 +123,7 @@ def _written(widths: list[LayerWidth]) -> list[LayerWidth]:
 
 def _describe(writer: GGUFWriter, model: PrunedModel, widths: list[LayerWidth], file_type: str) -> None:
     """The header: everything that llama.cpp needs to know but the tensors."""
-    shape, config = model.shape, model.config
+    shape = model.shape
     heads, groups = [w.kv_groups * w.heads_per_group for w in widths], [w.kv_groups for w in widths]
     channels = [w.channels for w in widths]
     uniform = writer.arch == "llama"
@@ -147,7 +132,7 @@ def _describe(writer: GGUFWriter, model: PrunedModel, widths: list[LayerWidth], 
     writer.add_file_type(_TYPES[file_type][1])
     writer.add_quantization_version(2)
     writer.add_block_count(len(widths))
-    writer.add_context_length(_context_length(config))
+    writer.add_context_length(_context_length(model))
     writer.add_embedding_length(shape.hidden)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_head_count(heads[0] if uniform else heads)
@@ -155,19 +140,19 @@ def _describe(writer: GGUFWriter, model: PrunedModel, widths: list[LayerWidth], 
     writer.add_feed_forward_length(channels[0] if uniform else channels)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
-    _describe_rope(writer, _rope(config), shape.head_dim)
+    writer.add_layer_norm_rms_eps(model.recipe.norm_eps)
+    _describe_rope(writer, _rotary(model.recipe), shape.head_dim)
     for name, field in model.tokenizer.items():
         writer.add_key_value(name, field.value, field.type, field.element)
 
 
-def _context_length(config: Any) -> int:
+def _context_length(model: PrunedModel) -> int:
     """Positions that the model was made for; beyond a sliding window, which `deci` has not, it is not run."""
-    window = getattr(config, "sliding_window", None)
-    return min(int(config.max_position_embeddings), int(window or config.max_position_embeddings))
+    windows = [window for window in model.recipe.windows if window is not None]
+    return min(int(model.config.max_position_embeddings), *windows, sys.maxsize)
 
 
-def _describe_rope(writer: GGUFWriter, rope: Mapping[str, Any], head_dim: int) -> None:
+def _describe_rope(writer: GGUFWriter, rope: Rotary, head_dim: int) -> None:
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
     kind = rope.get("rope_type", "default")
@@ -198,8 +183,8 @@ def _tensors(model: PrunedModel) -> Iterator[tuple[str, Tensor]]:
     yield "output_norm.weight", state[family.final_norm]
     if not shape.tied_embeddings:
         yield "output.weight", state[family.head]
-    if _rope(model.config).get("rope_type") == "llama3":
-        yield "rope_freqs.weight", _llama3_factors(model.config)
+    if _rotary(model.recipe).get("rope_type") == "llama3":
+        yield "rope_freqs.weight", _llama3_factors(model)
 
 
 def _attention(family: Family, state: Mapping[str, Tensor], prefix: str, head_dim: int) -> dict[str, Tensor]:
@@ -252,13 +237,13 @@ def _mlp(
     return found
 
 
-def _llama3_factors(config: Any) -> Tensor:
+def _llama3_factors(model: PrunedModel) -> Tensor:
     """By what llama.cpp divides each rotary frequency (d/2,), from transformers' own frequencies."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    scaled = LlamaRotaryEmbedding(config).inv_freq.double()
+    scaled = LlamaRotaryEmbedding(model.config).inv_freq.double()
     exponents = torch.arange(len(scaled), dtype=torch.float64) / len(scaled)
-    return (float(_rope(config)["rope_theta"]) ** -exponents / scaled).float()
+    return (float(_rotary(model.recipe)["rope_theta"]) ** -exponents / scaled).float()
 
 
 def _type_of(name: str, tensor: Tensor, file_type: str, shape: ModelShape) -> GGMLQuantizationType:

@@ -30,7 +30,7 @@ Where Prunecast is installed (`pip install --no-deps` is enough beside torch and
 folder loads without code of its own, and without `trust_remote_code`:
 
 ```python
-from stages.families.modeling_prunecast import register
+from stages.families import register
 
 register()  # once a process, before from_pretrained
 ```"""

@@ -19,9 +19,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors import safe_open
 
-from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.families.family import FAMILIES, Family
-from stages.families.modeling_prunecast import CAUSAL_LM_CLASSES, auto_map
+from stages.architecture import Architecture, ModelShape
+from stages.families import FAMILIES, Family
+from stages.families.pruned import pruned_model, width_settings
 
 _NOT_CARRIED_OVER = (  # of the source, not of what is exported
     "architectures",
@@ -88,15 +88,19 @@ def _build(base_config: Any, architecture: Architecture, shape: ModelShape) -> A
     """The model to export, on the meta device: shapes without storage."""
     settings = {k: v for k, v in base_config.to_diff_dict().items() if k not in _NOT_CARRIED_OVER}
     settings["head_dim"] = shape.head_dim  # never to be derived from a pruned number of heads
-    config = _plain_config(settings, architecture, shape) or _per_layer_config(settings, architecture, shape)
-    with torch.device("meta"):
-        if config.model_type in FAMILIES:
-            return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        return CAUSAL_LM_CLASSES[shape.family](config)
+    family = FAMILIES[shape.family]
+    plain = _plain_config(family, settings, architecture)
+    if plain is not None:
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(plain)  # type: ignore[no-untyped-call]
+    try:
+        return pruned_model(family, settings, architecture.widths)
+    except StrictDataclassClassValidationError as error:
+        raise ValueError(f"architecture {architecture.id} cannot be exported: {error.__cause__}") from error
 
 
 def _plain_config(
-    settings: Mapping[str, Any], architecture: Architecture, shape: ModelShape
+    family: Family, settings: Mapping[str, Any], architecture: Architecture
 ) -> transformers.PretrainedConfig | None:
     """The family's own configuration, or None if it cannot say what the architecture keeps."""
     kept = kept_layers(architecture)
@@ -106,11 +110,12 @@ def _plain_config(
     (width,) = widths
     if not (width.has_attention and width.has_mlp):
         return None
-    changes = {**_attributes(width), "num_hidden_layers": len(kept)}
-    if settings.get("layer_types"):  # full or sliding attention
-        changes["layer_types"] = [settings["layer_types"][layer] for layer in kept]
+    changes = {**width_settings(width), "num_hidden_layers": len(kept)}
+    for name in family.by_layer:
+        if settings.get(name):
+            changes[name] = [settings[name][layer] for layer in kept]
     try:
-        config = transformers.AutoConfig.for_model(shape.family, **{**settings, **changes})
+        config = transformers.AutoConfig.for_model(family.model_type, **{**settings, **changes})
     except StrictDataclassClassValidationError:  # Llama wants the heads to divide the hidden size
         return None
     return config
@@ -137,30 +142,6 @@ def _renumbered(
         return family.layer.format(layer=numbers[int(found[1])]) + name[found.end() :]
 
     return {renamed(name): tensor for name, tensor in state.items()}
-
-
-def _per_layer_config(settings: Mapping[str, Any], architecture: Architecture, shape: ModelShape) -> Any:
-    """Our configuration: the dense model's, and what differs from it layer by layer."""
-    layers = {str(layer): _attributes(width) for layer, width in enumerate(architecture.widths)}
-    config_class = CAUSAL_LM_CLASSES[shape.family].config_class
-    try:
-        return config_class(**settings, per_layer_config=layers, auto_map=auto_map(config_class))
-    except StrictDataclassClassValidationError as error:
-        raise ValueError(f"architecture {architecture.id} cannot be exported: {error.__cause__}") from error
-
-
-def _attributes(width: LayerWidth) -> dict[str, Any]:
-    """A layer's widths in transformers' words."""
-    attributes: dict[str, Any] = {}
-    if width.has_attention:
-        attributes["num_attention_heads"] = width.kv_groups * width.heads_per_group
-        attributes["num_key_value_heads"] = width.kv_groups
-    if width.has_mlp:
-        attributes["intermediate_size"] = width.channels
-    present = {"attention": width.has_attention, "mlp": width.has_mlp}
-    if not all(present.values()):
-        attributes["skip"] = [name for name, there in present.items() if not there]
-    return attributes
 
 
 def _tied_names(model: Any, shape: ModelShape) -> set[str]:

@@ -187,7 +187,11 @@ def test_the_digest_is_of_what_decides_the_network(folder: Path) -> None:
     change_config(folder, transformers_version="0.0.1", use_cache=False, dtype="float16")
     assert tiny.load(folder).digest == first
 
-    for changes in ({"rms_norm_eps": 1e-3}, {"hidden_act": "gelu"}, {"rope_parameters": tiny.YARN_ROPE}):
+    for changes in (
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu_pytorch_tanh"},
+        {"rope_parameters": tiny.YARN_ROPE},
+    ):
         original = (folder / "config.json").read_text()
         change_config(folder, **changes)
         assert tiny.load(folder).digest != first, changes

@@ -228,8 +228,13 @@ def test_what_ropes_and_windows_become(tmp_path: Path) -> None:
 
 
 def with_rope(model: PrunedModel, **changes: Any) -> PrunedModel:
-    model.config.rope_parameters = {**model.config.rope_parameters, **changes}
-    return model
+    rotary = {**(model.recipe.rotary[0] or {}), **changes}
+    return replace(model, recipe=replace(model.recipe, rotary=(rotary,) * model.shape.layers))
+
+
+def with_recipe(path: Path, **changes: Any) -> PrunedModel:
+    model = pruned_model(path, UNIFORM)
+    return replace(model, recipe=replace(model.recipe, **changes))
 
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -240,9 +245,20 @@ REFUSED: list[tuple[str, Any, str]] = [
         "every layer is gone",
     ),
     (
-        "rope",
-        lambda path: with_rope(pruned_model(path, UNIFORM), rope_type="longrope"),
-        "the rope type 'longrope' cannot be written",
+        "scales",
+        lambda path: with_recipe(path, residual_scale=0.5, attention_scale=0.25),
+        r"llama has the scales residual_scale 0\.5, attention_scale 0\.25; .* has none",
+    ),
+    (
+        "activation",
+        lambda path: with_recipe(path, activation="gelu_pytorch_tanh"),
+        "llama has the activation gelu_pytorch_tanh",
+    ),
+    ("no rotation", lambda path: with_recipe(path, rotary=(None,) * 4), "llama has layers that rotate other"),
+    (
+        "two rotations",
+        lambda path: with_recipe(path, rotary=({"rope_type": "default", "rope_theta": 9.0}, None) * 2),
+        "llama has layers that rotate other",
     ),
     (
         "yarn",

@@ -79,7 +79,7 @@ def test_loading(report_data: ReportData) -> None:
     code = own_code.split("```python\n")[1].split("```")[0]
     assert code.count("trust_remote_code=True") == 2, "transformers asks before it loads the tokenizer, too"
     assert "modeling_prunecast.py" in own_code
-    assert "from stages.families.modeling_prunecast import register" in own_code
+    assert "from stages.families import register" in own_code
     assert "```sh\ntransformers serve" not in own_code, "it does not serve classes that are not its own"
     assert 'AutoModelForCausalLM.from_pretrained(folder, dtype="auto")' in plain
     assert "transformers serve .\n" in plain

@@ -1,0 +1,3 @@
+"""Where cards of folders exported before said that `register` is."""
+
+from stages.families import register as register

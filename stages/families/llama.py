@@ -1,0 +1,14 @@
+"""Llama, and what shares its architecture: SmolLM, TinyLlama, Yi, …"""
+
+from __future__ import annotations
+
+from stages.families.family import Family
+from stages.families.recipe import BlockRecipe, Config, usual_recipe
+
+
+def _recipe(config: Config) -> BlockRecipe:
+    bias = bool(config.get("attention_bias", False))
+    return usual_recipe(config, qkv_bias=bias, o_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)))
+
+
+LLAMA = Family("llama", _recipe)
