@@ -6,15 +6,19 @@ import argparse
 from collections import Counter
 
 from stages.config.params import Params
+from stages.families import llama_cpp
 from stages.sample import designs
 from stages.sample.latency import table_of
 from stages.sample.limits import limits_of
-from stages.sample.source import read_shape
+from stages.sample.source import read_model
 from stages.stage import DATA, main
 
 
 def run(params: Params, _: argparse.Namespace) -> None:
-    shape = read_shape(params.model)
+    model = read_model(params.model)
+    shape = model.shape
+    if params.export.gguf and (reason := llama_cpp.refusal(shape.family, model.recipe)):
+        print(f"GGUF will not be written: {reason}")
     budget = params.budget
     table = table_of(shape, budget, params.sample.mlp_granularity) if budget.timed else None
     limits = limits_of(shape, budget, table)
