@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,46 @@ def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
             "Another release wrote it: delete it and run `dvc repro`"
         )
     return dict(document)
+
+
+def read_csv(path: Path, columns: Sequence[str], stage: str) -> list[dict[str, str]]:
+    """The rows of a table that the stage of that name writes, as text; what is unknown is empty.
+
+    Raises:
+        InputError: the file is missing, lacks one of `columns`, or a row has too many cells or too few.
+    """
+    again = f"run `dvc repro {stage}`, which writes it"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            found = list(reader.fieldnames or [])
+            rows = list(reader)
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there; {again}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a table ({error}); {again}") from error
+    missing = [column for column in columns if column not in found]
+    if missing:
+        raise InputError(
+            f"{path} lacks the column {missing[0]!r}; it has {', '.join(found) or 'none'}, expected are "
+            f"{', '.join(columns)}. Another release wrote it: {again}"
+        )
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise InputError(f"{path}, line {number} does not have {len(found)} cells; {again}")
+    return rows
+
+
+def numbers(row: Mapping[str, str], path: Path, stage: str) -> dict[str, float]:
+    """The cells of a row of `read_csv` as numbers; what is empty is left out.
+
+    Raises:
+        InputError: a cell is no number.
+    """
+    try:
+        return {name: float(cell) for name, cell in row.items() if cell}
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; run `dvc repro {stage}`, which writes it") from error
 
 
 def _readable(value: Any, depth: int = 0) -> str:

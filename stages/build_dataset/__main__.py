@@ -7,9 +7,8 @@ import argparse
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.config.params import Params
-from stages.evaluate.results import journal
+from stages.evaluate.results import context, journal
 from stages.evaluate.results.damage import DamageCurves
-from stages.files import read_json
 from stages.sample import designs
 from stages.stage import DATA, main
 
@@ -17,9 +16,9 @@ from stages.stage import DATA, main
 def run(params: Params, _: argparse.Namespace) -> None:
     evaluated = DATA / "evaluate"
     shape, designed = designs.read(DATA / "sample" / "architectures.json")
-    context = read_json(evaluated / "context.json", "prunecast.context", 1)
+    measured_in = context.read(evaluated / "context.json")
     rows = journal.read(evaluated / "journal.jsonl").values()
-    metrics = {row.architecture.id: row.metrics for row in rows if row.context == context["digest"]}
+    metrics = {row.architecture.id: row.metrics for row in rows if row.context == measured_in.digest}
     texts = list(params.corpora.texts)
     measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}
     expected = DamageCurves.read(evaluated / "curvature.json")
@@ -27,7 +26,7 @@ def run(params: Params, _: argparse.Namespace) -> None:
     (curves or DamageCurves({})).write(DATA / "build_dataset" / "damage.json")
     scores = evaluated / "importance.safetensors"
     features = Features.of_model(shape, params.build_dataset.band, scores, curves)
-    formats = context["measurement"]["question_formats"]
+    formats = measured_in.question_formats
     targets = table.targets_of(texts, list(params.corpora.questions), formats)
     section = params.build_dataset
     pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)

@@ -6,10 +6,11 @@ import argparse
 
 from stages.config.params import Measurement, Params, Part
 from stages.evaluate.measure import Work
+from stages.evaluate.results import context, division
+from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal, Row
-from stages.evaluate.text.corpora import division
+from stages.evaluate.text.corpora import divided
 from stages.evaluate.workbench import open_workbench
-from stages.files import write_json
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking.tracker import open_tracker
@@ -27,12 +28,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         needed.append(("report", params.export.measurement))
         bench = open_workbench(params, here / "importance.safetensors", needed)
         evaluator = bench.evaluator("selection", params.evaluate.measurement)
-        write_json(
-            here / "division.json", "prunecast.division", 1, division({**bench.texts, **bench.questions})
-        )
-        write_json(
-            here / "context.json", "prunecast.context", 1, {"digest": evaluator.digest, **evaluator.context}
-        )
+        division.write(here / "division.json", divided({**bench.texts, **bench.questions}))
+        context.write(here / "context.json", Context(evaluator.digest, evaluator.context))
 
         def log(row: Row) -> None:
             tracker.log_evaluation(row, shape, evaluator.selection.words())

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from stages.architecture import Architecture, ModelShape
@@ -36,7 +35,7 @@ from stages.files import write_json, write_text
 from stages.sample import designs
 from stages.sample.designs import BASELINES
 from stages.sample.source import read_shape
-from stages.search import outcome
+from stages.search import narrowed_space, outcome, tables
 from stages.search.outcome import Candidate
 from stages.stage import DATA, main
 from stages.tracking import invocation
@@ -100,7 +99,7 @@ def _make(
     rows = {w.design: measured[w.architecture.id] for w in work}
     proven = _prove(bench, winner, new, load)
     texts = list(params.corpora.texts)
-    narrowed_by, narrowed = gather_forecasts.narrowed_space(DATA / "search" / "narrowed_space.json")
+    narrowed = narrowed_space.read(DATA / "search" / "narrowed_space.json")
     errors = DATA / "train_predictor" / "metrics.json"
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
@@ -115,17 +114,17 @@ def _make(
         pairs=gather.measured_pairs(DATA / "train_predictor" / "forecasts.csv", texts),
         finalists=gather.measured_finalists(candidates, texts),
         predictor=gather_forecasts.predictor_errors(errors),
-        narrowed=narrowed,
+        narrowed={str(n.site): n for n in narrowed.sites},
         protocol=gather.protocol_of(evaluators, bench),
         corpora=gather.corpora_of(bench),
-        history=pd.read_csv(DATA / "search" / "trials.csv")["best"].tolist(),
+        history=tables.read_history(DATA / "search" / "trials.csv"),
         provenance=_provenance(winner, bench, tracker.run, seconds),
         export_check=checks,
         change_errors=gather.paired_errors(rows),
         question_groups=question_groups(rows, evaluator.selection.items),
         protocol_entries=evaluator.protocol,
         taken=takes,
-        narrowed_by=narrowed_by,
+        narrowed_by=narrowed.ranked_by,
         front=gather_forecasts.front_points(DATA / "search" / "front.csv"),
         trust=gather_forecasts.trust(
             errors, DATA / "train_predictor" / "ablation.csv", DATA / "search" / "rounds.csv"

@@ -12,14 +12,16 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.measure import Evaluator, Work
+from stages.evaluate.results import context
+from stages.evaluate.results.context import Context
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import open_workbench
-from stages.files import InputError, read_json, write_json
+from stages.files import InputError
 from stages.sample import designs
 from stages.sample.designs import Designed
 from stages.sample.limits import Limited, limits_of
-from stages.search import front, narrowing, outcome, results
+from stages.search import front, narrowed_space, narrowing, outcome, results, tables
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.stage import DATA, main
 from stages.tracking.tracker import open_tracker
@@ -53,8 +55,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)
         finally_ = bench.evaluator("selection", section.measurement, section.repair_again)
-        context = {"digest": finally_.digest, **finally_.context}
-        write_json(HERE / "context.json", "prunecast.context", 1, context)
+        context.write(HERE / "context.json", Context(finally_.digest, finally_.context))
 
         def log_by(evaluator: Evaluator) -> Callable[[Row], None]:
             words = evaluator.selection.words()
@@ -76,14 +77,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         rounds, known = guided.run(known, first, lambda r: results.log_round(tracker, params, r))
         last = guided.learn(known)
         sites, space = narrowing.narrowed(section, granularity, last, features, guided.table(known))
-        narrowing.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
+        narrowed_space.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         work += [Work(a, outcome.FINALIST) for a in guided.best(known)]
         work += front.work(guided, last, space, known)
         rows = finally_.measure_all(work, journal, log_by(finally_), "finalists")
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
-        front.table(candidates, shape, limits).to_csv(HERE / "front.csv", index=False)
+        tables.write_front(HERE / "front.csv", front.rows(candidates, shape, limits))
         results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
         results.tell(tracker, HERE, candidates, rows)
     for candidate in candidates:
@@ -103,7 +104,7 @@ def _known(
 
 def _check_context(evaluator: Evaluator) -> None:
     path = DATA / "evaluate" / "context.json"
-    found = read_json(path, "prunecast.context", 1)["digest"]
+    found = context.read(path).digest
     if found != evaluator.digest:
         raise InputError(
             f"{path}: the pairs were measured in context {found}, and now it is {evaluator.digest}: model, "

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
 from stages.architecture import Architecture, ModelShape
 from stages.evaluate.measure import Work
 from stages.sample.designs import BASELINES
@@ -19,6 +17,7 @@ from stages.sample.limits import Limit
 from stages.sample.space import Space
 from stages.search.outcome import FINALIST, FRONT, Candidate
 from stages.search.rounds import GuidedSearch, Metrics
+from stages.search.tables import FrontRow
 from stages.train_predictor.predictor import Predictor
 
 
@@ -37,34 +36,38 @@ def work(
     return found
 
 
-def table(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Limit] = ()) -> pd.DataFrame:
+def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Limit] = ()) -> list[FrontRow]:
     """A row an architecture by rising overall ratio: baselines, winner and front; not the other finalists.
 
-    ``parameters`` counts all, embeddings included. ``ppl.TEXT`` and the like are measured on the selection
-    part, and ``forecast.ppl.TEXT`` was forecast before; not of baselines, which are among the pairs.
-    ``takes.LIMIT`` is what the architecture takes of a limit in bytes or milliseconds. ``dominated`` says
-    that another row is better (`dominated`).
+    Baselines, which are among the pairs, have no forecast.
     """
     shown = sorted((c for c in candidates if c.name != FINALIST), key=lambda c: c.overall_ratio)
-    rows = []
-    for c in shown:
-        removed = shape.decoder_parameters - c.architecture.kept_parameters(shape)
-        row: dict[str, object] = {
-            "name": c.name,
-            "architecture": c.architecture.id,
-            "overall_ratio": c.overall_ratio,
-            "parameters": shape.total_parameters - removed,
-            "objective": c.objective,
-        }
-        row |= {k: v for k, v in c.metrics.items() if k.startswith("ppl.") or k.endswith(".accuracy")}
-        for target, value in c.forecast.items():
-            if target.startswith("log_ppl.") and c.name not in BASELINES:
-                row[f"forecast.{target.removeprefix('log_')}"] = math.exp(value)
-        row |= {f"takes.{li.name}": li.of(c.architecture) for li in limits if li.name != "overall_ratio"}
-        rows.append(row)
     texts = [key for key in shown[0].metrics if key.startswith("ppl.")]
-    points = [(c.overall_ratio, *(c.metrics[text] for text in texts)) for c in shown]
-    return pd.DataFrame(rows).assign(dominated=dominated(points))
+    beaten = dominated([(c.overall_ratio, *(c.metrics[text] for text in texts)) for c in shown])
+    made = []
+    for c, is_dominated in zip(shown, beaten, strict=True):
+        removed = shape.decoder_parameters - c.architecture.kept_parameters(shape)
+        forecast = {} if c.name in BASELINES else c.forecast
+        made.append(
+            FrontRow(
+                name=c.name,
+                architecture=c.architecture.id,
+                overall_ratio=c.overall_ratio,
+                parameters=shape.total_parameters - removed,
+                objective=c.objective,
+                metrics={
+                    k: v for k, v in c.metrics.items() if k.startswith("ppl.") or k.endswith(".accuracy")
+                },
+                forecast={
+                    target.removeprefix("log_"): math.exp(value)
+                    for target, value in forecast.items()
+                    if target.startswith("log_ppl.")
+                },
+                takes={li.name: li.of(c.architecture) for li in limits if li.name != "overall_ratio"},
+                dominated=is_dominated,
+            )
+        )
+    return made
 
 
 def dominated(points: Sequence[Sequence[float]]) -> list[bool]:

@@ -9,33 +9,18 @@ says that cutting a site alone costs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from stages.architecture import Kind, ModelShape, Site
+from stages.architecture import ModelShape, Site
 from stages.build_dataset.features import ALONE, Features
 from stages.config.params import Narrowing, Search
-from stages.files import InputError, write_json
-from stages.sample.space import Interval, Space
+from stages.files import InputError
+from stages.sample.space import Space
+from stages.search.narrowed_space import Class, NarrowedSite
 from stages.search.studies import objective_of
 from stages.train_predictor.predictor import Predictor
-
-SCHEMA, VERSION = "prunecast.narrowed-space", 2
-Class = Literal["sensitive", "insensitive", "other", "exempt"]
-
-
-@dataclass(frozen=True)
-class NarrowedSite:
-    """What narrowing decided for one site, and why."""
-
-    site: Site
-    importance: float
-    """The site's share of what the ranking goes by; shares sum to 1."""
-    label: Class
-    interval: Interval
 
 
 def importances(
@@ -126,24 +111,3 @@ def check_reachable(space: Space, overall_ratio: float, key: str) -> None:
             f"params.yaml: {key} is {overall_ratio:g}; the narrowed space reaches "
             f"{low:.4f} to {high:.4f}. Change it, or search.narrowing's fractions and ratios"
         )
-
-
-def write(path: Path, narrowed: Sequence[NarrowedSite], space: Space, by: str) -> None:
-    """Write the narrowed space for a person: a line a site, with its class, ratios and widths."""
-    low, high = space.reachable()
-    rows = []
-    for n in narrowed:
-        widths = [list(o.width) for o in space.allowed.get(n.site, [])]
-        if n.site.kind is Kind.MLP:
-            widths = [w[0] for w in widths]  # type: ignore[misc]
-        rows.append(
-            {
-                "site": str(n.site),
-                "class": n.label,
-                "importance": round(n.importance, 6),
-                "ratios": list(n.interval),
-                "widths": widths,
-            }
-        )
-    summary = {"ranked_by": by, "overall_ratio_reachable": [round(low, 4), round(high, 4)]}
-    write_json(path, SCHEMA, VERSION, {"summary": summary, "sites": rows})

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from stages.architecture import Architecture
 from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.measure import Work
 from stages.evaluate.results.journal import Row
-from stages.files import write_json
 from stages.sample import designs
 from stages.sample.limits import Limit
-from stages.search import outcome, studies
+from stages.search import outcome, studies, tables
 from stages.search.outcome import FRONT, Candidate
 from stages.search.rounds import Metrics, Round
 from stages.tracking.records import Role, SearchRound
@@ -68,18 +65,9 @@ def write(
 
     Among those, what each candidate takes of what the budget limits, as forecast by its table.
     """
-    rows = [
-        {"round": r.number, "trial": t.number, "architecture": t.architecture.id, "objective": t.objective}
-        | {f"forecast.{target}": value for target, value in t.forecast.items()}
-        for r in rounds
-        for t in r.trials
-    ]
-    trials = pd.DataFrame(rows)
-    trials["best"] = trials.groupby("round")["objective"].cummin()
-    trials.to_csv(here / "trials.csv", index=False)
-    weights = params.search.objective
-    errors = [{"round": r.number, "measured": len(r.measured), **r.errors(weights)} for r in rounds]
-    pd.DataFrame(errors).to_csv(here / "rounds.csv", index=False)
+    tables.write_trials(here / "trials.csv", rounds)
+    errors = tables.round_errors(rounds, params.search.objective)
+    tables.write_rounds(here / "rounds.csv", errors)
     outcome.write(here / "outcome.json", list(candidates))
     by_name = {c.name: c for c in reversed(candidates)}
     selection = {
@@ -88,8 +76,7 @@ def write(
         for name, c in by_name.items()
         if name not in (outcome.FINALIST, FRONT)
     }
-    content = {"selection": selection, "rounds": errors, "protocol": [*protocol]}
-    write_json(here / "metrics.json", "prunecast.search-metrics", 2, content)
+    tables.write_metrics(here / "metrics.json", selection, errors, protocol)
 
 
 def log_round(tracker: Tracker, params: Params, found: Round) -> None:

@@ -28,7 +28,7 @@ from stages.tracking.records import (
     ExportedModel,
     Figures,
     FittedPredictor,
-    Measured,
+    MeasuredRow,
     Role,
     SearchRound,
     Values,
@@ -84,7 +84,7 @@ class MlflowTracker:
     ) -> None:
         self._pipeline.end(kind)
 
-    def log_evaluation(self, row: Measured, shape: ModelShape, protocol: Mapping[str, str]) -> None:
+    def log_evaluation(self, row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> None:
         """Log a measured architecture as a run of its own, unless its key is logged already.
 
         Raises:

@@ -15,7 +15,7 @@ from stages.tracking.records import (
     ExportedModel,
     Figures,
     FittedPredictor,
-    Measured,
+    MeasuredRow,
     Role,
     SearchRound,
     Values,
@@ -38,7 +38,7 @@ class NamedRun:
     tags: Tags = field(default_factory=dict)
 
 
-def evaluation(row: Measured, shape: ModelShape, protocol: Mapping[str, str]) -> NamedRun:
+def evaluation(row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> NamedRun:
     """A measured architecture: per-site ratios and the protocol as parameters, ids as tags.
 
     `protocol` says in words how the figures of each corpus were measured.

@@ -1,6 +1,6 @@
 """What stages hand over to be tracked: plain values, without a name of MLflow's.
 
-A row of the journal is taken as it is, by the `Measured` protocol, so that the record knows nothing of
+A row of the journal is taken as it is, by the `MeasuredRow` protocol, so that the record knows nothing of
 who tells of it.
 """
 
@@ -16,7 +16,7 @@ Values = Mapping[str, str | float | int]
 Figures = Mapping[str, float]
 
 
-class Measured(Protocol):
+class MeasuredRow(Protocol):
     """A measured architecture: a row of a journal."""
 
     @property

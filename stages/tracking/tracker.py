@@ -18,7 +18,7 @@ from stages.tracking.records import (
     ExportedModel,
     Figures,
     FittedPredictor,
-    Measured,
+    MeasuredRow,
     Role,
     SearchRound,
 )
@@ -45,7 +45,7 @@ class Tracker(Protocol):
     def run(self) -> str:
         """The id of the run of the pipeline; nothing where nothing is tracked."""
 
-    def log_evaluation(self, row: Measured, shape: ModelShape, protocol: Mapping[str, str]) -> None:
+    def log_evaluation(self, row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> None:
         """Keep a measured architecture of a model of that shape, once for its key.
 
         `protocol` says in words how the figures of each corpus were measured.

@@ -15,16 +15,15 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.results.damage import DamageCurves
-from stages.files import write_json
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking.records import FittedPredictor
 from stages.tracking.tracker import Tracker, open_tracker
-from stages.train_predictor import ablation, comparison
+from stages.train_predictor import ablation, comparison, results
 from stages.train_predictor.predictor import COVERAGE, Predictor, evaluate, law, scale
+from stages.train_predictor.results import PredictorErrors
 
 HERE = DATA / "train_predictor"
-FILES = ("importance.csv", "forecasts.csv", "comparison.csv", "ablation.csv", "metrics.json")
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
@@ -41,9 +40,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         errors = evaluate(judged, pairs[~trained])
         lawful = [target for target in targets if law(target)]
         compared = comparison.compare(pairs, names, lawful, section, params.budget)
-        compared.to_csv(HERE / "comparison.csv", index=False)
+        results.write_judged(HERE / results.COMPARISON, compared)
         ablated = ablation.ablate(pairs, names, targets, section, params.budget)
-        ablated.to_csv(HERE / "ablation.csv", index=False)
+        results.write_judged(HERE / results.ABLATION, ablated)
         # The errors are of a predictor that never saw the held-out pairs; the search's is refitted on all.
         predictor = Predictor.fit(pairs, names, targets, section)
         widths = comparison.intervals(pairs[trained], judged, section)
@@ -52,21 +51,13 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         predictor.save(HERE / "predictor")
         values = pairs[names].to_numpy()
         importance = pd.DataFrame({t: predictor.gains(t, features, values) for t in targets})
-        _with_mean(importance).rename_axis("site").to_csv(HERE / "importance.csv")
-        forecasts = pd.DataFrame(judged.forecast(values)).add_prefix("forecast.")
-        measured = pairs[["architecture", "design", "split", "overall_ratio", *targets]]
-        both = [_with_mean(measured), _with_mean(forecasts, "forecast.")]
-        pd.concat(both, axis=1).to_csv(HERE / "forecasts.csv", index=False)
+        results.write_importance(HERE / results.IMPORTANCE, importance)
+        results.write_forecasts(HERE / results.FORECASTS, pairs, judged.forecast(values), targets)
         for target in targets:
             errors[target] |= {"coverage": covered[target], "half_width": widths[target]}
         validated = _cross_validated(ablated, pairs)
-        content = {
-            "kind": section.model,
-            "promised_coverage": COVERAGE,
-            "held_out": errors,
-            "cross_validated": validated,
-        }
-        write_json(HERE / "metrics.json", "prunecast.predictor-errors", 3, content)
+        found = PredictorErrors(section.model, COVERAGE, errors, validated)
+        results.write_errors(HERE / results.ERRORS, found)
         for target in targets:
             print(
                 f"{target}: R² {errors[target]['r2']:.3f}, MAE {errors[target]['mae']:.4f}, "
@@ -76,12 +67,6 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             _log(tracker, target, predictor, pairs[names], errors[target], validated[target], params)
         _print(compared, "out-of-fold forecasts")
         _print(ablated, f"{section.model} without each group of features")
-
-
-def _with_mean(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
-    """With the mean log PPL of the texts: a name for dvc.yaml's plots, whatever the corpora are called."""
-    texts = [name for name in table.columns if name.startswith(f"{prefix}log_ppl.")]
-    return table.assign(**{f"{prefix}log_ppl": table[texts].mean(axis=1)})
 
 
 def _coverage(judged: Predictor, widths: Mapping[str, float], pairs: pd.DataFrame) -> dict[str, float]:
@@ -135,7 +120,9 @@ def _log(
     with tempfile.TemporaryDirectory() as folder:
         alone.save(Path(folder))
         forecast = pd.DataFrame(alone.forecast(example.to_numpy()))
-        tracker.log_predictor(fitted, Path(folder), example, forecast, [HERE / name for name in FILES])
+        tracker.log_predictor(
+            fitted, Path(folder), example, forecast, [HERE / name for name in results.FILES]
+        )
 
 
 def _print(compared: pd.DataFrame, what: str) -> None:

@@ -11,8 +11,10 @@ import pytest
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.export.report.data import QuestionGroup
 from stages.export.report.page import Contender, Measured, ReportData
-from stages.export.report.parts import AblationRow, FrontPoint, NarrowedSite, Trust
-from stages.sample.space import options
+from stages.export.report.parts import FrontPoint, Trust
+from stages.sample.space import Interval, options
+from stages.search.narrowed_space import Class, NarrowedSite
+from stages.train_predictor.results import Judged
 
 TEXTS = {"wikipedia": 3.08, "news": 3.36}  # log perplexity of the dense model
 ERRORS = {
@@ -38,7 +40,7 @@ TRUST = Trust(
         }
     },
     ablation=[
-        AblationRow(f"log_ppl.{text}", what, features, VALIDATED | {"r2": r2})
+        Judged(f"log_ppl.{text}", "nats a token", what, VALIDATED | {"r2": r2}, features)
         for text in TEXTS
         for what, features, r2 in (("all features", 84, 0.902), ("without damages", 81, 0.744))
     ],
@@ -69,13 +71,15 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
     gains = {str(site): world.damage[site] ** 2 for site in shape.sites() if not world.exempt(site)}
     ranked = sorted(gains, key=lambda name: -gains[name])
     third = len(ranked) // 3
-    classes = dict.fromkeys(ranked[:third], "sensitive") | dict.fromkeys(ranked[-third:], "insensitive")
-    bounds = {"sensitive": (0.0, 0.3), "insensitive": (0.1, 0.7), "other": (0.0, 0.5)}
-    narrowed = {str(site): NarrowedSite("exempt", 0.0, 0.0, 0.0) for site in shape.sites()}
+    classes: dict[str, Class] = dict.fromkeys(ranked[:third], "sensitive")
+    classes |= dict.fromkeys(ranked[-third:], "insensitive")
+    bounds: dict[Class, Interval] = {"sensitive": (0.0, 0.3), "insensitive": (0.1, 0.7), "other": (0.0, 0.5)}
+    narrowed = {str(site): NarrowedSite(site, 0.0, "exempt", (0.0, 0.0)) for site in shape.sites()}
     for name in ranked:
         label = classes.get(name, "other")
         share = gains[name] / sum(gains.values())
-        narrowed[name] = NarrowedSite(label, *bounds[label], share, widths_within(shape, name, bounds[label]))
+        widths = widths_within(shape, name, bounds[label])
+        narrowed[name] = NarrowedSite(narrowed[name].site, share, label, bounds[label], widths)
     front = [world.front_point(name, a) for name, a in (("dense", shape.dense()), ("winner", winner))]
     front += [world.front_point("front", world.winner(ratio)) for ratio in (0.1, 0.2, 0.35)]
     front += [world.front_point(name, a) for name, a in (("uniform", uniform), ("simple", simple))]

@@ -6,14 +6,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from stages.files import InputError
 from stages.sample.designs import BASELINES
 from stages.sample.limits import limits_of
 from stages.sample.space import Space, prunable_sites
-from stages.search import front, outcome
+from stages.search import front, outcome, tables
 from stages.search.outcome import FINALIST, FRONT, WINNER, Candidate
 from stages.search.rounds import GuidedSearch
 from stages.search.studies import objective_of
@@ -79,7 +78,7 @@ def candidates() -> list[Candidate]:
 
 
 def test_the_table_has_a_row_an_architecture_by_ratio():
-    table = front.table(candidates(), SMALL)
+    table = tables.front_table(front.rows(candidates(), SMALL))
     assert table["name"].tolist() == ["dense", "front", "uniform", "simple", "winner", "front"]
     assert table["overall_ratio"].is_monotonic_increasing
     assert table["forecast.ppl.a"].isna().tolist() == [True, False, True, True, False, False]
@@ -93,13 +92,13 @@ def test_the_table_has_a_row_an_architecture_by_ratio():
 
 def test_the_table_says_what_is_taken_of_limits():
     limits = limits_of(SMALL, budget_of(overall_ratio=0.25, size_bytes=BYTES), None)
-    table = front.table(candidates(), SMALL, limits)
+    table = tables.front_table(front.rows(candidates(), SMALL, limits))
     assert [c for c in table.columns if c.startswith("takes.")] == ["takes.size_bytes"]
     assert (table["takes.size_bytes"] == 4 * table["parameters"]).all()
 
 
 def test_the_front_at_40_percent_dominates_what_it_beats_at_less():
-    table = front.table(candidates(), SMALL)
+    table = tables.front_table(front.rows(candidates(), SMALL))
     assert dict(zip(table["architecture"], table["dominated"], strict=True)) == {
         c.architecture.id: c.name in ("uniform", "simple", WINNER) for c in candidates() if c.name != FINALIST
     }
@@ -114,13 +113,15 @@ def test_dominated_by_hand():
 def test_every_row_can_be_found_again_with_its_widths(tmp_path: Path):
     """The table names architectures by id; their widths are in the outcome."""
     outcome.write(tmp_path / "outcome.json", candidates())
-    front.table(candidates(), SMALL).to_csv(tmp_path / "front.csv", index=False)
+    tables.write_front(tmp_path / "front.csv", front.rows(candidates(), SMALL))
     widths = {c.architecture.id: c.architecture for c in outcome.read(tmp_path / "outcome.json")}
-    for name in pd.read_csv(tmp_path / "front.csv")["architecture"]:
-        assert widths[name].id == name
+    written = tables.read_front(tmp_path / "front.csv")
+    assert written == front.rows(candidates(), SMALL)
+    for row in written:
+        assert widths[row.architecture].id == row.architecture
 
 
 def test_a_perplexity_that_is_not_finite_is_dominated():
     broken = [replace(c, metrics={"ppl.a": math.inf}) if c.name == "uniform" else c for c in candidates()]
-    table = front.table(broken, SMALL).set_index("name")
+    table = tables.front_table(front.rows(broken, SMALL)).set_index("name")
     assert table.loc["uniform", "dominated"]

@@ -15,8 +15,8 @@ from stages.architecture import Kind, Site
 from stages.config.params import Narrowing
 from stages.files import InputError, read_json
 from stages.sample.space import prunable_sites
-from stages.search import narrowing
-from stages.search.narrowing import NarrowedSite
+from stages.search import narrowed_space, narrowing
+from stages.search.narrowed_space import NarrowedSite
 from stages.train_predictor.predictor import Predictor
 from tests.small import COMMITTED, SMALL, features_of, random_architectures
 
@@ -107,8 +107,8 @@ def test_the_file_is_complete_and_has_a_line_a_site(tmp_path: Path):
     found = narrowed()
     space = narrowing.space_of(SMALL, 8, found)
     path = tmp_path / "narrowed_space.json"
-    narrowing.write(path, found, space, "damage")
-    document = read_json(path, narrowing.SCHEMA, narrowing.VERSION)
+    narrowed_space.write(path, found, space, "damage")
+    document = read_json(path, narrowed_space.SCHEMA, narrowed_space.VERSION)
     assert document["summary"]["ranked_by"] == "damage"
     assert document["summary"]["overall_ratio_reachable"] == pytest.approx(space.reachable(), abs=1e-4)
     rows = {row["site"]: row for row in document["sites"]}
@@ -122,6 +122,15 @@ def test_the_file_is_complete_and_has_a_line_a_site(tmp_path: Path):
     assert rows["2.mlp"]["widths"] == [64, 56, 48]
     assert rows["1.attention"]["widths"] == [[2, 3], [2, 2]]
     assert rows["0.mlp"]["widths"] == rows["0.attention"]["widths"] == []
+    read = narrowed_space.read(path)
+    assert read.ranked_by == "damage"
+    assert [(n.site, n.label, n.interval) for n in read.sites] == [
+        (n.site, n.label, n.interval) for n in found
+    ]
+    assert [n.importance for n in read.sites] == pytest.approx([n.importance for n in found], abs=1e-6)
+    assert [list(n.widths) for n in read.sites] == [
+        [option.width for option in space.allowed.get(n.site, [])] for n in found
+    ]
     text = path.read_text()
     for row in document["sites"]:
         assert sum(json.dumps(row) in line for line in text.splitlines()) == 1

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 from stages.config.params import PARTS, Corpora, Division, Part
+from stages.evaluate.results.division import DividedCorpus, DividedPart
 from stages.evaluate.text.corpus_files import Document, Question, SourceContent, T
 from stages.evaluate.text.corpus_sources import read_questions, read_texts
 from stages.files import InputError
 
-__all__ = ["Corpus", "Document", "Question", "division", "load_questions", "load_texts"]
+__all__ = ["Corpus", "Document", "Question", "divided", "load_questions", "load_texts"]
 
 
 @dataclass(frozen=True)
@@ -87,29 +88,29 @@ def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Qu
     return loaded
 
 
-def division(corpora: Mapping[str, Corpus[Document] | Corpus[Question]]) -> dict[str, Any]:
-    """Which document is in which part, for JSON."""
+def divided(corpora: Mapping[str, Corpus[Document] | Corpus[Question]]) -> dict[str, DividedCorpus]:
+    """Which document is in which part."""
     return {
-        name: {
-            "source": corpus.source,
-            "found": corpus.found,
-            "used": corpus.used,
-            "note": corpus.note,
-            "parts": {part: _described(corpus, part) for part in PARTS},
-        }
+        name: DividedCorpus(
+            source=corpus.source,
+            found=corpus.found,
+            used=corpus.used,
+            note=corpus.note,
+            parts={part: _described(corpus, part) for part in PARTS},
+        )
         for name, corpus in corpora.items()
     }
 
 
-def _described(corpus: Corpus[Document] | Corpus[Question], part: Part) -> dict[str, Any]:
+def _described(corpus: Corpus[Document] | Corpus[Question], part: Part) -> DividedPart:
     items = corpus.parts[part]
     texts = [item.text for item in items if isinstance(item, Document)]
-    return {
-        "count": len(items),
-        **({"characters": sum(map(len, texts))} if texts else {}),
-        "fingerprint": corpus.fingerprint(part),
-        "ids": [item.id for item in items],
-    }
+    return DividedPart(
+        count=len(items),
+        fingerprint=corpus.fingerprint(part),
+        ids=[item.id for item in items],
+        characters=sum(map(len, texts)) if texts else None,
+    )
 
 
 def _divided(name: str, reading: SourceContent[T], fractions: Division) -> Corpus[T]:

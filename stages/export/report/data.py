@@ -9,8 +9,9 @@ from typing import Any
 
 from stages.architecture import Architecture, ModelShape
 from stages.export.benchmark.comparison import Proof
-from stages.export.report.parts import FRONT, FrontPoint, NarrowedSite, Trust
+from stages.export.report.parts import FRONT, FrontPoint, Trust
 from stages.sample.designs import DENSE
+from stages.search.narrowed_space import NarrowedSite
 
 WINNER = "winner"
 PRUNED_BASELINES = ("uniform", "simple")

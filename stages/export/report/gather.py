@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from stages.architecture import Architecture, ModelShape
 from stages.evaluate.measure import Evaluator, standard_error
 from stages.evaluate.results.journal import Row
-from stages.evaluate.text.corpora import division
+from stages.evaluate.text.corpora import divided
 from stages.evaluate.workbench import Workbench
 from stages.export.report.data import PRUNED_BASELINES, WINNER, Contender, Measured
 from stages.search import outcome
 from stages.search.outcome import Candidate
+from stages.train_predictor import results
 
 
 def contender(name: str, row: Row, shape: ModelShape) -> Contender:
@@ -63,17 +62,16 @@ def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
 
 def measured_pairs(path: Path, texts: Sequence[str]) -> list[Measured]:
     """The pairs with the forecasts of a predictor that saw the training pairs only."""
-    table = pd.read_csv(path)
     return [
         Measured(
-            architecture=str(row["architecture"]),
-            design=str(row["design"]),
-            overall_ratio=float(row["overall_ratio"]),
-            log_ppl={text: float(row[f"log_ppl.{text}"]) for text in texts},
-            forecast_log_ppl={text: float(row[f"forecast.log_ppl.{text}"]) for text in texts},
-            held_out=row["split"] == "held-out",
+            architecture=pair.architecture,
+            design=pair.design,
+            overall_ratio=pair.overall_ratio,
+            log_ppl={text: pair.measured[f"log_ppl.{text}"] for text in texts},
+            forecast_log_ppl={text: pair.forecast[f"log_ppl.{text}"] for text in texts},
+            held_out=pair.held_out,
         )
-        for row in table.to_dict("records")
+        for pair in results.read_forecasts(path)
     ]
 
 
@@ -98,10 +96,16 @@ def measured_finalists(candidates: Sequence[Candidate], texts: Sequence[str]) ->
 
 def corpora_of(bench: Workbench) -> dict[str, dict[str, Any]]:
     """Where each corpus comes from, and how many documents each part has."""
-    described = division({**bench.texts, **bench.questions})
-    for corpus in described.values():
-        corpus["parts"] = {part: content["count"] for part, content in corpus["parts"].items()}
-    return described
+    return {
+        name: {
+            "source": corpus.source,
+            "found": corpus.found,
+            "used": corpus.used,
+            "note": corpus.note,
+            "parts": {part: content.count for part, content in corpus.parts.items()},
+        }
+        for name, corpus in divided({**bench.texts, **bench.questions}).items()
+    }
 
 
 def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from stages.architecture import Kind, ModelShape, Site
 from stages.export.report.charts import COLOURS
 from stages.export.report.data import ReportData
-from stages.export.report.parts import NarrowedSite
+from stages.search.narrowed_space import NarrowedSite
 
 CLASS_COLOURS = {"sensitive": "#CC79A7", "other": "#a9b1ba", "insensitive": "#56B4E9", "exempt": "#eceff1"}
 DARK = {"sensitive": "#8a3a66", "other": "#5f6b76", "insensitive": "#1f78ab", "exempt": "#a9b1ba"}
@@ -26,7 +26,7 @@ _FEW = 12  # widths that are drawn one by one
 
 def boundaries(sites: Mapping[str, NarrowedSite]) -> dict[str, float]:
     """The share from which sites are sensitive, and up to which insensitive; as far as there are any."""
-    of = {label: [s.share for s in sites.values() if s.label == label] for label in CLASS_COLOURS}
+    of = {label: [s.importance for s in sites.values() if s.label == label] for label in CLASS_COLOURS}
     found = {"sensitive": min(of["sensitive"], default=math.nan)}
     found["insensitive"] = max(of["insensitive"], default=math.nan)
     return {label: share for label, share in found.items() if math.isfinite(share)}
@@ -43,7 +43,7 @@ def ratio_of(shape: ModelShape, kind: Kind, width: Sequence[int]) -> float:
 def draw_narrowing(figure: FigureBase, data: ReportData) -> None:
     """Two strips a kind of site, layer by layer: the share that decides, and the ratios that remain."""
     strips = figure.subplots(4, 1, sharex=True, height_ratios=(3, 4, 3, 4))
-    prunable = [s.share for s in data.narrowed.values() if s.label != "exempt"]
+    prunable = [s.importance for s in data.narrowed.values() if s.label != "exempt"]
     top = 1.1 * max(prunable, default=0.0)
     limit = boundaries(data.narrowed).get("sensitive", 0.0)
     top = min(top, _TALLEST * limit) if limit > 0 else top
@@ -61,7 +61,7 @@ def draw_narrowing(figure: FigureBase, data: ReportData) -> None:
 
 def _shares(axes: Axes, sites: Mapping[int, NarrowedSite], data: ReportData, top: float) -> None:
     """Bars of what the ranking goes by, with the shares at which classes begin."""
-    shares = {layer: 100 * site.share for layer, site in sites.items()}
+    shares = {layer: 100 * site.importance for layer, site in sites.items()}
     colours = [CLASS_COLOURS[site.label] for site in sites.values()]
     axes.bar(list(shares), list(shares.values()), color=colours, width=0.8)
     for label, share in boundaries(data.narrowed).items():
@@ -80,7 +80,7 @@ def _ratios(axes: Axes, sites: Mapping[int, NarrowedSite], data: ReportData, kin
     for layer, site in sites.items():
         if site.label == "exempt":
             continue
-        low, high = 100 * site.low, 100 * site.high
+        low, high = (100 * end for end in site.interval)
         axes.bar(
             layer, high - low, bottom=low, width=0.8, color=CLASS_COLOURS[site.label], alpha=0.4, linewidth=0
         )

@@ -1,27 +1,13 @@
-"""Smaller values that the report is made of: what narrowing decided, the front, trust in forecasts."""
+"""Smaller values that the report is made of: the front, and trust in forecasts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from stages.train_predictor.results import Judged
+
 FRONT = "front"
-
-
-@dataclass(frozen=True)
-class NarrowedSite:
-    """What narrowing left of a site, and why.
-
-    `label` is its class, "sensitive", "other", "insensitive" or "exempt"; `low` and `high` the ratios
-    that remain; `share` the site's share of what the ranking goes by; `widths` those that remain,
-    (channels,) or (kv_groups, heads_per_group).
-    """
-
-    label: str
-    low: float
-    high: float
-    share: float
-    widths: Sequence[tuple[int, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -43,16 +29,6 @@ class FrontPoint:
 
 
 @dataclass(frozen=True)
-class AblationRow:
-    """Errors of a target's out-of-fold forecasts on `features` features; `what` says what is left out."""
-
-    target: str
-    what: str
-    features: int
-    errors: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Trust:
     """What says how far forecasts can be trusted, beside the errors on held-out pairs.
 
@@ -65,5 +41,5 @@ class Trust:
     kind: str = ""
     promised_coverage: float = 0.8
     cross_validated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    ablation: Sequence[AblationRow] = ()
+    ablation: Sequence[Judged] = ()
     rounds: Sequence[Mapping[str, float]] = ()

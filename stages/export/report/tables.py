@@ -78,7 +78,7 @@ def ablation_rows(data: ReportData) -> list[dict[str, Any]]:
     return [
         {
             "target": row.target,
-            "what": row.what,
+            "what": row.predictor,
             "features": row.features,
             "figures": [figure(row.errors, key) for key in keys],
             "recall": figure(row.errors, "top_recall", ".0%").replace("%", " %"),
@@ -107,7 +107,7 @@ def round_rows(data: ReportData) -> list[dict[str, Any]]:
 def narrowing_rows(data: ReportData) -> list[dict[str, Any]]:
     """A row a site: class and rank, the ratios and widths that remain, and the winner's width."""
     prunable = [name for name, site in data.narrowed.items() if site.label != "exempt"]
-    ranked = sorted(prunable, key=lambda name: -data.narrowed[name].share)
+    ranked = sorted(prunable, key=lambda name: -data.narrowed[name].importance)
     rank = {name: number for number, name in enumerate(ranked, 1)}
     rows = []
     for place in data.shape.sites():
@@ -118,9 +118,9 @@ def narrowing_rows(data: ReportData) -> list[dict[str, Any]]:
             {
                 "site": f"{place.layer} {'MLP' if place.kind is Kind.MLP else 'attention'}",
                 "label": site.label,
-                "share": percent(site.share),
+                "share": percent(site.importance),
                 "rank": rank.get(str(place), UNKNOWN),
-                "ratios": f"{percent(site.low, 0)} to {percent(site.high, 0)}" if site.widths else UNKNOWN,
+                "ratios": " to ".join(percent(end, 0) for end in site.interval) if site.widths else UNKNOWN,
                 "widths": _widths(site.widths) if site.widths else "dense",
                 "winner": _width(width.of(place.kind)),
                 "winner_ratio": percent(data.winner.architecture.site_ratio(data.shape, place)),

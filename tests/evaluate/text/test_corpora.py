@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from stages.config.params import PARTS, Corpora, Division, PartSources
+from stages.evaluate.results import division
 from stages.evaluate.text import corpora, wikitext
 from stages.evaluate.text.corpora import Corpus, Document, Question
 from stages.evaluate.text.corpus_files import SourceContent
@@ -235,9 +236,13 @@ def test_loading_is_deterministic(packaged_texts: dict[str, Corpus[Document]], m
 
 
 def test_division_is_json_and_says_where_each_document_went(
-    packaged_texts: dict[str, Corpus[Document]], mmlu: Corpus[Question]
+    packaged_texts: dict[str, Corpus[Document]], mmlu: Corpus[Question], tmp_path: Path
 ):
-    described = json.loads(json.dumps(corpora.division({**packaged_texts, "mmlu-dev": mmlu})))
+    divided = corpora.divided({**packaged_texts, "mmlu-dev": mmlu})
+    division.write(tmp_path / "division.json", divided)
+    assert division.read(tmp_path / "division.json") == divided
+    described = json.loads((tmp_path / "division.json").read_text())
+    assert (described.pop("schema"), described.pop("version")) == (division.SCHEMA, division.VERSION)
     assert list(described) == ["wikipedia", "news", "mmlu-dev"]
     loaded: dict[str, Corpus[Document] | Corpus[Question]] = {**packaged_texts, "mmlu-dev": mmlu}
     for name, corpus in loaded.items():

@@ -18,10 +18,12 @@ from stages.architecture import Kind, Site
 from stages.export.report import gather_forecasts, narrowing_chart, page, pictures, tables
 from stages.export.report.data import metrics
 from stages.export.report.page import ReportData, build_report
-from stages.export.report.parts import NarrowedSite, Trust
+from stages.export.report.parts import Trust
 from stages.files import write_json
 from stages.sample.space import options
-from stages.search import front, narrowing
+from stages.search import front
+from stages.search import tables as search_tables
+from stages.search.narrowed_space import Class, NarrowedSite
 from stages.search.outcome import FRONT, WINNER, Candidate
 from tests.small import SMALL, SMOLLM2, random_architectures
 
@@ -36,27 +38,13 @@ def words(page: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", page).replace("\u00a0", " ").split())
 
 
-def test_the_narrowed_space_is_read_as_it_was_written(tmp_path: Path) -> None:
-    sites = [
-        narrowing.NarrowedSite(site, 0.02 * i, "exempt" if i < 2 else "other", (0.0, 0.0 if i < 2 else 0.5))
-        for i, site in enumerate(SMALL.sites())
-    ]
-    space = narrowing.space_of(SMALL, 16, sites)
-    narrowing.write(tmp_path / "space.json", sites, space, "damage")
-    went_by, found = gather_forecasts.narrowed_space(tmp_path / "space.json")
-    assert went_by == "damage"
-    assert found["0.attention"] == NarrowedSite("exempt", 0.0, 0.0, 0.0, [])
-    assert found["1.mlp"] == NarrowedSite("other", 0.0, 0.5, 0.06, [(64,), (48,), (32,)])
-    assert found["1.attention"].widths == [o.width for o in space.allowed[Site(1, Kind.ATTENTION)]]
-
-
 def test_the_front_is_read_as_it_was_written(tmp_path: Path) -> None:
     a, b = random_architectures(SMALL, 2)
     made = [
         Candidate(WINNER, a, 0.25, {"ppl.a": 30.0, "quiz.accuracy": 0.3}, {"log_ppl.a": 3.5}, 3.4),
         Candidate(FRONT, b, 0.15, {"ppl.a": 31.0, "quiz.accuracy": 0.3}, {"log_ppl.a": 3.3}, 3.4),
     ]
-    front.table(made, SMALL).to_csv(tmp_path / "front.csv", index=False)
+    search_tables.write_front(tmp_path / "front.csv", front.rows(made, SMALL))
     first, second = gather_forecasts.front_points(tmp_path / "front.csv")
     assert (first.name, first.architecture, first.dominated) == (FRONT, b.id, True)
     assert (second.name, second.architecture, second.dominated) == (WINNER, a.id, False)
@@ -71,14 +59,23 @@ def test_trust_is_read_and_what_is_unknown_is_left_out(tmp_path: Path) -> None:
         "cross_validated": {"log_ppl.a": {"pairs": 15, "r2": 0.9, "pairs_near_budget": 3}},
     }  # fmt: skip
     write_json(tmp_path / "metrics.json", "prunecast.predictor-errors", 3, content)
-    row = {"target": "log_ppl.a", "scale": "log PPL", "predictor": "without bands", "features": 7, "r2": 0.8}
+    row = {
+        "target": "log_ppl.a",
+        "scale": "log PPL",
+        "predictor": "without bands",
+        "features": 7,
+        "r2": 0.8,
+        "spearman": 0.7,
+    }
     pd.DataFrame([row | {"spearman_near_budget": math.nan}]).to_csv(tmp_path / "ablation.csv", index=False)
     rounds = [{"round": 1, "measured": 2, "rmse.log_ppl.a": 0.1, "spearman.objective": math.nan}]
     pd.DataFrame(rounds).to_csv(tmp_path / "rounds.csv", index=False)
     paths = [tmp_path / name for name in ("metrics.json", "ablation.csv", "rounds.csv")]
     found = gather_forecasts.trust(*paths)
     assert found.cross_validated == {"log_ppl.a": {"pairs": 15, "r2": 0.9, "pairs_near_budget": 3}}
-    assert [(a.what, a.features, a.errors) for a in found.ablation] == [("without bands", 7, {"r2": 0.8})]
+    assert [(a.predictor, a.features, a.errors) for a in found.ablation] == [
+        ("without bands", 7, {"r2": 0.8, "spearman": 0.7})
+    ]
     assert found.rounds == [{"round": 1, "measured": 2, "rmse.log_ppl.a": 0.1}]
     assert gather_forecasts.predictor_errors(paths[0]) == {
         "log_ppl.a": {"r2": 0.5, "coverage": 0.75, "half_width": 0.1, "held_out_pairs": 4}
@@ -112,7 +109,7 @@ def test_every_site_stands_with_its_class_and_widths(report_data: ReportData) ->
     assert [row["site"] for row in rows[:3]] == ["0 attention", "0 MLP", "1 attention"]
     assert len(rows) == 60
     ranked = sorted((row for row in rows if row["label"] != "exempt"), key=lambda row: row["rank"])
-    shares = [report_data.narrowed[row["site"].replace(" ", ".").lower()].share for row in ranked]
+    shares = [report_data.narrowed[row["site"].replace(" ", ".").lower()].importance for row in ranked]
     assert shares == sorted(shares, reverse=True)
     labels = [row["label"] for row in ranked]
     assert labels == ["sensitive"] * 16 + ["other"] * 16 + ["insensitive"] * 16
@@ -156,11 +153,11 @@ def test_a_widths_ratio_is_the_spaces(kind: Kind) -> None:
 
 
 def test_classes_begin_where_their_sites_do() -> None:
+    shares: list[tuple[Class, float]] = [("sensitive", 0.4), ("sensitive", 0.3), ("other", 0.2)]
+    shares += [("insensitive", 0.1), ("exempt", 0.9)]
     sites = {
-        str(i): NarrowedSite(label, 0.0, 0.5, share)
-        for i, (label, share) in enumerate(
-            [("sensitive", 0.4), ("sensitive", 0.3), ("other", 0.2), ("insensitive", 0.1), ("exempt", 0.9)]
-        )
+        str(i): NarrowedSite(Site(0, Kind.MLP), share, label, (0.0, 0.5))
+        for i, (label, share) in enumerate(shares)
     }
     assert narrowing_chart.boundaries(sites) == {"sensitive": 0.3, "insensitive": 0.1}
     assert narrowing_chart.boundaries({"4": sites["4"]}) == {}
@@ -174,9 +171,9 @@ def test_the_narrowing_picture_marks_intervals_widths_and_the_winner(report_data
         sites = [s for s in report_data.shape.sites() if s.kind is kind]
         bars = [(round(b.get_y()), round(b.get_y() + b.get_height())) for c in below.containers for b in c]
         left = [report_data.narrowed[str(s)] for s in sites]
-        assert bars == [(100 * s.low, 100 * s.high) for s in left if s.label != "exempt"]
+        assert bars == [tuple(100 * end for end in s.interval) for s in left if s.label != "exempt"]
         heights = [bar.get_height() for container in above.containers for bar in container]
-        assert heights == pytest.approx([100 * s.share for s in left])
+        assert heights == pytest.approx([100 * s.importance for s in left])
         marks = np.asarray(below.collections[-1].get_offsets())
         winner = report_data.winner.architecture
         assert marks[:, 1] == pytest.approx([100 * winner.site_ratio(report_data.shape, s) for s in sites])
@@ -184,8 +181,8 @@ def test_the_narrowing_picture_marks_intervals_widths_and_the_winner(report_data
 
 def test_a_bar_that_is_cut_off_carries_its_number(report_data: ReportData) -> None:
     sites = dict(report_data.narrowed)
-    worst = max(sites, key=lambda name: sites[name].share)
-    sites[worst] = dataclasses.replace(sites[worst], share=0.87)
+    worst = max(sites, key=lambda name: sites[name].importance)
+    sites[worst] = dataclasses.replace(sites[worst], importance=0.87)
     figure = Figure()
     narrowing_chart.draw_narrowing(figure, dataclasses.replace(report_data, narrowed=sites))
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["87"]

@@ -1,0 +1,45 @@
+"""context.json: everything that decided what a journal's rows were measured on and how, readable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.config.params import QuestionFormat
+from stages.files import InputError, read_json, write_json
+
+SCHEMA, VERSION = "prunecast.context", 1
+
+
+@dataclass(frozen=True)
+class Context:
+    """The digest that journal rows carry, and what it is of (`Evaluator.context`)."""
+
+    digest: str
+    content: Mapping[str, Any]
+
+    @property
+    def question_formats(self) -> list[QuestionFormat]:
+        """In which formats the questions were asked."""
+        return list(self.content["measurement"]["question_formats"])
+
+
+def write(path: Path, context: Context) -> None:
+    write_json(path, SCHEMA, VERSION, {"digest": context.digest, **context.content})
+
+
+def read(path: Path) -> Context:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is missing, of another schema, or damaged.
+    """
+    content = read_json(path, SCHEMA, VERSION)
+    try:
+        found = Context(content.pop("digest"), content)
+        found.question_formats  # noqa: B018 - what later stages read must be there
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged (it lacks {error}); run `dvc repro evaluate`") from error
+    return found
