@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels, where there is no GPU
 
 TinyFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def own_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test enters into the registry of metrics is forgotten after it."""
+    from stages.config.choices import METRICS
+    from stages.metrics.registered import metric_of
+
+    monkeypatch.setattr(METRICS, "_things", dict(METRICS._things))
+    yield
+    metric_of.cache_clear()
 
 
 @pytest.fixture(scope="session")

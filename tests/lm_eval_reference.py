@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from stages.config.params import QuestionFormat
 from stages.evaluate.text.corpora import Question
+from stages.metrics.metric import QuestionFormat
 
 TASKS: Mapping[QuestionFormat, tuple[str, str, int]] = {
     # lm-eval's folder of tasks, the template in it, the number of examples

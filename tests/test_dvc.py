@@ -15,7 +15,7 @@ DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {name.replace("-", "_"): stage for name, stage in DVC["stages"].items()}
 
 
-HALL = {"config", "families", "tracking"}
+HALL = {"config", "families", "metrics", "tracking"}
 """Folders that every room may import."""
 TRACKING = ROOT / "stages" / "tracking"
 """What MLflow is told decides no output: no stage depends on it, and an edit of it runs nothing again."""

@@ -14,7 +14,8 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.files import InputError
 from stages.sample import designs
-from stages.search.studies import SearchTask, objective_of
+from stages.search.objective import objective_of
+from stages.search.studies import SearchTask
 from stages.train_predictor.predictor import Predictor
 from tests.benchmarks import samplers
 from tests.small import COMMITTED, SMALL, budget_of, write_scores

@@ -9,6 +9,7 @@ from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.results import context, journal
 from stages.evaluate.results.damage import DamageCurves
+from stages.metrics.registered import targets as metrics_of
 from stages.sample import designs
 from stages.stage import DATA, main
 
@@ -27,7 +28,7 @@ def run(params: Params, _: argparse.Namespace) -> None:
     scores = evaluated / "importance.safetensors"
     features = Features.of_model(shape, params.build_dataset.band, scores, curves)
     formats = measured_in.question_formats
-    targets = table.targets_of(texts, list(params.corpora.questions), formats)
+    targets = [metric.key for metric in metrics_of(texts, list(params.corpora.questions), formats)]
     section = params.build_dataset
     pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
     table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)

@@ -11,28 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.build_dataset.features import Features, is_damage
-from stages.config.params import QuestionFormat, metric_suffix
 from stages.files import InputError
+from stages.metrics.registered import metric_of
 from stages.sample.designs import SINGLE_SITE, Designed
 
 SCHEMA, VERSION = "prunecast.pairs", 1
 ID_COLUMNS = ("architecture", "design", "split")
 TRAIN, HELD_OUT = "train", "held-out"
-
-
-def targets_of(
-    texts: Sequence[str], questions: Sequence[str], formats: Sequence[QuestionFormat]
-) -> list[str]:
-    """The forecast targets: log PPL (nats a token), MMLU log-likelihood (nats a question), accuracy.
-
-    `formats` are those in which the pairs' questions were asked.
-    """
-    names = [f"log_ppl.{name}" for name in texts]
-    for name in questions:
-        for style in formats:
-            metric = f"{name}{metric_suffix(style)}"
-            names += [f"{metric}.log_likelihood", f"{metric}.accuracy"]
-    return names
 
 
 def build(
@@ -94,7 +79,7 @@ def check(table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) 
     for column in (*features, *targets):
         if table[column].dtype != np.float64:
             raise InputError(f"column {column} of the pairs is {table[column].dtype}; expected float64")
-        low, high = _range(column)
+        low, high = _bounds(column) if column in features else metric_of(column).bounds
         values = table[column]
         bad = ~(np.isfinite(values) & (values >= low - 1e-9) & (values <= high + 1e-9))
         if bad.any():
@@ -108,14 +93,8 @@ def check(table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) 
         raise InputError(f"architecture {twice.iloc[0]} stands in the pairs twice")
 
 
-def _range(column: str) -> tuple[float, float]:
-    if column.startswith("log_ppl."):
-        return 0.0, 50.0
-    if column.endswith(".log_likelihood"):
-        return -1e4, 0.0
-    if is_damage(column):
-        return 0.0, 1e4
-    return 0.0, 1.0
+def _bounds(feature: str) -> tuple[float, float]:
+    return (0.0, 1e4) if is_damage(feature) else (0.0, 1.0)
 
 
 def write(path: Path, table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) -> None:

@@ -34,3 +34,15 @@ SAMPLERS = Registry(
 """Functions from a seed and the search's section to an Optuna sampler."""
 
 SamplerName = Annotated[str, one_of(SAMPLERS)]
+
+METRICS = Registry(
+    "search.objective",
+    {
+        "ppl": "stages.metrics.perplexity:PPL",
+        "log_ppl": "stages.metrics.perplexity:LOG_PPL",
+        "bpb": "stages.metrics.bits_per_byte:BITS_PER_BYTE",
+        "accuracy": "stages.metrics.accuracy:ACCURACY",
+        "log_likelihood": "stages.metrics.log_likelihood:LOG_LIKELIHOOD",
+    },
+)
+"""Each a `stages.metrics.metric.Metric`, in the order in which tables show them."""

@@ -11,9 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from stages.config import extensions
 from stages.config.budget import Budget
-from stages.config.choices import SamplerName
+from stages.config.choices import METRICS, SamplerName
 from stages.config.fields import Count, Fraction, Interval, Natural, Positive, Ratio, Section
 from stages.files import InputError
+from stages.metrics.metric import QuestionFormat
+from stages.metrics.registered import targets
 
 Part = Literal["calibration", "selection", "report"]
 PARTS: tuple[Part, ...] = ("calibration", "selection", "report")
@@ -55,6 +57,16 @@ class Corpora(Section):
     division: Division
     texts: Annotated[dict[CorpusName, str | PartSources], Field(min_length=1)]
     questions: dict[CorpusName, str | PartSources]
+
+    @model_validator(mode="after")
+    def _no_corpus_is_called_like_a_metric(self) -> Corpora:
+        for name in (*self.texts, *self.questions):
+            if name in METRICS.names:
+                raise ValueError(
+                    f"a corpus is called {name!r} like a metric, and NAME.{name} would mean two things; "
+                    "give it another name"
+                )
+        return self
 
 
 class Sample(Section):
@@ -99,12 +111,6 @@ class ReconstructionSection(Section):
 
 
 Bos = Literal["none", "tokenizer", "window"]
-QuestionFormat = Literal["likelihood", "letter"]
-
-
-def metric_suffix(style: QuestionFormat) -> str:
-    """What the format adds to a question corpus's name: "mmlu.accuracy", "mmlu.letter.accuracy"."""
-    return "" if style == "likelihood" else f".{style}"
 
 
 @dataclass(frozen=True)
@@ -286,9 +292,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _objective_is_measured(self) -> Params:
-        names = [f"log_ppl.{name}" for name in self.corpora.texts]
-        forecast = names + self._question_targets(self.evaluate.measurement)
-        finally_ = names + self._question_targets(self.search.measurement)
+        forecast, finally_ = map(self._objectives, (self.evaluate.measurement, self.search.measurement))
         for name in self.search.objective:
             if name not in forecast:
                 raise ValueError(
@@ -322,12 +326,11 @@ class Params(Section):
             )
         return self
 
-    def _question_targets(self, measurement: Measurement) -> list[str]:
-        return [
-            f"{name}{metric_suffix(style)}.log_likelihood"
-            for name in self.corpora.questions
-            for style in measurement.question_formats
-        ]
+    def _objectives(self, measurement: Measurement) -> list[str]:
+        """What a search may go by where this is measured."""
+        corpora = self.corpora
+        found = targets(list(corpora.texts), list(corpora.questions), measurement.question_formats)
+        return [metric.key for metric in found if not metric.coarse]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -11,6 +11,8 @@ from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import divided
 from stages.evaluate.workbench import open_workbench
+from stages.metrics.metric import Shown
+from stages.metrics.registered import shown
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking.tracker import open_tracker
@@ -39,10 +41,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         rows = evaluator.measure_all(work, journal, log, "evaluate")
     print("selection part:", end="")
     for baseline in designed[: len(designs.BASELINES)]:
-        ppl = {
-            k: round(v, 2) for k, v in rows[baseline.architecture.id].metrics.items() if k.startswith("ppl.")
-        }
-        print(f" {baseline.design} {ppl}", end="")
+        decisive = shown(rows[baseline.architecture.id].metrics, Shown.VERDICT)
+        print(f" {baseline.design} { ({key: round(value, 2) for key, value in decisive.items()}) }", end="")
     print()
 
 

@@ -29,8 +29,10 @@ from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text import mmlu, perplexity
-from stages.evaluate.text.selection import Selection, format_of
+from stages.evaluate.text.selection import Selection
 from stages.files import InputError
+from stages.metrics.metric import Shown, format_of
+from stages.metrics.registered import of_questions, of_text, shown
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 65536}
 """Tokens run at once. Fixed a device, because the grouping decides the last digits of a result."""
@@ -90,6 +92,7 @@ class Evaluator:
             "part": self.selection.part,
             "measurement": self.selection.measurement.model_dump(),
             "protocol": self.protocol,
+            "metrics": self._versions(),
             "texts": {name: _batch_digest(batches) for name, batches in self._texts.items()},
             "questions": {
                 name: {
@@ -103,6 +106,12 @@ class Evaluator:
             "code": code_digest(),
         }
 
+    def _versions(self) -> dict[str, int]:
+        """By key, of everything that is measured."""
+        metrics = [m for text in self._texts for m in of_text(text)]
+        metrics += [m for questions in self._questions for m in of_questions(questions)]
+        return {metric.key: metric.version for metric in metrics}
+
     def key(self, architecture: Architecture) -> str:
         """The journal key of an architecture in this context."""
         return hashlib.sha256(f"{self.digest} {architecture.id}".encode()).hexdigest()[:16]
@@ -110,25 +119,21 @@ class Evaluator:
     def measure(
         self, architecture: Architecture, branches: set[int] | None = None
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """Metrics of one architecture, and the samples that they are means of.
-
-        ``ppl.TEXT``, ``log_ppl.TEXT`` (nats a token; a sample a window) and ``bpb.TEXT`` (bits per
-        byte); ``QUESTIONS.accuracy`` (0 to 1) and ``QUESTIONS.log_likelihood`` (nats a question; a
-        sample a question), and by letter ``QUESTIONS.letter.accuracy`` and so on.
-        """
+        """Metrics of one architecture by key, and the samples, a window or a question each, behind them."""
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
         with torch.inference_mode():
             results = iter(self._log_likelihoods(architecture, branches or set()))
             for name, batches in self._texts.items():
                 rows = self.selection.windows[name]
-                means, parts = perplexity.scores(_take(results, batches), len(rows.tokens), rows.size_bytes)
-                metrics |= {f"{key}.{name}": value for key, value in means.items()}
-                samples |= {f"{key}.{name}": values for key, values in parts.items()}
+                found = _take(results, batches)
+                means, parts = perplexity.scores(found, len(rows.tokens), rows.size_bytes, name)
+                metrics |= means
+                samples |= parts
             for name, batches in self._questions.items():
-                means, parts = mmlu.scores(_take(results, batches), self.selection.items[name])
-                metrics |= {f"{name}.{key}": value for key, value in means.items()}
-                samples |= {f"{name}.{key}": values for key, values in parts.items()}
+                means, parts = mmlu.scores(_take(results, batches), self.selection.items[name], name)
+                metrics |= means
+                samples |= parts
         return metrics, samples
 
     def _log_likelihoods(self, architecture: Architecture, branches: set[int]) -> list[Tensor]:
@@ -170,9 +175,8 @@ class Evaluator:
             journal.append(row)
             rows[architecture.id] = row
             after(row)
-            bar.set_postfix_str(
-                ", ".join(f"{k} {v:.1f}" for k, v in row.metrics.items() if k.startswith("ppl."))
-            )
+            decisive = shown(row.metrics, Shown.VERDICT)
+            bar.set_postfix_str(", ".join(f"{key} {value:.1f}" for key, value in decisive.items()))
         return rows
 
     def _row(self, work: Work, branches: set[int]) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stages.config.params import Corpora, Measurement, ModelSection, Params, Part, PartSources
 from stages.files import InputError
+from stages.metrics.metric import format_of
 
 BYTES_PER_TOKEN = 4.0
 """Of English, within a fifth: Llama's 32,000 tokens take 3.8 bytes of WikiText-2, SmolLM2's 49,152 4.2."""
@@ -79,7 +80,7 @@ class TokenCounter:
         """
         from stages.evaluate.measure import TOKENS_PER_BATCH
         from stages.evaluate.text import mmlu, perplexity
-        from stages.evaluate.text.selection import format_of, select
+        from stages.evaluate.text.selection import select
 
         limit = TOKENS_PER_BATCH[self._device]
         selection = select(

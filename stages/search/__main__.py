@@ -18,6 +18,8 @@ from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import open_workbench
 from stages.files import InputError
+from stages.metrics.metric import Shown
+from stages.metrics.registered import shown
 from stages.sample import designs
 from stages.sample.designs import Designed
 from stages.sample.limits import Limited, limits_of
@@ -88,9 +90,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
         results.tell(tracker, HERE, candidates, rows)
     for candidate in candidates:
-        ppl = ", ".join(f"{k} {v:.2f}" for k, v in candidate.metrics.items() if k.startswith("ppl."))
+        decisive = ", ".join(f"{k} {v:.2f}" for k, v in shown(candidate.metrics, Shown.VERDICT).items())
         takes = "".join(f", {limit.name} {limit.of(candidate.architecture):.4g}" for limit in limits)
-        told = f"{100 * candidate.overall_ratio:.2f} % {ppl}{takes}"
+        told = f"{100 * candidate.overall_ratio:.2f} % {decisive}{takes}"
         print(f"{candidate.name:9} {candidate.architecture.id} {told}")
 
 

@@ -7,11 +7,12 @@ architecture takes of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from stages.architecture import Architecture, ModelShape
 from stages.evaluate.measure import Work
+from stages.metrics.metric import Shown
+from stages.metrics.registered import metric_of, shown
 from stages.sample.designs import BASELINES
 from stages.sample.limits import Limit
 from stages.sample.space import Space
@@ -41,13 +42,14 @@ def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Li
 
     Baselines, which are among the pairs, have no forecast.
     """
-    shown = sorted((c for c in candidates if c.name != FINALIST), key=lambda c: c.overall_ratio)
-    texts = [key for key in shown[0].metrics if key.startswith("ppl.")]
-    beaten = dominated([(c.overall_ratio, *(c.metrics[text] for text in texts)) for c in shown])
+    ordered = sorted((c for c in candidates if c.name != FINALIST), key=lambda c: c.overall_ratio)
+    decisive = [metric_of(key) for key in shown(ordered[0].metrics, Shown.VERDICT)]
+    beaten = dominated([(c.overall_ratio, *(m.cost(c.metrics[m.key]) for m in decisive)) for c in ordered])
     made = []
-    for c, is_dominated in zip(shown, beaten, strict=True):
+    for c, is_dominated in zip(ordered, beaten, strict=True):
         removed = shape.decoder_parameters - c.architecture.kept_parameters(shape)
-        forecast = {} if c.name in BASELINES else c.forecast
+        targets = {} if c.name in BASELINES else c.forecast
+        forecasts = {metric.key: metric.forecast(targets) for metric in decisive}
         made.append(
             FrontRow(
                 name=c.name,
@@ -55,14 +57,8 @@ def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Li
                 overall_ratio=c.overall_ratio,
                 parameters=shape.total_parameters - removed,
                 objective=c.objective,
-                metrics={
-                    k: v for k, v in c.metrics.items() if k.startswith("ppl.") or k.endswith(".accuracy")
-                },
-                forecast={
-                    target.removeprefix("log_"): math.exp(value)
-                    for target, value in forecast.items()
-                    if target.startswith("log_ppl.")
-                },
+                metrics=shown(c.metrics, Shown.FRONT),
+                forecast={key: value for key, value in forecasts.items() if value is not None},
                 takes={li.name: li.of(c.architecture) for li in limits if li.name != "overall_ratio"},
                 dominated=is_dominated,
             )
@@ -71,9 +67,9 @@ def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Li
 
 
 def dominated(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Of points (overall ratio, perplexity of each text): whether another one is better.
+    """Of points (overall ratio, cost of each text's perplexity or the like): whether another one is better.
 
-    It removes at least as much, has on no text a higher perplexity, and is not equal in all.
+    It removes at least as much, costs more on no text, and is not equal in all.
     """
 
     def beats(a: Sequence[float], b: Sequence[float]) -> bool:

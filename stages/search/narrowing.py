@@ -19,7 +19,7 @@ from stages.config.params import Narrowing, Search
 from stages.files import InputError
 from stages.sample.space import Space
 from stages.search.narrowed_space import Class, NarrowedSite
-from stages.search.studies import objective_of
+from stages.search.objective import objective_of
 from stages.train_predictor.predictor import Predictor
 
 

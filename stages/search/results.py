@@ -14,7 +14,8 @@ from stages.evaluate.measure import Work
 from stages.evaluate.results.journal import Row
 from stages.sample import designs
 from stages.sample.limits import Limit
-from stages.search import outcome, studies, tables
+from stages.search import outcome, tables
+from stages.search.objective import objective_of
 from stages.search.outcome import FRONT, Candidate
 from stages.search.rounds import Metrics, Round
 from stages.tracking.records import Role, SearchRound
@@ -40,7 +41,7 @@ def ranked(
         row = rows[item.architecture.id]
         last = {target: float(values[index]) for target, values in forecasts.items()}
         forecast = before.get(item.architecture, last)
-        measured = studies.objective_of(row.metrics, weights)
+        measured = objective_of(row.metrics, weights)
         found.append(
             Candidate(item.design, item.architecture, row.overall_ratio, row.metrics, forecast, measured)
         )

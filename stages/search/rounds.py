@@ -24,7 +24,8 @@ from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
 from stages.search import allocation, studies
 from stages.search.allocation import Damage
-from stages.search.studies import SearchTask, Trial, objective_of
+from stages.search.objective import objective_of
+from stages.search.studies import SearchTask, Trial
 from stages.train_predictor.predictor import Predictor
 
 Metrics = Mapping[str, float]

@@ -29,6 +29,7 @@ from stages.files import InputError
 from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
 from stages.search.allocation import Allocation, Damage
+from stages.search.objective import objective_of
 
 NEAR = 0.15
 """How far a site's wish may stray from the best bundled architecture when each site moves for itself."""
@@ -82,17 +83,6 @@ class _Dimension:
 
     def clip(self, ratio: float) -> float:
         return min(max(ratio, self.low), self.high)
-
-
-def objective_of(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The weighted mean of targets, lower is better: nats a token for log PPLs.
-
-    What should be high, a log-likelihood or an accuracy, counts negatively.
-    """
-    total = sum(
-        weight * (values[t] if t.startswith("log_ppl.") else -values[t]) for t, weight in weights.items()
-    )
-    return total / sum(weights.values())
 
 
 def search(

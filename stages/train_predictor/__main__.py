@@ -15,12 +15,13 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.results.damage import DamageCurves
+from stages.metrics.registered import metric_of
 from stages.sample import designs
 from stages.stage import DATA, main
 from stages.tracking.records import FittedPredictor
 from stages.tracking.tracker import Tracker, open_tracker
 from stages.train_predictor import ablation, comparison, results
-from stages.train_predictor.predictor import COVERAGE, Predictor, evaluate, law, scale
+from stages.train_predictor.predictor import COVERAGE, Predictor, evaluate
 from stages.train_predictor.results import PredictorErrors
 
 HERE = DATA / "train_predictor"
@@ -38,7 +39,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         trained = pairs["split"] == table.TRAIN
         judged = Predictor.fit(pairs[trained], names, targets, section)
         errors = evaluate(judged, pairs[~trained])
-        lawful = [target for target in targets if law(target)]
+        lawful = [target for target in targets if metric_of(target).law]
         compared = comparison.compare(pairs, names, lawful, section, params.budget)
         results.write_judged(HERE / results.COMPARISON, compared)
         ablated = ablation.ablate(pairs, names, targets, section, params.budget)
@@ -62,7 +63,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             print(
                 f"{target}: R² {errors[target]['r2']:.3f}, MAE {errors[target]['mae']:.4f}, "
                 f"RMSE {errors[target]['rmse']:.4f}, Spearman {errors[target]['spearman']:.3f} "
-                f"({scale(target)}; {errors[target]['pairs']} held-out pairs)"
+                f"({metric_of(target).unit}; {errors[target]['pairs']} held-out pairs)"
             )
             _log(tracker, target, predictor, pairs[names], errors[target], validated[target], params)
         _print(compared, "out-of-fold forecasts")
@@ -107,10 +108,11 @@ def _log(
         models={target: predictor.models[target]},
         half_widths={target: predictor.half_widths[target]},
     )
+    metric = metric_of(target)
     fitted = FittedPredictor(
         target=target,
-        scale=scale(target),
-        law=law(target),
+        scale=metric.unit,
+        law=metric.law,
         pairs=len(rows),
         settings=params.train_predictor.model_dump(),
         held_out=errors,

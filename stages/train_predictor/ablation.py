@@ -10,9 +10,9 @@ import pandas as pd
 from stages.build_dataset.features import is_damage, is_of_site
 from stages.config.budget import Budget
 from stages.config.params import TrainPredictor
+from stages.metrics.registered import metric_of
 from stages.train_predictor import comparison
 from stages.train_predictor.comparison import own
-from stages.train_predictor.predictor import law
 
 ALL = "all features"
 GROUPS: Mapping[str, str] = {
@@ -77,7 +77,9 @@ def ablate(
         else:
             contestants.append(own(f"without {group}", section, kept))
     tables = [
-        comparison.judged(contestants if law(target) else contestants[:1], pairs, [target], section, budget)
+        comparison.judged(
+            contestants if metric_of(target).law else contestants[:1], pairs, [target], section, budget
+        )
         for target in targets
     ]
     table = pd.concat(tables, ignore_index=True)

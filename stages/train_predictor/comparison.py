@@ -13,11 +13,13 @@ from tqdm import tqdm
 from stages.build_dataset.features import is_of_site
 from stages.config.budget import Budget
 from stages.config.params import TrainPredictor
+from stages.metrics.metric import Metric
+from stages.metrics.registered import metric_of
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
 from stages.train_predictor.models import Forecast, Roles, TargetModel
-from stages.train_predictor.predictor import COVERAGE, Predictor, errors, law, scale
+from stages.train_predictor.predictor import COVERAGE, Predictor, errors
 
 NEAR = 0.02
 """Overall ratios this far from the budget are where the search lives."""
@@ -89,24 +91,24 @@ def out_of_fold(contestant: Contestant, pairs: pd.DataFrame, target: str, folds:
     fold[drawn] = np.random.default_rng(seed).permutation(len(drawn)) % min(folds, len(drawn))
     forecast = np.full(len(y), np.nan)
     for held in range(fold.max() + 1):
-        fitted = contestant.fit(x[fold != held], y[fold != held], law(target))
+        fitted = contestant.fit(x[fold != held], y[fold != held], metric_of(target).law)
         forecast[fold == held] = fitted(x[fold == held])
     return forecast
 
 
 def judge(
-    measured: Array, forecast: Array, sign: int, overall_ratios: Array, budget: Budget
+    measured: Array, forecast: Array, metric: Metric, overall_ratios: Array, budget: Budget
 ) -> dict[str, float]:
     """R², MAE, RMSE, Spearman; Spearman within `NEAR` of the budget; recall of the `TOP` best.
 
-    The best are the lowest where `sign` is +1, as of log PPL, and else the highest; of fewer
-    than 2 `TOP` pairs half are the best, and ``top`` says how many. NaN where fewer than `FEW` pairs
-    lie near the budget, too few to rank, or it states no overall ratio.
+    The best are the lowest or the highest, as the metric says; of fewer than 2 `TOP` pairs half are the
+    best, and ``top`` says how many. NaN where fewer than `FEW` pairs lie near the budget, too few to
+    rank, or it states no overall ratio.
     """
     wanted = float("inf") if budget.overall_ratio is None else budget.overall_ratio
     near = np.abs(overall_ratios - wanted) <= NEAR
     top = min(TOP, len(measured) // 2)
-    first, forecast_first = (np.argsort(sign * v, kind="stable")[:top] for v in (measured, forecast))
+    first, forecast_first = (np.argsort(metric.cost(v), kind="stable")[:top] for v in (measured, forecast))
     best = set(first.tolist()) & set(forecast_first.tolist())
     few = near.sum() < FEW or np.ptp(forecast[near]) == 0 or np.ptp(measured[near]) == 0
     return {
@@ -144,9 +146,9 @@ def judged(
     for target, contestant in tqdm(work, desc="comparing predictors", unit="predictor", leave=False):
         forecast = out_of_fold(contestant, pairs, target, section.folds, section.seed)
         measured = pairs.loc[scored, target].to_numpy()
-        sign = law(target) or -1  # of an accuracy, which has no law, the highest are the best
-        figures = judge(measured, forecast[scored], sign, overall, budget)
-        rows.append({"target": target, "scale": scale(target), "predictor": contestant.name, **figures})
+        metric = metric_of(target)
+        figures = judge(measured, forecast[scored], metric, overall, budget)
+        rows.append({"target": target, "scale": metric.unit, "predictor": contestant.name, **figures})
     return pd.DataFrame(rows)
 
 

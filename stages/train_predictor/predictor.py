@@ -1,8 +1,8 @@
 """The accuracy predictor: a model a target, from an architecture's features to what it measures.
 
-One model a target, so that each can carry its own law (multi-output trees take none). The
-law: cutting any site further cannot lower a perplexity nor raise the likelihood of a right answer,
-on average; MMLU accuracy is too coarse for it and is left free.
+One model a target, so that each can carry its own law (multi-output trees take none), which its
+metric states: cutting any site further cannot lower a perplexity nor raise the likelihood of a right
+answer, on average; MMLU accuracy is too coarse for it and is left free.
 """
 
 from __future__ import annotations
@@ -21,24 +21,11 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from stages.build_dataset.features import Array, Features
 from stages.config.params import TrainPredictor
 from stages.files import InputError, read_json, write_json
+from stages.metrics.registered import metric_of
 from stages.train_predictor.models import Roles, TargetModel
 
 SCHEMA, VERSION = "prunecast.predictor", 3
 COVERAGE = 0.8
-
-
-def law(target: str) -> int:
-    """The sign of a target's change when a site is cut further: +1, -1, or 0 for none."""
-    if target.startswith("log_ppl."):
-        return 1
-    return -1 if target.endswith(".log_likelihood") else 0
-
-
-def scale(target: str) -> str:
-    """The unit of a target, to be printed beside every error of it."""
-    if target.startswith("log_ppl."):
-        return "log PPL, nats a token"
-    return "nats a question" if target.endswith(".log_likelihood") else "accuracy, 0 to 1"
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,9 @@ class Predictor:
         """Fit one model a target on the rows of `pairs`. Reproducible."""
         values = pairs[list(features)].to_numpy()
         roles = Roles.of(features)
-        models = {t: TargetModel.fit(values, pairs[t].to_numpy(), law(t), section, roles) for t in targets}
+        models = {
+            t: TargetModel.fit(values, pairs[t].to_numpy(), metric_of(t).law, section, roles) for t in targets
+        }
         return cls(section.model, tuple(features), models)
 
     @property
@@ -140,6 +129,10 @@ def evaluate(predictor: Predictor, pairs: pd.DataFrame) -> dict[str, dict[str, A
     """Errors of every target on the rows of `pairs`, with the scale and number of pairs."""
     forecasts = predictor.forecast(pairs[list(predictor.features)].to_numpy())
     return {
-        target: {"scale": scale(target), "pairs": len(pairs), **errors(pairs[target].to_numpy(), forecast)}
+        target: {
+            "scale": metric_of(target).unit,
+            "pairs": len(pairs),
+            **errors(pairs[target].to_numpy(), forecast),
+        }
         for target, forecast in forecasts.items()
     }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from stages.build_dataset.table import HELD_OUT
 from stages.files import InputError, numbers, read_csv, read_json, write_json
+from stages.metrics.perplexity import LOG_PPL
+from stages.metrics.registered import by_corpus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,7 @@ FILES = (IMPORTANCE, FORECASTS, COMPARISON, ABLATION, ERRORS)
 
 STAGE = "train-predictor"
 _FORECAST = "forecast."
-_MEAN = "log_ppl"
+_MEAN = LOG_PPL.name
 _ID = ["architecture", "design", "split", "overall_ratio"]
 _JUDGED = ["target", "scale", "predictor"]
 _FEATURES = "features"
@@ -151,5 +153,6 @@ def read_judged(path: Path) -> list[Judged]:
 
 
 def _with_mean(table: pd.DataFrame, prefix: str = "") -> pd.DataFrame:
-    texts = [name for name in table.columns if name.startswith(f"{prefix}log_ppl.")]
+    columns = {str(name).removeprefix(prefix): name for name in table.columns}
+    texts = list(by_corpus(columns, LOG_PPL).values())
     return table.assign(**{f"{prefix}{_MEAN}": table[texts].mean(axis=1)})

@@ -23,7 +23,8 @@ from stages.evaluate.network import checkpoint
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.text import mmlu
 from stages.evaluate.text.corpora import Corpus, Question, load_questions
-from stages.evaluate.text.selection import FORMATS, format_of, select
+from stages.evaluate.text.selection import FORMATS, select
+from stages.metrics.metric import format_of
 from tests import lm_eval_reference
 from tests.small import COMMITTED
 

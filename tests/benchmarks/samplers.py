@@ -28,9 +28,12 @@ from stages.build_dataset.features import Features
 from stages.config.params import Params, Search, load_params
 from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
+from stages.metrics.perplexity import LOG_PPL
+from stages.metrics.registered import by_corpus, metric_of
 from stages.sample import designs
 from stages.search import allocation, narrowing, studies
-from stages.search.studies import SearchTask, objective_of
+from stages.search.objective import objective_of
+from stages.search.studies import SearchTask
 from stages.train_predictor.predictor import Predictor
 from tests.small import SMOLLM2, write_scores
 
@@ -65,12 +68,11 @@ def synthetic(shape: ModelShape, section: Params) -> tuple[Features, pd.DataFram
     def measured(architecture: Architecture) -> dict[str, float]:
         ratios = np.array([architecture.site_ratio(shape, site) for site in sites])
         cost = costs @ ratios**powers + 0.02 * (ratios[2:] * ratios[:-2]).sum()
-        signs = {target: 1 if target.startswith("log_ppl.") else -1 for target in section.search.objective}
-        return {t: sign * (3 + cost + rng.normal(0, NOISE)) for t, sign in signs.items()}
+        return {t: metric_of(t).cost(3 + cost + rng.normal(0, NOISE)) for t in section.search.objective}
 
     designed = designs.all_designs(shape, section.sample, section.budget)
     metrics = {d.architecture: measured(d.architecture) for d in designed}
-    texts = [t.removeprefix("log_ppl.") for t in section.search.objective if t.startswith("log_ppl.")]
+    texts = list(by_corpus(section.search.objective, LOG_PPL))
     wrong = costs * np.exp(rng.normal(0, MISTAKE, len(sites)))
     expected = {
         site: [(r, float(cost * r**power)) for r in (0.1, 0.3, 0.5, 0.7, 0.9)]

@@ -41,15 +41,6 @@ def build(
     return table.build(made, METRICS, features, TARGETS, seed, held_out)
 
 
-def test_targets():
-    texts = ["log_ppl.a", "log_ppl.b"]
-    plain = ["q.log_likelihood", "q.accuracy"]
-    letter = ["q.letter.log_likelihood", "q.letter.accuracy"]
-    assert table.targets_of(["a", "b"], ["q"], ["likelihood"]) == texts + plain
-    assert table.targets_of(["a", "b"], ["q"], ["letter"]) == texts + letter
-    assert table.targets_of(["a", "b"], ["q"], ["letter", "likelihood"]) == texts + letter + plain
-
-
 def test_every_architecture_meets_its_own_measurement(features: Features):
     pairs = build(features)
     assert len(pairs) == 20

@@ -19,8 +19,7 @@ DIGITS = 7
 class Contender:
     """An architecture and the samples measured of it.
 
-    `samples` by metric: ``log_ppl.TEXT`` in nats a token, a value a window; ``QUESTIONS.accuracy``
-    0 or 1 and ``QUESTIONS.log_likelihood`` in nats, a value a question.
+    `samples` by the key of their metric (`stages.metrics`): a value a window, or a question.
     """
 
     architecture: Architecture

@@ -15,11 +15,15 @@ from typing import Any
 
 from stages.evaluate.measure import standard_error
 from stages.files import InputError
+from stages.metrics.accuracy import ACCURACY
+from stages.metrics.log_likelihood import LOG_LIKELIHOOD
+from stages.metrics.perplexity import LOG_PPL, PPL
+from stages.metrics.registered import by_corpus, metric_of
 from stages.search.outcome import WINNER
 from tests.regression.baseline import Contender, Run
 from tests.regression.settings import Settings, Tolerance
 
-ALL_TEXTS = "log_ppl.*"
+ALL_TEXTS = LOG_PPL.of("*").key
 
 
 class Verdict(StrEnum):
@@ -34,7 +38,7 @@ class Comparison:
     """One figure of one contender, in units that people read.
 
     `change`, `error` (the paired standard error of the change) and `tolerance` are in `unit`: % of a
-    perplexity, points of accuracy, nats a question.
+    perplexity, points of accuracy, nats a question, or a metric's own, which is then empty.
     """
 
     contender: str
@@ -70,7 +74,7 @@ def _with_all_texts(contender: Contender) -> dict[str, Sequence[float]]:
     It is what a search is to lower; winners as good as each other trade one text for another.
     """
     samples = contender.samples
-    texts = [values for metric, values in samples.items() if metric.startswith("log_ppl.")]
+    texts = list(by_corpus(samples, LOG_PPL).values())
     return (
         {**samples, ALL_TEXTS: [value for values in texts for value in values]}
         if len(texts) > 1
@@ -144,7 +148,7 @@ def _sizes(contender: Contender) -> dict[str, int]:
 
 def _compared(
     name: str,
-    metric: str,
+    key: str,
     before: Sequence[float],
     now: Sequence[float],
     tolerance: Tolerance,
@@ -153,18 +157,22 @@ def _compared(
     paired = [b - a for a, b in zip(before, now, strict=True)]
     mean, error = statistics.fmean(paired), standard_error(paired)
     old, new = statistics.fmean(before), statistics.fmean(now)
-    if metric.startswith("log_ppl"):
-        allowed = tolerance.all_ppl_percent if metric == ALL_TEXTS else tolerance.ppl_percent
-        verdict = judge(mean, error, math.log1p(allowed / 100), standard_errors)
-        shown, percent = metric.removeprefix("log_"), 100 * math.exp(mean)
+    metric = metric_of(key)
+    worse = metric.cost(mean)
+    if metric.is_a(LOG_PPL):
+        allowed = tolerance.all_ppl_percent if key == ALL_TEXTS else tolerance.ppl_percent
+        verdict = judge(worse, error, math.log1p(allowed / 100), standard_errors)
+        percent = 100 * math.exp(mean)
         values = (math.exp(old), math.exp(new), percent - 100, percent * error, allowed)
-        return Comparison(name, shown, *values, "%", verdict)
-    if metric.endswith(".accuracy"):
-        verdict = judge(-mean, error, tolerance.accuracy_points / 100, standard_errors)
+        return Comparison(name, PPL.of(metric.on).key, *values, "%", verdict)
+    if metric.is_a(ACCURACY):
+        verdict = judge(worse, error, tolerance.accuracy_points / 100, standard_errors)
         values = (100 * old, 100 * new, 100 * mean, 100 * error, tolerance.accuracy_points)
-        return Comparison(name, metric, *values, "points", verdict)
-    verdict = judge(-mean, error, tolerance.log_likelihood_nats, standard_errors)
-    return Comparison(name, metric, old, new, mean, error, tolerance.log_likelihood_nats, "nats", verdict)
+        return Comparison(name, key, *values, "points", verdict)
+    # A metric of an extension has no tolerance of its own: it may be worse by no more than noise.
+    allowed = tolerance.log_likelihood_nats if metric.is_a(LOG_LIKELIHOOD) else 0.0
+    verdict = judge(worse, error, allowed, standard_errors)
+    return Comparison(name, key, old, new, mean, error, allowed, "nats" if allowed else "", verdict)
 
 
 def judge(worse: float, error: float, tolerance: float, standard_errors: float) -> Verdict:

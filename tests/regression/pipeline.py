@@ -29,6 +29,7 @@ from stages.evaluate.results.journal import Journal
 from stages.evaluate.text.selection import Selection
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.families import register
+from stages.metrics.perplexity import LOG_PPL
 from stages.sample import designs
 from stages.search import outcome
 from stages.search.outcome import WINNER
@@ -231,7 +232,7 @@ def _export_checks(selection: Selection, winner: Contender, limit: float) -> lis
     for name, rows in selection.windows.items():
         differences = [
             abs(_log_ppl(model, window, rows.predicted) - ours)
-            for window, ours in zip(rows.tokens, winner.samples[f"log_ppl.{name}"], strict=True)
+            for window, ours in zip(rows.tokens, winner.samples[LOG_PPL.of(name).key], strict=True)
         ]
         worst = max(differences)
         checks.append(

@@ -13,7 +13,7 @@ _RIGHT = range(2, 7)
 
 def cells(row: Comparison) -> list[str]:
     """One row's words; a perplexity or log-likelihood has four significant digits or two decimals."""
-    size = {"%": "%", "points": "pts", "nats": "nats"}[row.unit]
+    size = {"points": "pts"}.get(row.unit, row.unit)
     decimals = 2 if row.unit == "%" else 1 if row.unit == "points" else 3
     return [
         row.contender,

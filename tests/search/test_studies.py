@@ -20,6 +20,7 @@ from stages.config.params import Narrowing
 from stages.files import InputError
 from stages.sample.space import Space, prunable_sites
 from stages.search import allocation, narrowing, studies
+from stages.search.objective import objective_of
 from stages.search.studies import SearchTask, Trial
 from tests.small import COMMITTED, SMALL, features_of
 
@@ -196,7 +197,7 @@ def random_objectives(features: Features, count: int) -> list[float]:
         wishes = {site: rng.uniform(*SPACE.limits[site]) for site in SPACE.limits}
         architecture = SPACE.project(wishes, 0.2, 0.02, at_least=True)
         values = known.forecast(features.row(architecture)[None])
-        found.append(studies.objective_of({k: float(v[0]) for k, v in values.items()}, SECTION.objective))
+        found.append(objective_of({k: float(v[0]) for k, v in values.items()}, SECTION.objective))
     return found
 
 
@@ -207,17 +208,6 @@ def test_it_learns_and_beats_random_search_at_equal_forecasts(features: Features
     assert np.mean([min(objectives) for objectives in searches]) < np.mean(best)
     # the last trials come from where the early ones were good
     assert np.median([objectives[-30:] for objectives in searches]) < np.quantile(drawn, 0.1)
-
-
-def test_what_should_be_high_counts_negatively():
-    values = {"log_ppl.a": 2.0, "quiz.log_likelihood": -5.0}
-    assert studies.objective_of(values, {"log_ppl.a": 1.0, "quiz.log_likelihood": 1.0}) == pytest.approx(3.5)
-
-
-def test_objective_is_the_weighted_mean():
-    values = {"log_ppl.a": 2.0, "log_ppl.b": 5.0, "other": 100.0}
-    assert studies.objective_of(values, {"log_ppl.a": 1.0, "log_ppl.b": 0.5}) == pytest.approx(3.0)
-    assert studies.objective_of(values, {"log_ppl.a": 10.0}) == pytest.approx(2.0)
 
 
 def test_distance_counts_sites():

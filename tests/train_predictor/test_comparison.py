@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.build_dataset.features import Array, Features
+from stages.metrics.accuracy import ACCURACY
+from stages.metrics.perplexity import LOG_PPL
 from stages.train_predictor import comparison
 from stages.train_predictor.additive import Additive
 from stages.train_predictor.comparison import Contestant
@@ -87,14 +89,14 @@ def test_judgement_by_hand():
     measured = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
     forecast = np.array([2.0, 1.0, 9.0, 4.0, 3.0, 6.0, 7.0, 8.0])
     ratios = np.full(8, 0.51)
-    found = comparison.judge(measured, forecast, 1, ratios, BUDGET)
+    found = comparison.judge(measured, forecast, LOG_PPL, ratios, BUDGET)
     assert found["top_recall"] == 3 / 4  # of 1 2 3 4 the forecast's lowest four hold 1 2 4
     # the highest four are 5 6 7 8; the forecast's are 3 (as 9), 8, 7, 6
-    assert comparison.judge(measured, forecast, -1, ratios, BUDGET)["top_recall"] == 3 / 4
+    assert comparison.judge(measured, forecast, ACCURACY, ratios, BUDGET)["top_recall"] == 3 / 4
     # ranks 2 1 8 4 3 5 6 7 against 1 … 8: squared differences 1 1 25 0 4 1 1 1
     assert found["spearman_near_budget"] == pytest.approx(1 - 6 * 34 / (8 * 63))
     assert found["pairs_near_budget"] == 8
-    far = comparison.judge(measured, forecast, 1, np.full(8, 0.4), BUDGET)
+    far = comparison.judge(measured, forecast, LOG_PPL, np.full(8, 0.4), BUDGET)
     assert math.isnan(far["spearman_near_budget"])
     assert far["pairs_near_budget"] == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,10 @@ from stages.architecture import Architecture, Kind, Site
 from stages.build_dataset.features import Array, Features
 from stages.config.params import TrainPredictor
 from stages.files import InputError
+from stages.metrics.registered import metric_of
 from stages.train_predictor import predictor as predictor_module
 from stages.train_predictor import pyfunc
-from stages.train_predictor.predictor import Predictor, errors, evaluate, law, scale
+from stages.train_predictor.predictor import Predictor, errors, evaluate
 from tests.small import COMMITTED, SMALL, architectures_of, features_of, random_architectures
 
 TARGETS = ["log_ppl.wiki", "quiz.log_likelihood", "quiz.accuracy"]
@@ -120,7 +122,7 @@ def test_only_the_law_keeps_noise_from_being_learnt(trees: Learnt, monkeypatch: 
     noisy = pairs_of(trees.features, random_architectures(SMALL, 80), noise=1.0)
     lawful = Predictor.fit(noisy, names, TARGETS, SECTION)
     assert violations(lawful, trees.features) == 0
-    monkeypatch.setattr(predictor_module, "law", lambda _: 0)
+    monkeypatch.setattr(predictor_module, "metric_of", lambda t: dataclasses.replace(metric_of(t), law=0))
     lawless = Predictor.fit(noisy, names, TARGETS, SECTION)
     assert violations(lawless, trees.features) > 20
 
@@ -152,15 +154,6 @@ def test_accuracy_is_free_of_the_law(trees: Learnt):
     found = forecast_of(trees, ladder)["quiz.accuracy"]
     steps = np.sign(np.diff(found))
     assert {1.0, -1.0} <= set(steps.tolist())
-
-
-def test_law_and_scale():
-    assert [law(target) for target in TARGETS] == [1, -1, 0]
-    assert [scale(target) for target in TARGETS] == [
-        "log PPL, nats a token",
-        "nats a question",
-        "accuracy, 0 to 1",
-    ]
 
 
 def test_what_is_saved_forecasts_the_same(learnt: Learnt, tmp_path: Path):
@@ -289,7 +282,7 @@ def test_evaluation_speaks_of_the_rows_given(learnt: Learnt):
     forecast = learnt.predictor.forecast(rows[learnt.features.names].to_numpy())
     for target in TARGETS:
         assert found[target]["pairs"] == 60
-        assert found[target]["scale"] == scale(target)
+        assert found[target]["scale"] == metric_of(target).unit
         assert found[target]["mae"] == pytest.approx(np.abs(rows[target] - forecast[target]).mean())
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.config.params import QuestionFormat
 from stages.files import InputError, read_json, write_json
+from stages.metrics.metric import QuestionFormat
 
 SCHEMA, VERSION = "prunecast.context", 1
 

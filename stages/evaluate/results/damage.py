@@ -19,6 +19,7 @@ import numpy as np
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.files import InputError, read_json, write_json
+from stages.metrics.perplexity import LOG_PPL
 
 SCHEMA, VERSION = "prunecast.damage-curves", 1
 Points = Sequence[tuple[float, float]]
@@ -64,7 +65,7 @@ class DamageCurves:
             raise InputError("sites were cut alone, but the dense model was not measured; run `dvc repro`")
 
         def level(architecture: Architecture) -> float:
-            return float(np.mean([metrics[architecture][f"log_ppl.{text}"] for text in texts]))
+            return float(np.mean([metrics[architecture][LOG_PPL.of(text).key] for text in texts]))
 
         base = level(shape.dense())
         found: dict[Site, list[tuple[float, float]]] = {}

@@ -20,6 +20,8 @@ from stages.evaluate.network.elastic import Batch
 from stages.evaluate.text.corpora import Question
 from stages.evaluate.text.perplexity import tokenizer_bos
 from stages.files import InputError
+from stages.metrics.metric import QuestionLikelihoods
+from stages.metrics.registered import of_questions, score
 
 LETTERS = "ABCD"
 END = "Answer:"
@@ -231,20 +233,15 @@ def _packed(rows: Sequence[_Row], pad: int) -> Batch:
 
 
 def scores(
-    log_likelihoods: Tensor, chosen: Sequence[Item]
+    log_likelihoods: Tensor, chosen: Sequence[Item], questions: str = ""
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Accuracy and the mean log-likelihood (nats a question) of the right answer's text or letter.
+    """Every metric of questions, from the log-likelihoods (N,) in the order of items, choices, tokens.
 
-    `log_likelihoods` (N,) follow the order of items, choices, tokens. Returns both means, and
-    both values of each question.
+    Returns their values by key, and the samples, one a question, that they are means of.
     """
     sums = choice_log_likelihoods(log_likelihoods, chosen)
     answers = torch.tensor([item.answer for item in chosen], device=sums.device)
-    values = {
-        "accuracy": (sums.argmax(1) == answers).double(),
-        "log_likelihood": sums.gather(1, answers[:, None]).flatten(),
-    }
-    return {k: float(v.mean()) for k, v in values.items()}, {k: v.tolist() for k, v in values.items()}
+    return score(of_questions(questions), QuestionLikelihoods(sums, answers))
 
 
 def choice_log_likelihoods(log_likelihoods: Tensor, chosen: Sequence[Item]) -> Tensor:

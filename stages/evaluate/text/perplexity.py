@@ -18,6 +18,8 @@ from stages.config.params import TextProtocol
 from stages.evaluate.network.elastic import Batch
 from stages.evaluate.text.corpora import Document
 from stages.files import InputError
+from stages.metrics.metric import TextLikelihoods
+from stages.metrics.registered import of_text, score
 
 MARGIN = 64
 """Tokens by which a text that is not tokenised whole goes on: at its end it may be cut otherwise."""
@@ -149,16 +151,12 @@ def batches(rows: Tensor, tokens_per_batch: int, predicted: int | None = None) -
 
 
 def scores(
-    log_likelihoods: Tensor, count: int, size_bytes: int
+    log_likelihoods: Tensor, count: int, size_bytes: int, text: str = ""
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Perplexity of `count` windows from the log-likelihoods (N,) of their predicted tokens.
+    """Every metric of a text, from the log-likelihoods (N,) of the predicted tokens of `count` windows.
 
-    Returns ``ppl``, ``log_ppl`` (nats a token) and ``bpb`` (bits per byte of the text predicted,
-    which models with other tokenizers share), and the log perplexity of each window, for standard
+    Returns their values by key, and the samples, one a window, that they are means of, for standard
     errors and paired comparisons.
     """
-    per_window = -log_likelihoods.double().view(count, -1).mean(1)
-    log_ppl = float(per_window.mean())
-    bits = log_ppl * log_likelihoods.numel() / math.log(2)
-    means = {"ppl": math.exp(log_ppl), "log_ppl": log_ppl, "bpb": bits / size_bytes}
-    return means, {"log_ppl": per_window.tolist()}
+    found = TextLikelihoods(log_likelihoods.double().view(count, -1), size_bytes)
+    return score(of_text(text), found)

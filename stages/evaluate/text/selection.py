@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stages.config.params import Measurement, Part, QuestionFormat
+from stages.config.params import Measurement, Part
 from stages.evaluate.text import mmlu, perplexity
 from stages.evaluate.text.corpora import Corpus, Document, Question
 from stages.evaluate.text.mmlu import Item
 from stages.evaluate.text.perplexity import Windows
+from stages.metrics.metric import QuestionFormat, asked, format_of
 
 FORMATS: dict[QuestionFormat, str] = {
     "likelihood": "zero-shot by the likelihood of each answer's text (lm-eval's mmlu_continuation)",
@@ -21,7 +22,7 @@ FORMATS: dict[QuestionFormat, str] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """Windows by text corpus, and items by question metric: "mmlu" by likelihood, "mmlu.letter"."""
+    """Windows by text corpus, and items by question corpus and format, as `asked` names them."""
 
     part: Part
     measurement: Measurement
@@ -99,19 +100,14 @@ def select(
         for style in measurement.question_formats:
             if style == "likelihood":
                 found = mmlu.likelihood_items(chosen, tokenizer)
-                items[name] = sorted(found, key=lambda item: (item.length, item.id))
+                items[asked(name, style)] = sorted(found, key=lambda item: (item.length, item.id))
             else:
                 pool = corpus.parts["calibration"]
                 found = mmlu.letter_items(chosen, pool, tokenizer, context_tokens)
-                items[f"{name}.{style}"] = sorted(
+                items[asked(name, style)] = sorted(
                     found, key=lambda item: (item.subject, item.length, item.id)
                 )
     return Selection(part, measurement, windows, items)
-
-
-def format_of(metric: str) -> QuestionFormat:
-    """The format of a question metric's name: "mmlu" or "mmlu.letter" (a corpus's name has no dot)."""
-    return "letter" if metric.endswith(".letter") else "likelihood"
 
 
 def _of_text(entry: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from stages.export.report.base_model import BaseModel
 from stages.export.report.data import Contender, ReportData
 from stages.export.report.page import millions
 from stages.export.report.verdict import percent
+from stages.metrics.perplexity import LOG_PPL
+from stages.metrics.registered import by_corpus
 
 LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,9 +107,9 @@ def choice(data: ReportData) -> str:
     """The steps from the dense model to this one, with their numbers."""
     classes = [site.label for site in data.narrowed.values()]
     errors = [
-        f"{errors['spearman']:.2f} on {target.removeprefix('log_ppl.')}"
-        for target, errors in data.predictor.items()
-        if target.startswith("log_ppl.") and math.isfinite(errors.get("spearman", math.nan))
+        f"{errors['spearman']:.2f} on {text}"
+        for text, errors in by_corpus(data.predictor, LOG_PPL).items()
+        if math.isfinite(errors.get("spearman", math.nan))
     ]
     trust = f" (rank correlation on pairs it had not seen: {', '.join(errors)})" if errors else ""
     steps = [

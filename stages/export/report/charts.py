@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from stages.architecture import Kind, Site
 from stages.export.report.data import Contender, Measured, ReportData
+from stages.metrics.perplexity import LOG_PPL
 
 # Okabe and Ito's palette: distinct under every common colour vision deficiency.
 COLOURS = {
@@ -196,7 +197,7 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
     axes.set_xlim(ends)
     axes.set_ylim(ends)
     axes.set_aspect("equal")
-    errors = data.predictor.get(f"log_ppl.{text}", {})
+    errors = data.predictor.get(LOG_PPL.of(text).key, {})
     quality = errors.get("r2", math.nan)
     axes.set_title(text + (f": R² {quality:.2f} on held-out pairs" if math.isfinite(quality) else ""))
     axes.set_xlabel("measured log perplexity, selection part")

@@ -10,6 +10,8 @@ from typing import Any
 from stages.architecture import Architecture, ModelShape
 from stages.export.benchmark.comparison import Proof
 from stages.export.report.parts import FRONT, FrontPoint, Trust
+from stages.metrics.metric import Metric, Shown
+from stages.metrics.registered import metric_of
 from stages.sample.designs import DENSE
 from stages.search.narrowed_space import NarrowedSite
 
@@ -22,10 +24,8 @@ LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
 class Contender:
     """A row of the final table, measured on the report part.
 
-    `name` is "dense", "uniform", "simple" or "winner". `metrics` is keyed "ppl.CORPUS",
-    "bpb.CORPUS" (bits per byte), "QUESTIONS.accuracy" (a fraction) and "QUESTIONS.log_likelihood"
-    (nats, negative), by letter "QUESTIONS.letter.accuracy" and so on; `standard_errors` has the same
-    keys where they are known, in the metric's own unit.
+    `name` is "dense", "uniform", "simple" or "winner". `metrics` is by key (`stages.metrics`);
+    `standard_errors` has the same keys where they are known, in the metric's own unit.
     `parameters` counts everything, embeddings included.
     """
 
@@ -56,7 +56,7 @@ class Measured:
 class QuestionGroup:
     """Accuracies on the questions of one MMLU subject, or of one category of subjects.
 
-    `metric` is "QUESTIONS.accuracy" or "QUESTIONS.letter.accuracy", `kind` "subject" or "category";
+    `metric` is the accuracy's key, `kind` "subject" or "category";
     `accuracy` and `standard_errors` are by contender.
     """
 
@@ -152,42 +152,20 @@ class ReportData:
 
     @property
     def metric_names(self) -> list[str]:
-        """The metrics of any contender: perplexities first, else in the order given."""
+        """The metrics of any contender: those of the verdict first, else in the order given."""
         names = dict.fromkeys(name for c in self.contenders for name in c.metrics)
-        return sorted(names, key=lambda name: not name.startswith("ppl."))
+        return sorted(names, key=lambda name: metric_of(name).shown < Shown.VERDICT)
+
+    @property
+    def decisive(self) -> list[Metric]:
+        """The metrics that the verdict is about, one a text: perplexities."""
+        return [metric for name in self.metric_names if (metric := metric_of(name)).shown is Shown.VERDICT]
 
     @property
     def texts(self) -> list[str]:
         """The text corpora that any architecture was measured on, in the order given."""
         measured = (name for m in (*self.finalists, *self.pairs) for name in m.log_ppl)
-        reported = (n.removeprefix("ppl.") for n in self.metric_names if n.startswith("ppl."))
-        return list(dict.fromkeys((*reported, *measured)))
-
-
-def lower_is_better(metric: str) -> bool:
-    """Raises ValueError for a metric whose better direction is unknown."""
-    if metric.startswith(("ppl.", "bpb.")):
-        return True
-    if metric.endswith((".accuracy", ".log_likelihood")):
-        return False
-    raise ValueError(
-        f"no better direction is known for the metric {metric!r}; "
-        "expected ppl.CORPUS, bpb.CORPUS, QUESTIONS.accuracy or QUESTIONS.log_likelihood"
-    )
-
-
-def metric_label(metric: str) -> str:
-    """ "ppl.news" -> "perplexity, news"."""
-    if metric.startswith("ppl."):
-        return f"perplexity, {metric.removeprefix('ppl.')}"
-    if metric.startswith("bpb."):
-        return f"bits per byte, {metric.removeprefix('bpb.')}"
-    corpus, _, quantity = metric.rpartition(".")
-    words = {"accuracy": "accuracy", "log_likelihood": "log-likelihood of the right answer"}
-    if corpus.endswith(".letter"):
-        words = {"accuracy": "accuracy by letter", "log_likelihood": "log-likelihood of the right letter"}
-        corpus = corpus.removesuffix(".letter")
-    return f"{words.get(quantity, quantity)}, {corpus}"
+        return list(dict.fromkeys((*(metric.corpus for metric in self.decisive), *measured)))
 
 
 def change_percent(data: ReportData, baseline: str, metric: str) -> float | None:
@@ -209,7 +187,7 @@ def judge(data: ReportData, baseline: str, metric: str) -> str | None:
     """How the winner stands against the baseline: "better", "worse" or "level"; None if unknown.
 
     Level means a change that would print as zero or, where its error is known, one within two
-    standard errors. An accuracy without paired errors is judged by the errors of both values, since
+    standard errors. A coarse metric without paired errors is judged by the errors of both values, since
     a few dozen questions decide nothing; perplexities are not, since sharing their text makes those
     errors far too wide. A value that is not finite is worse than any that is.
     """
@@ -218,7 +196,7 @@ def judge(data: ReportData, baseline: str, metric: str) -> str | None:
         return _judge_broken(data, baseline, metric)
     if abs(change) < LEVEL_PERCENT or abs(change) <= 2 * _change_error(data, baseline, metric):
         return "level"
-    return "better" if (change < 0) == lower_is_better(metric) else "worse"
+    return "better" if (change < 0) == metric_of(metric).lower_is_better else "worse"
 
 
 def _judge_broken(data: ReportData, baseline: str, metric: str) -> str | None:
@@ -238,7 +216,7 @@ def _change_error(data: ReportData, baseline: str, metric: str) -> float:
     if math.isfinite(paired):
         return paired
     other = data.contender(baseline)
-    if other is None or not metric.endswith(".accuracy"):
+    if other is None or not metric_of(metric).coarse:
         return 0.0
     errors = [c.standard_errors.get(metric, math.nan) for c in (data.winner, other)]
     combined = 100 * math.hypot(*errors) / abs(other.metrics[metric])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,24 +12,21 @@ from stages.evaluate.results.journal import Row
 from stages.evaluate.text.corpora import divided
 from stages.evaluate.workbench import Workbench
 from stages.export.report.data import PRUNED_BASELINES, WINNER, Contender, Measured
+from stages.metrics.metric import Shown
+from stages.metrics.perplexity import LOG_PPL
+from stages.metrics.registered import metric_of, shown
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.train_predictor import results
 
 
 def contender(name: str, row: Row, shape: ModelShape) -> Contender:
-    """A row of the final table; perplexities and bits per byte carry the error of their log, scaled."""
-    metrics = {k: v for k, v in row.metrics.items() if not k.startswith("log_ppl.")}
-    errors = {}
-    for key, samples in row.samples.items():
-        error = standard_error(samples)
-        if key.startswith("log_ppl."):
-            text = key.removeprefix("log_ppl.")
-            errors[f"ppl.{text}"] = row.metrics[f"ppl.{text}"] * error
-            # Bits per byte are log perplexity times what is fixed: tokens a byte, and bits a nat.
-            errors[f"bpb.{text}"] = row.metrics[f"bpb.{text}"] / row.metrics[key] * error
-        else:
-            errors[key] = error
+    """A row of the final table; a metric on another scale than its samples carries their error, scaled."""
+    metrics = shown(row.metrics, Shown.REPORT)
+    errors = {
+        key: metric.slope(row.metrics) * standard_error(row.samples[metric.sampled.key])
+        for key, metric in ((key, metric_of(key)) for key in metrics)
+    }
     removed = shape.decoder_parameters - row.architecture.kept_parameters(shape)
     return Contender(
         name, row.architecture, row.overall_ratio, shape.total_parameters - removed, metrics, errors
@@ -48,14 +44,12 @@ def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
     for baseline in PRUNED_BASELINES:
         other = rows[baseline]
         errors = {}
-        for key, samples in winner.samples.items():
-            paired = [a - b for a, b in zip(samples, other.samples[key], strict=True)]
-            error = standard_error(paired)
-            if key.startswith("log_ppl."):
-                errors[key.removeprefix("log_")] = 100 * math.exp(sum(paired) / len(paired)) * error
-                errors[key.replace("log_ppl.", "bpb.")] = 100 * error / other.metrics[key]
-            elif other.metrics[key]:
-                errors[key] = 100 * error / abs(other.metrics[key])
+        for key in shown(winner.metrics, Shown.REPORT):
+            metric, theirs = metric_of(key), other.metrics[key]
+            both = (row.samples[metric.sampled.key] for row in (winner, other))
+            error = metric.slope(winner.metrics) * standard_error([a - b for a, b in zip(*both, strict=True)])
+            if theirs:
+                errors[key] = 100 * error / abs(theirs)
         found[baseline] = errors
     return found
 
@@ -67,8 +61,8 @@ def measured_pairs(path: Path, texts: Sequence[str]) -> list[Measured]:
             architecture=pair.architecture,
             design=pair.design,
             overall_ratio=pair.overall_ratio,
-            log_ppl={text: pair.measured[f"log_ppl.{text}"] for text in texts},
-            forecast_log_ppl={text: pair.forecast[f"log_ppl.{text}"] for text in texts},
+            log_ppl={text: pair.measured[LOG_PPL.of(text).key] for text in texts},
+            forecast_log_ppl={text: pair.forecast[LOG_PPL.of(text).key] for text in texts},
             held_out=pair.held_out,
         )
         for pair in results.read_forecasts(path)
@@ -79,7 +73,7 @@ def measured_finalists(candidates: Sequence[Candidate], texts: Sequence[str]) ->
     """Finalists, winner and baselines as the search measured them."""
 
     def of_texts(values: Mapping[str, float]) -> dict[str, float]:
-        return {text: values[f"log_ppl.{text}"] for text in texts}
+        return {text: values[LOG_PPL.of(text).key] for text in texts}
 
     return [
         Measured(

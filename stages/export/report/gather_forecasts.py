@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.export.report.parts import FrontPoint, Trust
+from stages.metrics.perplexity import PPL
+from stages.metrics.registered import by_corpus
 from stages.search import tables
 from stages.train_predictor import results
 
@@ -17,8 +19,8 @@ def front_points(path: Path) -> list[FrontPoint]:
             architecture=row.architecture,
             overall_ratio=row.overall_ratio,
             parameters=row.parameters,
-            ppl={k.removeprefix("ppl."): v for k, v in row.metrics.items() if k.startswith("ppl.")},
-            forecast_ppl={k.removeprefix("ppl."): v for k, v in row.forecast.items()},
+            ppl=by_corpus(row.metrics, PPL),
+            forecast_ppl=by_corpus(row.forecast, PPL),
             takes=row.takes,
             dominated=row.dominated,
         )

@@ -17,11 +17,11 @@ from stages.export.report.data import (
     Contender,
     ReportData,
     change_percent,
-    lower_is_better,
-    metric_label,
 )
 from stages.export.report.page import format_metric, millions
 from stages.export.report.verdict import percent, signed_percent, verdict
+from stages.metrics.metric import Shown
+from stages.metrics.registered import metric_of
 
 # The hub's identifiers of licences that base models commonly have; any other is "other" by name.
 HUB_LICENCES = (
@@ -115,11 +115,11 @@ def _front_matter(data: ReportData, winner: Contender, base: BaseModel) -> dict[
     results = [
         {
             "task": {"type": "text-generation"},
-            "dataset": {"name": f"{metric.removeprefix('ppl.')} (report part)", "type": "text"},
-            "metrics": [{"type": "perplexity", "value": round(value, 4), "name": metric_label(metric)}],
+            "dataset": {"name": f"{metric.corpus} (report part)", "type": "text"},
+            "metrics": [{"type": metric.title, "value": round(value, 4), "name": metric.label}],
         }
-        for metric, value in winner.metrics.items()
-        if metric.startswith("ppl.") and math.isfinite(value)
+        for key, value in winner.metrics.items()
+        if (metric := metric_of(key)).shown is Shown.VERDICT and math.isfinite(value)
     ]
     if results:
         name = f"{flat(base.name)}-pruned-{winner.architecture.id}"
@@ -137,11 +137,11 @@ def _table(data: ReportData) -> str:
         ["parameters", *(millions(c.parameters) for c in data.contenders), *blanks],
     ]
     for metric in data.metric_names:
-        arrow = "↓" if lower_is_better(metric) else "↑"
+        arrow = "↓" if metric_of(metric).lower_is_better else "↑"
         changes = [change_percent(data, name, metric) for name in baselines]
         rows.append(
             [
-                f"{metric_label(metric)} {arrow}",
+                f"{metric_of(metric).label} {arrow}",
                 *(_value(c, metric) for c in data.contenders),
                 *(signed_percent(change) if change is not None else "–" for change in changes),
             ]

@@ -23,13 +23,12 @@ from stages.export.report.data import (
     change_percent,
     inseparable,
     judge,
-    lower_is_better,
-    metric_label,
     metrics,
 )
 from stages.export.report.pictures import Panel, Picture, pictures, write_pictures
 from stages.export.report.tables import LIMITED, UNKNOWN
 from stages.export.report.verdict import Verdict, percent, signed_percent, verdict
+from stages.metrics.registered import metric_of
 
 __all__ = [
     "Contender",
@@ -120,13 +119,7 @@ def format_metric(metric: str, value: float | None) -> str:
         return UNKNOWN
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if metric.endswith(".accuracy"):
-        return percent(value)
-    if metric.endswith(".log_likelihood"):
-        return f"{value:.3f}".replace("-", "−")
-    if metric.startswith("bpb."):
-        return f"{value:.4f}"
-    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
+    return metric_of(metric).format(value)
 
 
 def millions(parameters: int) -> str:
@@ -141,21 +134,21 @@ def _row(data: ReportData, metric: str) -> TableRow:
         shown = f"± {format_metric(metric, error)}" if error is not None and math.isfinite(error) else ""
         cells.append((format_metric(metric, c.metrics.get(metric)), shown, c.name in best))
     changes = tuple(_change(data, name, metric) for name in PRUNED_BASELINES if data.contender(name))
-    better = "lower is better" if lower_is_better(metric) else "higher is better"
-    return TableRow(metric_label(metric), better, tuple(cells), changes)
+    better = "lower is better" if metric_of(metric).lower_is_better else "higher is better"
+    return TableRow(metric_of(metric).label, better, tuple(cells), changes)
 
 
 def _best(data: ReportData, metric: str) -> list[str]:
-    """The pruned contenders with the best value; dense does not compete, nor do accuracies that
-    lie within each other's errors."""
-    if metric.endswith(".accuracy") and inseparable(data, metric):
+    """The pruned contenders with the best value; dense does not compete, nor do values of a coarse
+    metric that lie within each other's errors."""
+    if metric_of(metric).coarse and inseparable(data, metric):
         return []
     known = {
         c.name: c.metrics[metric]
         for c in data.contenders
         if c.name != "dense" and math.isfinite(c.metrics.get(metric, math.nan))
     }
-    best = min(known.values(), default=None) if lower_is_better(metric) else max(known.values(), default=None)
+    best = min(known.values(), key=metric_of(metric).cost, default=None)
     return [name for name, value in known.items() if value == best]
 
 
@@ -235,7 +228,8 @@ def _question_tables(data: ReportData) -> list[dict[str, Any]]:
         row = {"name": group.name.replace("_", " "), "questions": _plain(group.questions), "cells": cells}
         tables.setdefault((group.metric, group.kind), []).append(row)
     return [
-        {"label": metric_label(metric), "kind": kind, "rows": rows} for (metric, kind), rows in tables.items()
+        {"label": metric_of(metric).label, "kind": kind, "rows": rows}
+        for (metric, kind), rows in tables.items()
     ]
 
 

@@ -8,6 +8,7 @@ from stages.evaluate.measure import standard_error
 from stages.evaluate.results.journal import Row
 from stages.evaluate.text.mmlu import Item
 from stages.export.report.data import QuestionGroup
+from stages.metrics.accuracy import ACCURACY
 
 # lm-eval's division of the 57 subjects. Hendrycks et al.'s differs in anatomy alone, which is "other" there.
 CATEGORIES = {
@@ -36,7 +37,7 @@ def question_groups(rows: Mapping[str, Row], items: Mapping[str, Sequence[Item]]
     """
     groups = []
     for corpus, of_corpus in items.items():
-        metric = f"{corpus}.accuracy"
+        metric = ACCURACY.of(corpus).key
         samples = {contender: row.samples[metric] for contender, row in rows.items()}
         subjects = [item.subject for item in of_corpus]
         categories = [CATEGORY_OF.get(subject) for subject in subjects]

@@ -9,8 +9,8 @@ from typing import Any
 from stages.architecture import Kind
 from stages.export.report.data import ReportData
 from stages.export.report.verdict import percent
+from stages.metrics.registered import metric_of
 
-SCALES = {"log_ppl": "log perplexity, nats a token", "ppl": "perplexity"}
 LIMITED = {
     "size_bytes": ("weights, MB", 1e-6),
     "prefill_ms": ("prompt, ms", 1.0),
@@ -26,15 +26,6 @@ def figure(values: Mapping[str, float], key: str, pattern: str = ".3f") -> str:
     return format(value, pattern).replace("-", "−") if math.isfinite(value) else UNKNOWN
 
 
-def scale_of(target: str) -> str:
-    """The unit of a target: R² means nothing without it."""
-    quantity, _, _ = target.partition(".")
-    if quantity in SCALES:
-        return SCALES[quantity]
-    last = target.rpartition(".")[2]
-    return {"accuracy": "fraction right", "log_likelihood": "nats a question"}.get(last, "as measured")
-
-
 def predictor_rows(data: ReportData) -> list[dict[str, Any]]:
     """A row a target: errors on held-out pairs and across folds, and the forecast interval's calibration."""
     rows = []
@@ -46,7 +37,7 @@ def predictor_rows(data: ReportData) -> list[dict[str, Any]]:
         rows.append(
             {
                 "target": target,
-                "scale": scale_of(target),
+                "scale": metric_of(target).unit,  # R² means nothing without it
                 **{key: figure(errors, key) for key in ("r2", "spearman", "mae", "rmse")},
                 "held_out_pairs": figure(errors, "held_out_pairs", ",.0f"),
                 "half_width": figure(errors, "half_width"),

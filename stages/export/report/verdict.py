@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.export.report.data import PRUNED_BASELINES, ReportData, change_percent, inseparable, judge
+from stages.metrics.formats import percent as percent
+from stages.metrics.registered import metric_of
 
 UNEQUAL_RATIO = 0.005  # contenders whose overall ratios differ by more did not do the same job
 
@@ -54,18 +56,10 @@ def _advice(data: ReportData, standings: Mapping[str, str]) -> str:
     return f" Ship {' or '.join(better)} pruning instead: it is better, and needs no search."
 
 
-def percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f} %".replace("-", "−")
-
-
 def signed_percent(change: float) -> str:
     """A relative change in percent: "−8.2 %", "+1.0 %", "0.0 %"."""
     text = f"{change:+.1f}"
     return ("0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")) + " %"
-
-
-def _texts(data: ReportData) -> list[str]:
-    return [name for name in data.metric_names if name.startswith("ppl.")]
 
 
 def _standing(data: ReportData, baseline: str) -> str:
@@ -73,7 +67,7 @@ def _standing(data: ReportData, baseline: str) -> str:
     other = data.contender(baseline)
     if other is not None and other.architecture == data.winner.architecture:
         return "is the same architecture as {}"
-    found = {name.removeprefix("ppl."): judge(data, baseline, name) for name in _texts(data)}
+    found = {metric.corpus: judge(data, baseline, metric.key) for metric in data.decisive}
     judged = {text: outcome for text, outcome in found.items() if outcome}
     match sorted(set(judged.values())):
         case []:
@@ -96,12 +90,11 @@ def _standing(data: ReportData, baseline: str) -> str:
 def _figures(data: ReportData, baseline: str) -> str | None:
     other = data.contender(baseline)
     parts = []
-    for name in _texts(data):
-        change = change_percent(data, baseline, name)
+    for metric in data.decisive:
+        change = change_percent(data, baseline, metric.key)
         if change is not None and other is not None:
-            ours, theirs = data.winner.metrics[name], other.metrics[name]
-            text = name.removeprefix("ppl.")
-            parts.append(f"{signed_percent(change)} on {text} ({ours:.2f} against {theirs:.2f})")
+            ours, theirs = data.winner.metrics[metric.key], other.metrics[metric.key]
+            parts.append(f"{signed_percent(change)} on {metric.corpus} ({ours:.2f} against {theirs:.2f})")
     if not parts:
         return None
     return f"Perplexity against {baseline} pruning: {', '.join(parts)}."
@@ -110,9 +103,9 @@ def _figures(data: ReportData, baseline: str) -> str | None:
 def _cost(data: ReportData) -> list[str]:
     dense = data.contender("dense")
     parts = [
-        f"{1 + change / 100:.2f} times on {name.removeprefix('ppl.')}"
-        for name in _texts(data)
-        if dense and (change := change_percent(data, "dense", name)) is not None
+        f"{1 + change / 100:.2f} times on {metric.corpus}"
+        for metric in data.decisive
+        if dense and (change := change_percent(data, "dense", metric.key)) is not None
     ]
     return [f"Perplexity against the dense model: {', '.join(parts)}."] if parts else []
 
@@ -129,15 +122,13 @@ def _caveats(data: ReportData) -> list[str]:
                 f"the winner {percent(data.winner.overall_ratio)}."
             )
     for c in data.contenders:
-        lost = [
-            n.removeprefix("ppl.") for n in _texts(data) if n in c.metrics and not math.isfinite(c.metrics[n])
-        ]
+        lost = [m.corpus for m in data.decisive if not math.isfinite(c.metrics.get(m.key, 0.0))]
         if lost:
             caveats.append(f"The perplexity of {c.name} is not finite on {', '.join(lost)}.")
-    for metric in data.metric_names:
-        if metric.endswith(".accuracy") and inseparable(data, metric):
+    for metric in map(metric_of, data.metric_names):
+        if metric.coarse and inseparable(data, metric.key):
             caveats.append(
-                f"Accuracy on {metric.removesuffix('.accuracy')} does not separate the contenders: "
+                f"{metric.title.capitalize()} on {metric.on} does not separate the contenders: "
                 "no two differ by more than two standard errors."
             )
     return caveats

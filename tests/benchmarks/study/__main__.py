@@ -28,8 +28,8 @@ from stages.architecture import Architecture
 from stages.evaluate.measure import Work, standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
+from stages.search.objective import objective_of
 from stages.search.rounds import Metrics
-from stages.search.studies import objective_of
 from tests.benchmarks.study import forecasts, methods, report
 from tests.benchmarks.study.baselines import EvaluationCounter, Problem
 from tests.benchmarks.study.lines import append, read

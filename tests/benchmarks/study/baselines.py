@@ -21,10 +21,12 @@ from stages.config.budget import Budget
 from stages.config.params import Narrowing, Sample, TrainPredictor
 from stages.evaluate.network.elastic import Batch, ElasticNetwork
 from stages.evaluate.results.damage import DamageCurves
+from stages.metrics.perplexity import LOG_PPL
+from stages.metrics.registered import by_corpus
 from stages.sample import designs
 from stages.sample.space import Option, Space
 from stages.search import allocation, narrowing
-from stages.search.studies import objective_of
+from stages.search.objective import objective_of
 from stages.train_predictor.models import TargetModel
 
 Metrics = Mapping[str, float]
@@ -159,7 +161,7 @@ def greedy(
         problem.shape, problem.sample.model_copy(update={"single_site_ratios": list(ratios)})
     )
     count([problem.shape.dense(), *(d.architecture for d in alone)])
-    texts = [target.removeprefix("log_ppl.") for target in problem.weights]
+    texts = list(by_corpus(problem.weights, LOG_PPL))
     curves = DamageCurves.of_pairs(problem.shape, count.known, texts)
     assert curves is not None
     limits = {site: (0.0, points[-1][0]) for site, points in curves.points.items()}

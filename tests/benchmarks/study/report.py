@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from stages.metrics.perplexity import LOG_PPL, PPL
+from stages.metrics.registered import metric_of
 from tests.benchmarks.study import lines
 
 RESULTS = Path(__file__).parent / "results"
@@ -101,7 +103,7 @@ def forecasts(rows: Sequence[Mapping[str, Any]]) -> str:
     for _, group in pd.DataFrame(rows).groupby(["regime", "overall_ratio", "model"], sort=False):
         found = {(r.place, r.target): r for r in group.itertuples()}
         cells = [
-            f"{getattr(found[place, f'log_ppl.{text}'], figure):.3f}"
+            f"{getattr(found[place, LOG_PPL.of(text).key], figure):.3f}"
             for place, figure in (("wide", "r2"), ("near", "spearman"))
             for text in ("wikitext2", "ptb")
         ]
@@ -116,7 +118,7 @@ def _cell(values: pd.DataFrame, name: str) -> str:
     found = values[name]
     if found.isna().any():  # a mean of some seeds alone would be compared with one of all
         return ""
-    if name.startswith("ppl."):
+    if metric_of(name).is_a(PPL):
         spread = f" ({found.min():.2f} to {found.max():.2f})" if found.nunique() > 1 else ""
         return f"{found.mean():.2f}{spread}"
     return f"{100 * found.mean():.2f} ± {100 * values[f'se.{name}'].mean():.2f} %"

@@ -17,6 +17,7 @@ from stages.evaluate.measure import Evaluator
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import write_text
+from stages.metrics.perplexity import LOG_PPL
 
 SELECTED = 0.3
 """The last part of a validation split that selection sees; what is before it calibrates."""
@@ -94,7 +95,7 @@ def params_of(
     }
     made["evaluate"] |= {**regime.evaluate, "cache_mb": 40_000}
     made["evaluate"]["measurement"] |= {"sequence_length": 1024, "windows": windows, "questions": 4}
-    made["search"]["objective"] = {f"log_ppl.{name}": 1.0 for name in TEXTS}
+    made["search"]["objective"] = {LOG_PPL.of(name).key: 1.0 for name in TEXTS}
     made["budget"]["overall_ratio"] = overall_ratio
     for section in ("sample", "train_predictor", "search"):
         made[section]["seed"] = seed

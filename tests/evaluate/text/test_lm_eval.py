@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.config.params import QuestionFormat
 from stages.evaluate.text import mmlu
 from stages.evaluate.text.corpora import Corpus
-from stages.evaluate.text.selection import format_of, select
+from stages.evaluate.text.selection import select
+from stages.metrics.metric import QuestionFormat, format_of
 from tests import lm_eval_reference, tiny
 from tests.conftest import TinyFolder
 from tests.evaluate.test_measure import MEASUREMENT

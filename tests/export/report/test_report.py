@@ -120,7 +120,7 @@ def test_every_figure_of_the_table_is_there(report_data: ReportData, page: str) 
         assert value in text
     for corpus in report_data.corpora.values():
         assert corpus["found"] in text
-    assert "log_ppl.news log perplexity, nats a token 0.871" in text
+    assert "log_ppl.news log PPL, nats a token 0.871" in text
 
 
 def test_the_winners_widths_are_listed(report_data: ReportData, page: str) -> None:

@@ -85,9 +85,9 @@ def test_trust_is_read_and_what_is_unknown_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_all_that_is_asked_of_a_predictor_is_on_the_page(report_data: ReportData) -> None:
     text = words(build_report(report_data))
-    held_out = "log_ppl.news log perplexity, nats a token 0.871 0.940 0.083 0.112 ± 0.153 21 of 26"
-    folds = "log_ppl.news log perplexity, nats a token 0.902 0.951 84 pairs 0.823 21 pairs 85 % of the top 20"
-    accuracy = "mmlu-dev.accuracy fraction right −0.213 0.070 84 pairs – 3 pairs 30 % of the top 20"
+    held_out = "log_ppl.news log PPL, nats a token 0.871 0.940 0.083 0.112 ± 0.153 21 of 26"
+    folds = "log_ppl.news log PPL, nats a token 0.902 0.951 84 pairs 0.823 21 pairs 85 % of the top 20"
+    accuracy = "mmlu-dev.accuracy accuracy, 0 to 1 −0.213 0.070 84 pairs – 3 pairs 30 % of the top 20"
     ablation = "log_ppl.news without damages 81 0.744 0.090 0.951 0.823 85 %"
     for row in (held_out, folds, accuracy, ablation, "round 2 8 0.600 +0.050 0.050 +0.050 0.050"):
         assert row in text

@@ -1,0 +1,8 @@
+"""How values are written for people."""
+
+from __future__ import annotations
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction in percent: "28.6 %", "−1.0 %"."""
+    return f"{100 * fraction:.{digits}f} %".replace("-", "−")
