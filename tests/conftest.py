@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,13 +31,17 @@ TinyFolder = Callable[..., Path]
 
 @pytest.fixture
 def own_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test enters into the registry of metrics is forgotten after it."""
+    """What a test enters into the registry of metrics, by an extension or not, is forgotten after it."""
     from stages.config.choices import METRICS
     from stages.metrics.registered import metric_of
 
     monkeypatch.setattr(METRICS, "_things", dict(METRICS._things))
+    before = set(sys.modules)
     yield
     metric_of.cache_clear()
+    for name in set(sys.modules) - before:
+        if name.startswith("prunecast_extension_"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
