@@ -296,7 +296,8 @@ class Params(Section):
         for name in self.search.objective:
             if name not in forecast:
                 raise ValueError(
-                    f"search.objective names {name!r}, which is not forecast; expected some of {forecast}"
+                    f"search.objective names {name!r}, which is not forecast, or is too coarse; "
+                    f"expected some of {forecast}"
                 )
             if name not in finally_:
                 raise ValueError(

@@ -21,7 +21,11 @@ QuestionFormat = Literal["likelihood", "letter"]
 
 
 def asked(corpus: str, style: QuestionFormat) -> str:
-    """The name of a question corpus asked in a format: "mmlu" by likelihood, "mmlu.letter" by letter."""
+    """The name of a question corpus asked in a format.
+
+    >>> asked("mmlu", "likelihood"), asked("mmlu", "letter")
+    ('mmlu', 'mmlu.letter')
+    """
     return corpus if style == "likelihood" else f"{corpus}.{style}"
 
 

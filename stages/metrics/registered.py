@@ -30,6 +30,10 @@ def _registered() -> list[Metric]:
 def metric_of(key: str) -> Metric:
     """The metric that a key names.
 
+    >>> metric = metric_of("mmlu.letter.accuracy")
+    >>> metric.label, metric.format(0.2862), metric.lower_is_better
+    ('accuracy by letter, mmlu', '28.6 %', False)
+
     Raises:
         ValueError: there is none.
     """

@@ -186,6 +186,21 @@ def test_a_budget_limits_something_of_what_is_exported(tmp_path: Path):
     assert not load_params(written(tmp_path, {"export/dtype": "bfloat16"})).budget.limited
 
 
+@pytest.mark.parametrize("kind", ["texts", "questions"])
+def test_no_corpus_is_called_like_a_metric(tmp_path: Path, kind: str):
+    """Or ``ppl.accuracy`` would be a text's perplexity and the accuracy on questions."""
+    message = message_of(tmp_path, {f"corpora/{kind}": {"accuracy": "package:gensim/wikipedia"}})
+    assert "corpora: a corpus is called 'accuracy' like a metric" in message
+
+
+def test_what_is_too_coarse_is_no_objective(tmp_path: Path):
+    message = message_of(tmp_path, {"search/objective": {"mmlu-dev.accuracy": 1.0}})
+    assert (
+        "search.objective names 'mmlu-dev.accuracy', which is not forecast, or is too coarse; expected"
+        in message
+    )
+
+
 def test_the_objective_must_be_forecast(tmp_path: Path):
     message = message_of(tmp_path, {"search/objective": {"log_ppl.ptb": 1.0}})
     assert "search.objective names 'log_ppl.ptb'" in message
@@ -288,7 +303,7 @@ def test_a_stride_leaves_no_text_out(tmp_path: Path, bos: str, most: int):
 def test_what_is_sought_must_be_forecast_and_measured_of_the_finalists(tmp_path: Path):
     sought = {"search/objective": {"mmlu-dev.letter.log_likelihood": 1.0}}
     letter = {"evaluate/measurement/question_formats": ["letter"]}
-    assert "which is not forecast; expected some of" in message_of(tmp_path, sought)
+    assert "which is not forecast, or is too coarse; expected" in message_of(tmp_path, sought)
     message = message_of(tmp_path, sought | letter)
     assert "which search.measurement.question_formats ['likelihood'] do not measure" in message
     both = {"search/measurement/question_formats": ["likelihood", "letter"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import math
 import re
 from collections.abc import Iterator
@@ -16,9 +17,19 @@ from hypothesis import strategies as st
 
 from stages.config.choices import METRICS
 from stages.evaluate.text import mmlu, perplexity
+from stages.metrics import metric as metric_module
+from stages.metrics import registered
 from stages.metrics.bits_per_byte import BITS_PER_BYTE
 from stages.metrics.log_likelihood import LOG_LIKELIHOOD
-from stages.metrics.metric import Metric, QuestionMetric, Shown, TextLikelihoods, asked, format_of
+from stages.metrics.metric import (
+    Metric,
+    QuestionLikelihoods,
+    QuestionMetric,
+    Shown,
+    TextLikelihoods,
+    asked,
+    format_of,
+)
 from stages.metrics.perplexity import LOG_PPL, PPL
 from stages.metrics.registered import by_corpus, metric_of, of_questions, of_text, shown, targets
 
@@ -171,6 +182,31 @@ def test_a_metric_of_ones_own_is_measured_like_ours():
     assert samples["worst.news"] == [3.0, 2.0]
     assert values["worst.news"] == 2.5
     assert own.of("news") in targets(["news"], [], [])
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_metric_of_questions_of_ones_own_is_measured_like_ours():
+    """Brier's score (1950): the squared distance from the answer, here of the right choice alone."""
+
+    def samples(questions: QuestionLikelihoods) -> torch.Tensor:
+        shares = questions.log_likelihoods.softmax(1)
+        return (1 - shares.gather(1, questions.answers[:, None]).flatten()) ** 2
+
+    own = replace(LOG_LIKELIHOOD, name="brier", title="Brier score", title_by_letter="", samples=samples)
+    METRICS.add("brier", replace(own, lower_is_better=True, law=1, bounds=(0.0, 1.0)))
+    items = [mmlu.Item("a", "art", [9], [[1]] * 4, 1, 0)]
+    choices = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    values, parts = mmlu.scores(choices, items, "quiz.letter")
+    assert values["quiz.letter.brier"] == pytest.approx(0.36)
+    assert parts["quiz.letter.brier"] == pytest.approx([0.36])
+    assert metric_of("quiz.letter.brier").label == "Brier score by letter, quiz"
+    assert "quiz.letter.brier" in [m.key for m in targets([], ["quiz"], ["letter"])]
+
+
+def test_examples_in_docstrings_are_true():
+    for module in (metric_module, registered):
+        assert doctest.testmod(module).failed == 0
+        assert doctest.testmod(module).attempted > 0
 
 
 # --- nowhere else -----------------------------------------------------------------------------------

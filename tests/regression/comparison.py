@@ -170,9 +170,9 @@ def _compared(
         values = (100 * old, 100 * new, 100 * mean, 100 * error, tolerance.accuracy_points)
         return Comparison(name, key, *values, "points", verdict)
     # A metric of an extension has no tolerance of its own: it may be worse by no more than noise.
-    allowed = tolerance.log_likelihood_nats if metric.is_a(LOG_LIKELIHOOD) else 0.0
+    allowed, unit = (tolerance.log_likelihood_nats, "nats") if metric.is_a(LOG_LIKELIHOOD) else (0.0, "")
     verdict = judge(worse, error, allowed, standard_errors)
-    return Comparison(name, key, old, new, mean, error, allowed, "nats" if allowed else "", verdict)
+    return Comparison(name, key, old, new, mean, error, allowed, unit, verdict)
 
 
 def judge(worse: float, error: float, tolerance: float, standard_errors: float) -> Verdict:
