@@ -20,7 +20,8 @@ from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.config.params import ModelSection
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.layers import UnitOrder
 from stages.export.staging import replacing
 from stages.export.weights.huggingface import write_folder

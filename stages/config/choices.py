@@ -23,6 +23,30 @@ def one_of(registry: Registry) -> AfterValidator:
     return AfterValidator(check)
 
 
+_IMPORTANCE = "stages.evaluate.calibrate.importance"
+IMPORTANCES = Registry(
+    "evaluate.importance",
+    {
+        "activation": f"{_IMPORTANCE}.moments:ACTIVATION",
+        "wanda": f"{_IMPORTANCE}.moments:WANDA",
+        "fluctuation": f"{_IMPORTANCE}.moments:FLUCTUATION",
+        "magnitude": f"{_IMPORTANCE}.magnitude:MAGNITUDE",
+        "random": f"{_IMPORTANCE}.control:RANDOM",
+        "taylor": f"{_IMPORTANCE}.taylor:FIRST_ORDER",
+        "taylor-second": f"{_IMPORTANCE}.taylor:SECOND_ORDER",
+    },
+)
+"""Of `stages.evaluate.calibrate.importance.Importance`: how units are scored."""
+
+REPAIRS = Registry(
+    "evaluate.reconstruction.method",
+    {
+        "none": "stages.evaluate.network.repair:nothing_repaired",
+        "least-squares": "stages.evaluate.calibrate.least_squares:repair",
+    },
+)
+"""Functions that make a `stages.evaluate.network.repair.Repair` of an elastic network and a calibrator."""
+
 SAMPLERS = Registry(
     "search.sampler",
     {
@@ -33,6 +57,8 @@ SAMPLERS = Registry(
 )
 """Functions from a seed and the search's section to an Optuna sampler."""
 
+ImportanceName = Annotated[str, one_of(IMPORTANCES)]
+RepairName = Annotated[str, one_of(REPAIRS)]
 SamplerName = Annotated[str, one_of(SAMPLERS)]
 
 METRICS = Registry(

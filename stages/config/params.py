@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from stages.config import extensions
 from stages.config.budget import Budget
-from stages.config.choices import METRICS, SamplerName
+from stages.config.choices import METRICS, ImportanceName, RepairName, SamplerName
 from stages.config.fields import Count, Fraction, Interval, Natural, Positive, Ratio, Section
 from stages.files import InputError
 from stages.metrics.metric import QuestionFormat
@@ -102,12 +102,8 @@ class Calibration(Section):
 
 
 class ReconstructionSection(Section):
-    method: Literal["none", "least-squares"]
+    method: RepairName
     damping: Positive
-
-    def identity(self) -> dict[str, Any]:
-        """What of this section decides a value."""
-        return {"method": self.method} if self.method == "none" else self.model_dump()
 
 
 Bos = Literal["none", "tokenizer", "window"]
@@ -184,9 +180,7 @@ class Evaluate(Section):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
     calibration: Calibration
-    importance: Literal[
-        "taylor", "taylor-second", "magnitude", "activation", "wanda", "fluctuation", "random"
-    ]
+    importance: ImportanceName
     reconstruction: ReconstructionSection
     curvature_tokens: Natural
     measurement: Measurement

@@ -25,7 +25,9 @@ from tqdm import tqdm
 
 from stages.architecture import Architecture
 from stages.evaluate.calibrate.reconstruction import Reconstruction
-from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import Repair
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text import mmlu, perplexity

@@ -19,7 +19,9 @@ from stages.evaluate.calibrate.importance import UnitScores
 from stages.evaluate.measure import Evaluator
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import Repair
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
 from stages.evaluate.text.selection import Selection, select

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stages.architecture import Kind, ModelShape
+from stages.config.choices import IMPORTANCES
 from stages.config.params import Params
-from stages.evaluate.calibrate import taylor
 from stages.evaluate.measure import TOKENS_PER_BATCH
-from stages.evaluate.network.elastic import PREDICTIONS_AT_ONCE
+from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
 from stages.plan.machines import Machine
@@ -35,10 +35,9 @@ def on_device(
         "activations of a batch": batch * (3 * shape.channels + 6 * shape.hidden) * each,
         "logits": min(largest.predicted, PREDICTIONS_AT_ONCE[machine.device]) * columns * (each + 8),
     }
-    if params.evaluate.importance.startswith("taylor"):
-        section = params.evaluate.calibration
-        tokens = section.samples * section.sequence_length
-        found["Taylor pass"] = taylor_bytes(shape, tokens, section.sequence_length, each)
+    tokens, batch = calibration_tokens(params)
+    if held := IMPORTANCES[params.evaluate.importance].held_bytes(shape, tokens, batch, each):
+        found["scoring"] = held
     if statistics:
         grams = [elements(shape, kind) ** 2 for kind in Kind]
         found["statistics"] = 4 * shape.layers * sum(grams)
@@ -47,30 +46,20 @@ def on_device(
     return found
 
 
+def calibration_tokens(params: Params) -> tuple[int, int]:
+    """Tokens of the calibration text, and those of one batch of it."""
+    section = params.evaluate.calibration
+    tokens = section.samples * section.sequence_length
+    a_batch = max(1, CALIBRATION_BATCH_TOKENS // section.sequence_length) * section.sequence_length
+    return tokens, min(tokens, a_batch)
+
+
 def peak(parts: Mapping[str, float]) -> float:
     """Bytes of all that is held at one time: scoring is over when evaluation begins."""
-    scoring = parts.get("Taylor pass", 0.0)
+    scoring = parts.get("scoring", 0.0)
     evaluation = ("hidden states in common", "activations of a batch", "logits")
     running = sum(parts[name] for name in evaluation)
     return sum(parts.values()) - min(scoring, running)
-
-
-def taylor_bytes(shape: ModelShape, tokens: int, length: int, element_bytes: int) -> int:
-    """The most that `taylor` holds beyond the weights, in bytes, on `tokens` calibration tokens.
-
-    The states before and after every layer, and then the larger of: logits of a block of predictions,
-    with their float32 logarithms and the gradients of both; or one layer's gradients, one of its
-    weights times its gradient in float32, and the activations of a batch that autograd keeps.
-    """
-    batch = min(tokens, max(1, CALIBRATION_BATCH_TOKENS // length) * length)
-    states = (shape.layers + 2) * tokens * shape.hidden * element_bytes
-    predictions = min(taylor.PREDICTIONS_AT_ONCE, batch)
-    logits = predictions * shape.vocabulary * (2 * element_bytes + 2 * 4)
-    weights = shape.decoder_parameters // shape.layers
-    query, key = (n * shape.head_dim for n in (shape.kv_groups * shape.heads_per_group, shape.kv_groups))
-    activations = batch * element_bytes * (8 * shape.hidden + 5 * query + 5 * key + 6 * shape.channels)
-    layer = weights * element_bytes + 2 * 4 * shape.hidden * shape.channels + activations
-    return states + max(logits, layer)
 
 
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.config.choices import IMPORTANCES
 from stages.config.params import Params
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
@@ -110,7 +111,7 @@ def calibration(params: Params, shape: ModelShape) -> Step:
     tokens = section.calibration.samples * section.calibration.sequence_length
     forward = tokens * token_flops(shape, shape.dense().widths, section.calibration.sequence_length / 2)
     flops, layers = 0.0, 0
-    if section.importance.startswith("taylor"):
+    if IMPORTANCES[section.importance].by_gradient:
         flops += GRADIENT * (forward + 2.0 * tokens * shape.vocabulary * shape.hidden)
         layers += GRADIENT * shape.layers
     if needs_statistics(params):
@@ -136,7 +137,7 @@ def curvature(params: Params, shape: ModelShape) -> Step:
 
 def needs_statistics(params: Params) -> bool:
     """Whether the second moments of every site's activations are gathered."""
-    by_moments = params.evaluate.importance in ("activation", "wanda", "fluctuation")
+    by_moments: bool = IMPORTANCES[params.evaluate.importance].by_statistics
     return by_moments or params.evaluate.reconstruction.method != "none"
 
 

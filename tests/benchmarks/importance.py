@@ -29,7 +29,9 @@ from stages.evaluate.calibrate.statistics import Statistics
 from stages.evaluate.calibrate.taylor import taylor
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import Repair
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Document
 from tests.benchmarks.speed import cut

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from stages.architecture import Architecture, ModelShape
-from stages.evaluate.network.elastic import PREDICTIONS_AT_ONCE, ElasticNetwork
+from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.plan import workload
 

@@ -36,7 +36,8 @@ from stages.evaluate.calibrate.taylor import taylor
 from stages.evaluate.measure import TOKENS_PER_BATCH
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, common_prefix, tree_order
 from stages.evaluate.text import perplexity
 from stages.sample.space import Space

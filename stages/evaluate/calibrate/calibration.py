@@ -1,141 +1,145 @@
-"""What calibration text decides: the units' scores, the statistics, and the repair made of them."""
+"""What calibration text decides: the units' scores, the statistics, the repairs and the damage curves.
+
+What is kept across runs carries a key: a digest of everything that it was computed from, with the
+hand-set version of each step on the way (`VERSION` in the modules, `version` of an `Importance`).
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from stages.architecture import Architecture, Site
-from stages.config.params import Params
-from stages.evaluate.calibrate import curvature, importance, sequential, statistics
+from stages.architecture import Site
+from stages.config.choices import IMPORTANCES, REPAIRS
+from stages.config.params import Evaluate
+from stages.evaluate.calibrate import curvature, second_repair, statistics
 from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.importance import UnitScores
-from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.calibrate.statistics import SiteStatistics, Statistics
-from stages.evaluate.calibrate.taylor import taylor
-from stages.evaluate.measure import code_digest, digest
-from stages.evaluate.network.checkpoint import Checkpoint, cache_folder
-from stages.evaluate.network.elastic import Batch, ElasticNetwork, Repair
+from stages.evaluate.network import decoder
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
+from stages.evaluate.network.repair import Given, Repair
+from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
-
-HELD_BYTES = {"cpu": 2**28, "cuda": 2**32}
-"""Of repaired projections and factors in memory: a look-up on disk takes as long as a layer on a GPU."""
+from stages.evaluate.results.scores import UnitScores
+from stages.files import cache_folder
 
 
 class Calibrator:
-    """Scores, statistics and repair from one set of calibration batches, each computed on demand.
+    """Scores, statistics, repairs and curves from one set of calibration batches, each on demand.
 
-    Attributes:
-        key: digest of the weights, the calibration tokens, the dtype and the code.
+    `key` is a digest of the weights, the calibration tokens, the dtype and device, and the version of the
+    network's arithmetic.
     """
 
     def __init__(
-        self, params: Params, loaded: Checkpoint, network: ElasticNetwork, batches: Sequence[Batch]
+        self, section: Evaluate, checkpoint: Checkpoint, device: torch.device, batches: Sequence[Batch]
     ) -> None:
-        self._section = params.evaluate
-        self._loaded = loaded
-        self._network = network
+        self.section = section
         self.batches = batches
-        self._cache = TensorCache(cache_folder() / "calibration", self._section.cache_mb * 2**20)
+        self.cache = TensorCache(cache_folder() / "calibration", section.cache_mb * 2**20)
+        self._checkpoint = checkpoint
+        self._device = device
         tokens = hashlib.sha256(b"".join(batch.tokens.numpy().tobytes() for batch in batches)).hexdigest()
-        self.key = digest(loaded.digest, tokens, str(network.dtype), network.device.type, code_digest())
+        dtype = str(checkpoint.state[checkpoint.family.embedding].dtype)
+        self.key = digest(checkpoint.digest, tokens, dtype, device.type, decoder.VERSION)
 
     @property
     def tokens(self) -> int:
         return sum(batch.tokens.numel() for batch in self.batches)
 
-    def scores(self, path: Path) -> UnitScores:
+    def key_of(self, network: ElasticNetwork, what: Mapping[str, Any]) -> str:
+        """The key of something that is computed from this calibration and a sorted network."""
+        return digest(self.key, statistics.VERSION, network.order.digest, dict(what))
+
+    def scores(self, path: Path, network: DenseNetwork) -> UnitScores:
         """The units' scores: those at `path` if they were computed from the same things, else new ones."""
-        key = digest(self.key, self._section.importance)
+        name = self.section.importance
+        importance: Importance = IMPORTANCES[name]
+        key = digest(self.key, name, importance.version, statistics.VERSION)
         scores = UnitScores.load(path, key)
         if scores is None:
-            print(f"Scoring units by {self._section.importance} on {self.tokens} tokens", flush=True)
-            scores = self._score(self._section.importance)
+            print(f"Scoring units by {name} on {self.tokens} tokens", flush=True)
+            scores = importance.score(CalibrationData(network, self.batches, self.statistics))
             scores.save(path, key)
         return scores
 
-    def _score(self, method: str) -> UnitScores:
-        if method in ("taylor", "taylor-second"):
-            return taylor(self._network, self.batches, order=1 if method == "taylor" else 2)
-        if method == "magnitude":
-            return importance.magnitude(self._network)
-        if method == "random":
-            return importance.random(self._network.shape, seed=0)
-        return importance.from_statistics(method, self._network, self.statistics())
-
     def statistics(self) -> Statistics:
-        """Statistics of every site, from the cache or by a pass over the calibration text.
-
-        The pass is the dense network's own: sorting its units first does not change what is kept,
-        since a fresh unsorted network is used once this one is sorted.
-        """
+        """Statistics of every site of the dense network, from the cache or by a pass over the text."""
         found: Statistics = {}
-        for site in self._network.shape.sites():
-            tensors = self._cache.get(f"{self.key}-{site}")
+        for site in self._checkpoint.shape.sites():
+            tensors = self.cache.get(self._statistics_key(site))
             if tensors is None:
                 return self._gather()
             found[site] = SiteStatistics(tensors["gram"], tensors["total"], int(tensors["tokens"]))
         return found
 
+    def lazy_statistics(self) -> Statistics:
+        """The same, gathered or read when a site is first asked for."""
+        return _LazyStatistics(self)
+
+    def _statistics_key(self, site: Site) -> str:
+        return f"{digest(self.key, statistics.VERSION)}-{site}"
+
     def _gather(self) -> Statistics:
-        gathered = statistics.gather(ElasticNetwork(self._loaded, self._network.device), self.batches)
+        gathered = statistics.gather(DenseNetwork(self._checkpoint, self._device), self.batches)
         for site, of_site in gathered.items():
             tensors = {"gram": of_site.gram, "total": of_site.total, "tokens": torch.tensor(of_site.tokens)}
-            self._cache.put(f"{self.key}-{site}", tensors)
+            self.cache.put(self._statistics_key(site), tensors)
         return gathered
 
-    def repair(self, network: ElasticNetwork, scores: UnitScores) -> Reconstruction | None:
-        """The repair of a network sorted by `scores`, or None if params ask for none."""
-        section = self._section.reconstruction
-        if section.method == "none":
-            return None
-        key = digest(self.key, scores.digest, section.identity())
-        return Reconstruction(
-            network,
-            _LazyStatistics(self),
-            scores.order(),
-            section.damping,
-            self._cache,
-            key,
-            HELD_BYTES[network.device.type],
-        )
+    def repair(self, network: ElasticNetwork) -> Repair:
+        """The repair of the network that params ask for."""
+        made: Repair = REPAIRS[self.section.reconstruction.method](network, self)
+        return made
 
-    def curves(self, network: ElasticNetwork, scores: UnitScores, path: Path) -> DamageCurves:
-        """What cutting each site is expected to cost (`curvature`), for a network sorted by `scores`.
+    def curves(self, network: ElasticNetwork, repair: Repair, path: Path) -> DamageCurves:
+        """What cutting each site is expected to cost (`curvature`).
 
         The curves at `path` if they were computed from the same things, else new ones; without points
         where params ask for none.
         """
-        tokens = self._section.curvature_tokens
-        parts = (scores.digest, self._section.reconstruction.identity(), tokens, curvature.STEPS)
-        key = digest(self.key, *parts)
+        tokens = self.section.curvature_tokens
+        what = {"curves": curvature.VERSION, "steps": curvature.STEPS, "tokens": tokens}
+        key = self.key_of(network, what | {"repair": dict(repair.identity)})
         found = DamageCurves.read(path, key) if path.is_file() else None
         if found is None:
             chosen = _spread(self.batches, tokens)
             count = sum(batch.tokens.numel() for batch in chosen)
             if chosen:
                 print(f"Damage curves by curvature on {count} tokens", flush=True)
-            repair = network.repair
-            factor = repair.factor if isinstance(repair, Reconstruction) else lambda site: None
-            found = curvature.expected_curves(network, chosen, factor) if chosen else DamageCurves({})
+            found = curvature.expected_curves(network, repair, chosen) if chosen else DamageCurves({})
             found.write(path, key)
         return found
 
-    def repair_again(self, network: ElasticNetwork, scores: UnitScores, architecture: Architecture) -> Repair:
-        """The second repair of one architecture, from the cache or computed (`sequential`)."""
-        section = self._section.reconstruction
-        key = f"{digest(self.key, scores.digest, section.identity(), 'again')}-{architecture.id}"
-        tensors = self._cache.get(key)
-        if tensors is None:
-            found = sequential.repair_again(network, architecture, self.batches, section.damping)
-            tensors = {str(site): projection for site, projection in found.items()}
-            self._cache.put(key, tensors)
-        ready = {name: tensor.to(network.device, network.dtype) for name, tensor in tensors.items()}
-        return lambda site, width: ready.get(str(site))
+    def repair_again(
+        self, network: ElasticNetwork, repair: Repair, weights: PrunedWeights
+    ) -> PrunedWeights:
+        """The second repair of weights that were cut from the network and repaired once."""
+        damping = self.section.reconstruction.damping
+        step = {"repair again": {"damping": damping, "version": second_repair.VERSION}}
+
+        def make() -> State:
+            key = f"{self.key_of(network, {'again': [*weights.made, step]})}-{weights.architecture.id}"
+            tensors = self.cache.get(key)
+            if tensors is None:
+                found = second_repair.repair_again(
+                    network, repair, weights.architecture, self.batches, damping
+                )
+                tensors = {str(site): projection for site, projection in found.items()}
+                self.cache.put(key, tensors)
+            ready = {Site.parse(name): t.to(network.device, network.dtype) for name, t in tensors.items()}
+            return network.sliced_state(weights.architecture, Given(ready))
+
+        return weights.then(step, make)
 
 
 class _LazyStatistics(dict[Site, SiteStatistics]):
@@ -154,3 +158,8 @@ def _spread(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """So many of the batches that they hold about so many tokens, evenly spread; at least one if any."""
     count = min(len(batches), math.ceil(tokens / batches[0].tokens.numel()))
     return [batches[index * len(batches) // count] for index in range(count)]
+
+
+def digest(*parts: object) -> str:
+    """A short digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

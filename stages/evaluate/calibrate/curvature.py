@@ -28,30 +28,34 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Kind, LayerWidth, Site
-from stages.evaluate.calibrate.taylor import loss_gradient
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.calibrate.importance.taylor import loss_gradient
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import Repair
 from stages.evaluate.results.damage import DamageCurves
 from stages.sample.space import Option, options
 
 STEPS = 48
 """Widths of an MLP at which its curve is computed, evenly from one step below dense to dropped."""
 
-Factor = Callable[[Site], Tensor | None]
-"""L (C, C) of an MLP's damped Gram matrix, its units sorted; None where nothing is repaired."""
+VERSION = 1
+"""Of the curves, set by hand: raise it when they change."""
 
 
-def expected_curves(network: ElasticNetwork, batches: Sequence[Batch], factor: Factor) -> DamageCurves:
-    """The expected damage curve of every site. The network is sorted, and repairs if it has a repair."""
+def expected_curves(network: ElasticNetwork, repair: Repair, batches: Sequence[Batch]) -> DamageCurves:
+    """The expected damage curve of every site, cut and repaired."""
     shape = network.shape
     widths = {kind: options(shape, kind, max(1, shape.channels // STEPS))[1:] for kind in Kind}
     squares = {
         site: torch.zeros(len(widths[site.kind]), device=network.device, dtype=torch.float64)
         for site in shape.sites()
     }
-    factors = {site: factor(site) for site in shape.sites() if site.kind is Kind.MLP}
+    factors = {site: repair.factor(site) for site in shape.sites() if site.kind is Kind.MLP}
     predictions = 0
     for number, batch in enumerate(tqdm(batches, desc="curvature", unit="batch", leave=False)):
-        for site, rises in token_rises(network, batch.to(network.device), widths, factors, number).items():
+        for site, rises in token_rises(
+            network, repair, batch.to(network.device), widths, factors, number
+        ).items():
             squares[site] += rises.double().square().sum(0)
         predictions += batch.targets.numel()
     return DamageCurves(
@@ -67,6 +71,7 @@ def expected_curves(network: ElasticNetwork, batches: Sequence[Batch], factor: F
 
 def token_rises(
     network: ElasticNetwork,
+    repair: Repair,
     batch: Batch,
     widths: dict[Kind, list[Option]],
     factors: Mapping[Site, Tensor | None],
@@ -92,7 +97,9 @@ def token_rises(
         assert start.grad is not None
         with torch.no_grad():
             found[mlp] = _of_mlp(network, mlp, gated, gradient, widths[Kind.MLP], factors[mlp])
-            found[attention] = _of_attention(network, attention, mixed, middle.grad, widths[Kind.ATTENTION])
+            found[attention] = _of_attention(
+                network, repair, attention, mixed, middle.grad, widths[Kind.ATTENTION]
+            )
         gradient = start.grad
     return found
 
@@ -131,7 +138,7 @@ def _of_mlp(
 
 
 def _of_attention(
-    network: ElasticNetwork, site: Site, x: Tensor, gradient: Tensor, widths: list[Option]
+    network: ElasticNetwork, repair: Repair, site: Site, x: Tensor, gradient: Tensor, widths: list[Option]
 ) -> Tensor:
     x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
     shape, layer = network.shape, network.layers[site.layer]
@@ -142,7 +149,7 @@ def _of_attention(
         change = -whole
         if groups and heads:
             width = LayerWidth(groups, heads, shape.channels)
-            kept = network.projection(site, width).float()
+            kept = network.projection(site, width, repair).float()
             rows = heads * shape.head_dim
             change[:, :groups, :rows] += kept.view(shape.hidden, groups, rows)
         rises = (gradient @ change.flatten(1)).mul_(x).sum(1)

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Kind, ModelShape, Site
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import DenseNetwork
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class SiteStatistics:
 
 Statistics = dict[Site, SiteStatistics]
 
+VERSION = 1
+"""Of the moments, set by hand: raise it when they change."""
 
-def gather(network: ElasticNetwork, batches: Sequence[Batch]) -> Statistics:
+
+def gather(network: DenseNetwork, batches: Sequence[Batch]) -> Statistics:
     """Run the dense network over calibration batches and sum each site's moments.
 
     Memory: float32 Gram matrices, 4 n² bytes a site (SmolLM2-135M: 0.32 GB, a 7B Llama: 17 GB).

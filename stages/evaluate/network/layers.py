@@ -1,4 +1,4 @@
-"""One decoder layer's tensors: taken from a checkpoint, put into an order, cut to a width.
+"""One decoder layer's tensors: taken from a state dict, put into an order, cut to a width.
 
     q  (G, H*d, D)   rows of each KV group's query heads        kept: [:g, :h*d]
     k, v  (G*d, D)                                              kept: [:g*d]
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from stages.architecture import Kind, LayerWidth, ModelShape, Site
-from stages.evaluate.network.checkpoint import Checkpoint
-from stages.families import Family
+from stages.evaluate.results.scores import UnitOrder
+from stages.families.family import Family
 
 
 @dataclass(frozen=True)
@@ -46,47 +46,42 @@ class Layer:
     down_bias: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class UnitOrder:
-    """The order of units by falling importance, as indices into the checkpoint's units.
-
-    groups (layers, G); heads (layers, G, H), row r for the group that comes r-th; channels (layers, C).
-    """
-
-    groups: Tensor
-    heads: Tensor
-    channels: Tensor
-
-
 def prefix(tensor: Tensor | None, size: int) -> Tensor | None:
     """The first `size` entries of a tensor that may be absent."""
     return None if tensor is None else tensor[:size]
 
 
-def layer_of(checkpoint: Checkpoint, index: int, device: torch.device) -> Layer:
-    """A layer of the checkpoint, on a device, in the checkpoint's own order of units."""
-    family, shape, state = checkpoint.family, checkpoint.shape, checkpoint.state
+def layer_of(
+    state: Mapping[str, Tensor], family: Family, shape: ModelShape, index: int, width: LayerWidth
+) -> Layer:
+    """A layer of a state dict whose tensors have that width, as views of them.
+
+    `shape` is the dense model's. Tensors of a sublayer that the width drops are empty.
+    """
     prefix = family.layer.format(layer=index)
+    nothing = torch.empty(0)
 
     def tensor(name: str) -> Tensor | None:
-        found = state.get(prefix + name)
-        return None if found is None else found.to(device)
+        return state.get(prefix + name)
 
-    def weight(name: str) -> Tensor:
-        return state[f"{prefix}{name}.weight"].to(device)
+    def weight(name: str, kind: Kind, *size: int) -> Tensor:
+        if not width.keeps(kind):
+            return nothing
+        found = state[f"{prefix}{name}.weight"]
+        return found.view(*size) if size else found
 
-    g, rows = shape.kv_groups, shape.heads_per_group * shape.head_dim
+    g, rows = width.kv_groups, width.heads_per_group * shape.head_dim
     q_bias = tensor(f"{family.q}.bias")
     return Layer(
-        attention_norm=weight(family.attention_norm),
-        q=weight(family.q).view(g, rows, shape.hidden),
-        k=weight(family.k),
-        v=weight(family.v),
-        o=weight(family.o).view(shape.hidden, g, rows),
-        mlp_norm=weight(family.mlp_norm),
-        gate=weight(family.gate),
-        up=weight(family.up),
-        down=weight(family.down),
+        attention_norm=weight(family.attention_norm, Kind.ATTENTION),
+        q=weight(family.q, Kind.ATTENTION, g, rows, shape.hidden),
+        k=weight(family.k, Kind.ATTENTION),
+        v=weight(family.v, Kind.ATTENTION),
+        o=weight(family.o, Kind.ATTENTION, shape.hidden, g, rows),
+        mlp_norm=weight(family.mlp_norm, Kind.MLP),
+        gate=weight(family.gate, Kind.MLP),
+        up=weight(family.up, Kind.MLP),
+        down=weight(family.down, Kind.MLP),
         q_bias=None if q_bias is None else q_bias.view(g, rows),
         k_bias=tensor(f"{family.k}.bias"),
         v_bias=tensor(f"{family.v}.bias"),
@@ -102,8 +97,9 @@ def layer_of(checkpoint: Checkpoint, index: int, device: torch.device) -> Layer:
 def sorted_elements(order: UnitOrder, site: Site, shape: ModelShape) -> Tensor:
     """Where the elements of a site's sorted activations stand in the checkpoint's, (n,) of int64."""
     if site.kind is Kind.MLP:
-        return order.channels[site.layer]
-    heads = order.groups[site.layer][:, None] * shape.heads_per_group + order.heads[site.layer]
+        return torch.from_numpy(order.channels[site.layer])
+    groups, of_groups = (torch.from_numpy(part[site.layer]) for part in (order.groups, order.heads))
+    heads = groups[:, None] * shape.heads_per_group + of_groups
     return (heads[..., None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
 
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
 
 
 def common_prefix(a: Sequence[LayerWidth], b: Sequence[LayerWidth]) -> int:
@@ -61,8 +63,15 @@ def _states_held(state_bytes: Sequence[int], limit_bytes: int) -> list[int]:
 class SharedPrefix:
     """Hidden states of the last architecture's path, at the depths that later ones need."""
 
-    def __init__(self, network: ElasticNetwork, batches: Sequence[Batch], limit_bytes: int) -> None:
+    def __init__(
+        self,
+        network: Decoder,
+        batches: Sequence[Batch],
+        limit_bytes: int,
+        repair: Repair = NOTHING_REPAIRED,
+    ) -> None:
         self._network = network
+        self._repair = repair
         self._batches = batches
         self._states: list[dict[int, Tensor]] = [{} for _ in batches]
         self._last: Architecture | None = None
@@ -70,12 +79,6 @@ class SharedPrefix:
             [b.tokens.numel() * network.shape.hidden * network.embedding.element_size() for b in batches],
             limit_bytes,
         )
-
-    def forget(self) -> None:
-        """Drop all states: the network's weights are about to change."""
-        for states in self._states:
-            states.clear()
-        self._last = None
 
     def log_likelihoods(self, architecture: Architecture, branches: set[int]) -> list[Tensor]:
         """Log-likelihoods of every batch's targets; keeps the states at the depths in `branches`.
@@ -93,7 +96,7 @@ class SharedPrefix:
                     del states[depth]
             start = max(states, default=0)
             hidden, kept = self._network.hidden_states(
-                architecture, batch, start, states.get(start), keep - {*states}
+                architecture, batch, start, states.get(start), keep - {*states}, self._repair
             )
             states |= kept
             results.append(self._network.read(hidden, batch))

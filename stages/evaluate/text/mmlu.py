@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.evaluate.network.elastic import Batch
+from stages.evaluate.network.batch import Batch
 from stages.evaluate.text.corpora import Question
 from stages.evaluate.text.perplexity import tokenizer_bos
 from stages.files import InputError

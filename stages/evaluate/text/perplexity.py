@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.config.params import TextProtocol
-from stages.evaluate.network.elastic import Batch
+from stages.evaluate.network.batch import Batch
 from stages.evaluate.text.corpora import Document
 from stages.files import InputError
 from stages.metrics.metric import TextLikelihoods

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.architecture import Architecture
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.files import InputError
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 2.0}

@@ -19,7 +19,8 @@ from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.build_dataset.features import Features
 from stages.config.budget import Budget
 from stages.config.params import Narrowing, Sample, TrainPredictor
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.results.damage import DamageCurves
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus

@@ -12,7 +12,8 @@ from stages.architecture import Kind, LayerWidth, Site
 from stages.evaluate.calibrate import curvature, statistics
 from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.reconstruction import Reconstruction
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.layers import UnitOrder
 from stages.sample.space import Option, options
 from tests import tiny

@@ -11,7 +11,8 @@ import torch
 
 from stages.evaluate.calibrate.importance import UnitScores
 from stages.evaluate.calibrate.taylor import taylor
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder

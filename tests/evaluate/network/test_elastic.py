@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, LayerWidth
-from stages.evaluate.network.elastic import ElasticNetwork, grouped_rows
+from stages.evaluate.network.decoder import grouped_rows
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import common_prefix
 from stages.files import InputError
 from tests import tiny

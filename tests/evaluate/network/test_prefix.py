@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, LayerWidth
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from tests import tiny
 from tests.conftest import TinyFolder

@@ -1,6 +1,6 @@
 """Repair again, layer after layer, on the pruned network's own inputs against the dense outputs.
 
-`reconstruction` refits each site to the dense network's activations, as if nothing else were cut.
+`least_squares` refits each site to the dense network's activations, as if nothing else were cut.
 Here the sites of one architecture are refitted in the order of the layers, each to what really
 reaches it: with x̃ the pruned network's activations, y the dense site's output and e the difference
 of the hidden states that has built up so far (dense minus pruned), the projection minimises
@@ -20,18 +20,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Architecture, Kind, LayerWidth, Site
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import Repair
 
 Projections = dict[Site, Tensor]
 
+VERSION = 1
+"""Of the projections, set by hand: raise it when they change."""
+
 
 def repair_again(
-    network: ElasticNetwork, architecture: Architecture, batches: Sequence[Batch], damping: float
+    network: ElasticNetwork,
+    repair: Repair,
+    architecture: Architecture,
+    batches: Sequence[Batch],
+    damping: float,
 ) -> Projections:
     """Projections (D, kept) of every site that the architecture keeps, float32 on the network's device.
 
-    `network` is sorted, and its own `repair`, if any, gives W₀. Memory: the hidden states of all
-    batches twice, and one site's Gram matrix.
+    `repair`, the first one, gives W₀. Memory: the hidden states of all batches twice, and one site's
+    Gram matrix.
     """
     found: Projections = {}
     on_device = [batch.to(network.device) for batch in batches]
@@ -41,12 +50,14 @@ def repair_again(
         for index in tqdm(range(network.shape.layers), desc="repair again", unit="layer", leave=False):
             for kind in Kind:
                 site = Site(index, kind)
-                _site(network, site, architecture.widths[index], on_device, dense, pruned, damping, found)
+                width = architecture.widths[index]
+                _site(network, repair, site, width, on_device, dense, pruned, damping, found)
     return found
 
 
 def _site(
     network: ElasticNetwork,
+    repair: Repair,
     site: Site,
     width: LayerWidth,
     batches: Sequence[Batch],
@@ -74,7 +85,7 @@ def _site(
         dense[place] = after
     if gram is None or cross is None:
         return
-    start = network.projection(site, width).to(torch.float64)
+    start = network.projection(site, width, repair).to(torch.float64)
     moments = gram.double()
     level = damping * moments.diagonal().mean() + torch.finfo(torch.float32).tiny
     lower = torch.linalg.cholesky(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,15 @@ from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.statistics import Statistics
 from stages.evaluate.network.elastic import ElasticNetwork
-from stages.evaluate.network.layers import UnitOrder, sorted_elements
+from stages.evaluate.network.layers import sorted_elements
+
+VERSION = 1
+"""Of the projections, set by hand: raise it when they change."""
+HELD_BYTES = {"cpu": 2**28, "cuda": 2**32}
+"""Of repaired projections and factors in memory: a look-up on disk takes as long as a layer on a GPU."""
+
+if TYPE_CHECKING:
+    from stages.evaluate.calibrate.calibration import Calibrator
 
 K = TypeVar("K")
 
@@ -51,8 +59,8 @@ class _Bounded(Generic[K]):
         return tensors
 
 
-class Reconstruction:
-    """Repaired output projections of a network whose units stand in `order`, by site and width.
+class LeastSquares:
+    """Repaired output projections of an elastic network, by site and width.
 
     `damping` is λ as a fraction of G's mean diagonal. `key` names everything that decides the
     projections but site and width. At most `limit_bytes` of them, and of factors, are held in memory.
@@ -62,7 +70,6 @@ class Reconstruction:
         self,
         network: ElasticNetwork,
         statistics: Statistics,
-        order: UnitOrder,
         damping: float,
         cache: TensorCache,
         key: str,
@@ -70,14 +77,18 @@ class Reconstruction:
     ) -> None:
         self._network = network
         self._statistics = statistics
-        self._order = order
         self._damping = damping
         self._cache = cache
         self._key = key
         self._factors: _Bounded[Site] = _Bounded(limit_bytes)
         self._solved: _Bounded[tuple[Site, tuple[int, ...]]] = _Bounded(limit_bytes)
 
-    def __call__(self, site: Site, width: LayerWidth) -> Tensor | None:
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the projections besides the network and its calibration."""
+        return {"method": "least-squares", "damping": self._damping, "version": VERSION}
+
+    def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         """The repaired projection (D, kept elements) in the network's dtype; None for a dense site."""
         kept = width.of(site.kind)
         if kept == self._network.shape.dense_width.of(site.kind):
@@ -147,7 +158,16 @@ class Reconstruction:
     def _gram(self, site: Site) -> tuple[Tensor, Tensor]:
         """G in sorted order, and G + λI, in float64."""
         gram = self._statistics[site].gram.to(self._network.device)
-        index = sorted_elements(self._order, site, self._network.shape).to(gram.device)
+        index = sorted_elements(self._network.order, site, self._network.shape).to(gram.device)
         gram = gram[index][:, index].double()
         level = self._damping * gram.diagonal().mean() + torch.finfo(torch.float32).tiny
         return gram, gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def repair(network: ElasticNetwork, calibrator: Calibrator) -> LeastSquares:
+    """The repair of a network by the statistics of a calibrator, gathered when a site first needs them."""
+    damping = calibrator.section.reconstruction.damping
+    key = calibrator.key_of(network, {"projections": VERSION, "damping": damping})
+    return LeastSquares(
+        network, calibrator.lazy_statistics(), damping, calibrator.cache, key, HELD_BYTES[network.device.type]
+    )

@@ -20,13 +20,17 @@ LLM-Pruner, which holds every weight's gradient and every layer's activations, i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stages.evaluate.calibrate.importance import UnitScores
-from stages.evaluate.network.elastic import Batch, ElasticNetwork
+from stages.architecture import ModelShape
+from stages.evaluate.calibrate.importance import CalibrationData, Importance
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.elastic import DenseNetwork
+from stages.evaluate.results.scores import UnitScores
 
 Fold = Callable[[Tensor], Tensor]
 
@@ -34,10 +38,19 @@ PREDICTIONS_AT_ONCE = 256
 """Predictions whose logits and their gradients over the whole vocabulary are held at once."""
 
 
-def taylor(network: ElasticNetwork, batches: Sequence[Batch], order: int = 1) -> UnitScores:
-    """Scores of first or second `order` over calibration batches. The network's units are unsorted."""
+@dataclass(frozen=True)
+class _Sums:
+    """Scores as they add up: heads (layers, G, H), groups (layers, G), channels (layers, C), on the CPU."""
+
+    heads: Tensor
+    groups: Tensor
+    channels: Tensor
+
+
+def taylor(network: DenseNetwork, batches: Sequence[Batch], order: int = 1) -> UnitScores:
+    """Scores of first or second `order` over calibration batches."""
     shape = network.shape
-    scores = UnitScores(
+    scores = _Sums(
         torch.zeros(shape.layers, shape.kv_groups, shape.heads_per_group),
         torch.zeros(shape.layers, shape.kv_groups),
         torch.zeros(shape.layers, shape.channels),
@@ -53,10 +66,10 @@ def taylor(network: ElasticNetwork, batches: Sequence[Batch], order: int = 1) ->
     for index in reversed(range(shape.layers)):
         inputs = [before.pop(index) for before in states]
         gradients = _score_layer(network, index, on_device, inputs, gradients, scores, order)
-    return scores
+    return UnitScores.of(scores.heads, scores.groups, scores.channels)
 
 
-def loss_gradient(network: ElasticNetwork, last: Tensor, batch: Batch, predictions: int) -> Tensor:
+def loss_gradient(network: Decoder, last: Tensor, batch: Batch, predictions: int) -> Tensor:
     """Gradient (B, L, D) of a batch's part of the mean loss by the last hidden states."""
     last.requires_grad_(True)
     chunks = zip(batch.at.split(PREDICTIONS_AT_ONCE), batch.targets.split(PREDICTIONS_AT_ONCE), strict=True)
@@ -67,12 +80,12 @@ def loss_gradient(network: ElasticNetwork, last: Tensor, batch: Batch, predictio
 
 
 def _score_layer(
-    network: ElasticNetwork,
+    network: DenseNetwork,
     index: int,
     batches: Sequence[Batch],
     inputs: list[Tensor],
     gradients: Sequence[Tensor],
-    scores: UnitScores,
+    scores: _Sums,
     order: int,
 ) -> list[Tensor]:
     """Add a layer's scores, from the states before it and the gradients by those after it, a batch each.
@@ -102,7 +115,7 @@ def _score_layer(
     return found
 
 
-def _folds(network: ElasticNetwork, index: int, scores: UnitScores) -> list[tuple[Tensor, Tensor, Fold]]:
+def _folds(network: DenseNetwork, index: int, scores: _Sums) -> list[tuple[Tensor, Tensor, Fold]]:
     """A layer's weights, the scores that each adds to, and how its elements fall to units."""
     shape, layer = network.shape, network.layers[index]
     g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
@@ -133,3 +146,31 @@ def _first_order(product: Tensor) -> Tensor:
 
 def _second_order(product: Tensor) -> Tensor:
     return product.square_().mul_(0.5)
+
+
+def held_bytes(shape: ModelShape, tokens: int, batch_tokens: int, element_bytes: int) -> int:
+    """The most that `taylor` holds beyond the weights, on `tokens` calibration tokens.
+
+    The states before and after every layer, and then the larger of: logits of a block of predictions,
+    with their float32 logarithms and the gradients of both; or one layer's gradients, one of its
+    weights times its gradient in float32, and the activations of a batch that autograd keeps.
+    """
+    states = (shape.layers + 2) * tokens * shape.hidden * element_bytes
+    predictions = min(PREDICTIONS_AT_ONCE, batch_tokens)
+    logits = predictions * shape.vocabulary * (2 * element_bytes + 2 * 4)
+    weights = shape.decoder_parameters // shape.layers
+    query, key = (n * shape.head_dim for n in (shape.kv_groups * shape.heads_per_group, shape.kv_groups))
+    activations = batch_tokens * element_bytes * (8 * shape.hidden + 5 * query + 5 * key + 6 * shape.channels)
+    layer = weights * element_bytes + 2 * 4 * shape.hidden * shape.channels + activations
+    return states + max(logits, layer)
+
+
+def _importance(order: int, source: str) -> Importance:
+    def score(data: CalibrationData) -> UnitScores:
+        return taylor(data.network, data.batches, order)
+
+    return Importance(score, source, by_gradient=True, held_bytes=held_bytes)
+
+
+FIRST_ORDER = _importance(1, "LLM-Pruner, Ma et al. 2023, arXiv 2305.11627, eq. 5 to first order")
+SECOND_ORDER = _importance(2, 'LeCun et al. 1990, "Optimal brain damage"; Theis et al. 2018, arXiv 1801.05787')

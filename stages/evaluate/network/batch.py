@@ -1,0 +1,29 @@
+"""A batch: token sequences, and the predictions that are asked of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token sequences and the predictions asked of them. All tensors lie on one device.
+
+    tokens (B, L) and positions (B, L) of int64; mask (B, 1, L, L) of bool, true where attention
+    may look, or None for plain causal attention; at (N,) indexes the flattened B*L positions
+    whose next-token distribution is read; targets (N,) are the tokens expected there.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor | None
+    at: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        mask = None if self.mask is None else self.mask.to(device)
+        at, targets = self.at.to(device), self.targets.to(device)
+        return Batch(self.tokens.to(device), self.positions.to(device), mask, at, targets)

@@ -1,0 +1,334 @@
+"""A decoder-only network whose every site runs at any width, as views of its layers' tensors.
+
+Trying an architecture copies no weight (`layers` says which prefixes a width keeps). KV group g serves
+the query heads g*H .. g*H+H-1 (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.evaluate.network.attention import attention
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.fused import log_likelihood, rms_norm, rotate, swiglu
+from stages.evaluate.network.layers import Layer, named, prefix, sliced
+from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
+from stages.families.family import Family
+from stages.files import InputError
+
+VERSION = 1
+"""Of what the network computes, set by hand: everything that is kept of a run of it carries it."""
+PREDICTIONS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
+"""Predictions whose logits are held at once: over all of the vocabulary on a GPU, a block of it on a CPU."""
+
+
+Observer = Callable[[Site, Tensor], None]
+"""Is shown each site's activations (B, L, kept), the inputs of its output projection."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a decoder has besides its layers, on one device, and the arithmetic that its layers share.
+
+    embedding (V, D), final_norm (D,), head (V, D): the embedding itself where they are tied;
+    inverse_frequencies (d/2,) of the rotary embedding, whose cosines and sines are multiplied by
+    rope_scaling; window is the most tokens that attention sees, or None.
+    """
+
+    shape: ModelShape
+    family: Family
+    device: torch.device
+    embedding: Tensor
+    final_norm: Tensor
+    head: Tensor
+    eps: float
+    window: int | None
+    inverse_frequencies: Tensor
+    rope_scaling: float
+
+    @classmethod
+    def of(
+        cls, shape: ModelShape, family: Family, config: Any, state: Mapping[str, Tensor]
+    ) -> Surroundings:
+        """Those of a state dict, where its tensors lie; `config` is the model's in transformers.
+
+        Raises:
+            InputError: the activation or the rotary embedding is not supported.
+        """
+        _check_activation(shape, config)
+        rope = _rope(shape, config)
+        embedding = state[family.embedding]
+        return cls(
+            shape=shape,
+            family=family,
+            device=embedding.device,
+            embedding=embedding,
+            final_norm=state[family.final_norm],
+            head=embedding if shape.tied_embeddings else state[family.head],
+            eps=float(config.rms_norm_eps),
+            window=getattr(config, "sliding_window", None),
+            inverse_frequencies=rope.inv_freq.float().to(embedding.device),
+            rope_scaling=float(rope.attention_scaling),
+        )
+
+
+class Decoder:
+    """A decoder whose every site can be run at every width that its layers have.
+
+    Where a call takes a `repair`, that replaces the output projections of pruned sites.
+    """
+
+    def __init__(self, surroundings: Surroundings, layers: Sequence[Layer]) -> None:
+        self.surroundings = surroundings
+        self.shape = surroundings.shape
+        self.family = surroundings.family
+        self.device = surroundings.device
+        self.embedding = surroundings.embedding
+        self.final_norm = surroundings.final_norm
+        self.head = surroundings.head
+        self.eps = surroundings.eps
+        self.layers = list(layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    def log_likelihoods(
+        self, architecture: Architecture, batch: Batch, repair: Repair = NOTHING_REPAIRED
+    ) -> Tensor:
+        """Natural-log likelihood of every target of a batch, (N,) in float32."""
+        hidden, _ = self.hidden_states(architecture, batch, repair=repair)
+        return self.read(hidden, batch)
+
+    def hidden_states(
+        self,
+        architecture: Architecture,
+        batch: Batch,
+        start: int = 0,
+        hidden: Tensor | None = None,
+        keep: Collection[int] = (),
+        repair: Repair = NOTHING_REPAIRED,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the layers from `start` on `hidden` (B, L, D), the state before that layer.
+
+        Returns the last state, and the states before each layer in `keep`. With start 0 and no
+        hidden state, the batch's tokens are embedded.
+        """
+        self._check_length(batch)
+        ours = hidden is None  # the caller's own state, and those that are kept, must not be written over
+        if hidden is None:
+            hidden = F.embedding(batch.tokens, self.embedding)
+        rope = self.rope(batch.positions)
+        kept: dict[int, Tensor] = {}
+        for index in range(start, self.shape.layers):
+            if index in keep:
+                kept[index], ours = hidden, False
+            width = architecture.widths[index]
+            hidden = self.run_layer(index, width, hidden, batch.mask, rope, ours=ours, repair=repair)
+            ours = ours or width.has_attention or width.has_mlp
+        return hidden, kept
+
+    def observe(self, batch: Batch, observer: Observer) -> None:
+        """Run the dense network on a batch and show the observer every site's activations."""
+        self._check_length(batch)
+        hidden = F.embedding(batch.tokens, self.embedding)
+        rope = self.rope(batch.positions)
+        for index in range(self.shape.layers):
+            hidden = self.run_layer(index, self.shape.dense_width, hidden, batch.mask, rope, observer)
+
+    def _check_length(self, batch: Batch) -> None:
+        length = batch.tokens.shape[1]
+        if self.surroundings.window is not None and length > self.surroundings.window:
+            raise InputError(
+                f"sequences of {length} tokens exceed the model's sliding window of {self.surroundings.window}, "
+                "beyond which it is not run; lower sequence_length or question_tokens in params.yaml"
+            )
+
+    def run_layer(
+        self,
+        index: int,
+        width: LayerWidth,
+        hidden: Tensor,
+        mask: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        observer: Observer | None = None,
+        ours: bool = False,
+        repair: Repair = NOTHING_REPAIRED,
+    ) -> Tensor:
+        """One decoder layer at a width: hidden states (B, L, D) before it to those after it.
+
+        Those before it are written over if they are `ours`, which saves a copy.
+        """
+        ours = ours and not torch.is_grad_enabled()
+        for kind in Kind:
+            if width.keeps(kind):
+                site = Site(index, kind)
+                activations = self.activations(site, width, hidden, mask, rope)
+                if observer is not None:
+                    observer(site, activations)
+                hidden = self.output(site, width, activations, hidden, in_place=ours, repair=repair)
+                ours = not torch.is_grad_enabled()
+        return hidden
+
+    def activations(
+        self, site: Site, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """A site's activations (B, L, kept), the inputs of its output projection, from hidden states."""
+        if site.kind is Kind.ATTENTION:
+            return self._mixed_heads(self.layers[site.layer], width, hidden, mask, rope)
+        return self._gated_channels(self.layers[site.layer], width.channels, hidden)
+
+    def output(
+        self,
+        site: Site,
+        width: LayerWidth,
+        activations: Tensor,
+        onto: Tensor,
+        in_place: bool = False,
+        repair: Repair = NOTHING_REPAIRED,
+    ) -> Tensor:
+        """`onto` (B, L, D) and what the site adds to it: the output projection of its activations.
+
+        Added within the matrix product, which saves a pass over the hidden states.
+        """
+        layer = self.layers[site.layer]
+        bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
+        x, total = activations.flatten(0, 1), onto.flatten(0, 1)
+        start = 0
+        for part in self._projection_parts(site, width, repair):
+            own = x[:, start : start + part.shape[1]]
+            total = total.addmm_(own, part.T) if in_place else torch.addmm(total, own, part.T)
+            start += part.shape[1]
+        return (total if bias is None else total + bias).view_as(onto)
+
+    def _projection_parts(self, site: Site, width: LayerWidth, repair: Repair) -> list[Tensor]:
+        """`projection_views`, joined on a GPU: a pass over the hidden states costs more than that copy."""
+        parts = self.projection_views(site, width, repair)
+        return parts if len(parts) == 1 or self.device.type == "cpu" else [torch.cat(parts, dim=1)]
+
+    def projection_views(
+        self, site: Site, width: LayerWidth, repair: Repair = NOTHING_REPAIRED
+    ) -> list[Tensor]:
+        """A site's output projection (D, kept) in views side by side, without copying a weight."""
+        repaired = repair.projection(site, width)
+        layer, (g, h) = self.layers[site.layer], width.of(Kind.ATTENTION)
+        if repaired is not None:
+            return [repaired]
+        if site.kind is Kind.MLP:
+            return [layer.down[:, : width.channels]]
+        if h == self.shape.heads_per_group:
+            return [layer.o[:, :g].flatten(1)]
+        return [layer.o[:, group, : h * self.shape.head_dim] for group in range(g)]
+
+    def projection(self, site: Site, width: LayerWidth, repair: Repair = NOTHING_REPAIRED) -> Tensor:
+        """A site's output projection (D, kept) at a width."""
+        return torch.cat(self.projection_views(site, width, repair), dim=1)
+
+    def read(self, hidden: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
+        """Log-likelihoods (N,) of the batch's targets from the last hidden states (B, L, D).
+
+        `chunk` predictions at a time, so that the logits (N, vocabulary) are never all in memory.
+        """
+        chunk = chunk or PREDICTIONS_AT_ONCE[self.device.type]
+        states = rms_norm(hidden.flatten(0, 1)[batch.at], self.final_norm, self.eps)
+        pairs = zip(states.split(chunk), batch.targets.split(chunk), strict=True)
+        return torch.cat([log_likelihood(rows, self.head, targets) for rows, targets in pairs])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
+        return F.linear(rms_norm(hidden, self.final_norm, self.eps), self.head)
+
+    def _mixed_heads(
+        self,
+        layer: Layer,
+        width: LayerWidth,
+        hidden: Tensor,
+        mask: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        batch, length, _ = hidden.shape
+        g, h, d = width.kv_groups, width.heads_per_group, self.shape.head_dim
+        x = rms_norm(hidden, layer.attention_norm, self.eps)
+        q = grouped_rows(x, layer.q, layer.q_bias, g, h * d, whole=x.is_cuda).unflatten(-1, (h, d))
+        k = F.linear(x, layer.k[: g * d], prefix(layer.k_bias, g * d)).view(batch, length, g, d)
+        v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
+        q, k = rotate(q, k, *rope)
+        return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, L, g*h*d)
+
+    def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
+        x = rms_norm(hidden, layer.mlp_norm, self.eps)
+        gate = F.linear(x, layer.gate[:channels], prefix(layer.gate_bias, channels))
+        up = F.linear(x, layer.up[:channels], prefix(layer.up_bias, channels))
+        return swiglu(gate, up)  # (B, L, c)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, L, 1, d) of rotary embeddings (Su et al. 2021, arXiv 2104.09864).
+
+        The sines of the first half are negative, as `rotate` wants them.
+        """
+        angles = (positions[..., None].float() * self.surroundings.inverse_frequencies)[:, :, None]
+        cos, sin = angles.cos() * self.surroundings.rope_scaling, angles.sin() * self.surroundings.rope_scaling
+        return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
+
+    def sliced_state(
+        self, architecture: Architecture, repair: Repair = NOTHING_REPAIRED
+    ) -> dict[str, Tensor]:
+        """The architecture's own tensors, under their Hugging Face names, on the CPU.
+
+        Dropped sublayers are absent, as is the head where it is tied to the embeddings.
+        """
+        family = self.family
+        state = {family.embedding: self.embedding, family.final_norm: self.final_norm}
+        if not self.shape.tied_embeddings:
+            state[family.head] = self.head
+        for index, (layer, width) in enumerate(zip(self.layers, architecture.widths, strict=True)):
+            prefix = family.layer.format(layer=index)
+            kept = sliced(layer, width, self.shape.head_dim)
+            for kind, name in ((Kind.ATTENTION, "o.weight"), (Kind.MLP, "down.weight")):
+                if width.keeps(kind):
+                    kept[name] = self.projection(Site(index, kind), width, repair)
+            state |= {prefix + name: tensor for name, tensor in named(family, kept).items()}
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def grouped_rows(
+    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, rows: int, whole: bool
+) -> Tensor:
+    """x (B, L, D) times weight[:groups, :rows] of a (G, R, D) weight, as (B, L, groups, rows).
+
+    Whole groups are a contiguous view: one matrix product. Parts of groups are a product a group, or
+    a view of the `whole` product, which on a GPU costs less.
+    """
+    if whole or rows == weight.shape[1]:
+        flat = None if bias is None else bias[:groups].flatten()
+        product: Tensor = F.linear(x, weight[:groups].flatten(0, 1), flat).unflatten(-1, (groups, -1))
+        return product[..., :rows]
+    parts = [F.linear(x, weight[g, :rows], None if bias is None else bias[g, :rows]) for g in range(groups)]
+    return torch.stack(parts, dim=2)
+
+
+def _rope(shape: ModelShape, config: Any) -> LlamaRotaryEmbedding:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):  # their frequencies depend on the length of the text
+        raise InputError(
+            f"this {shape.family} model uses the rope type {kind!r}, which is not supported; "
+            "supported: default, linear, llama3, yarn"
+        )
+    return LlamaRotaryEmbedding(config)
+
+
+def _check_activation(shape: ModelShape, config: Any) -> None:
+    found = config.hidden_act
+    if found not in ("silu", "swish"):
+        raise InputError(f"this {shape.family} model has the activation {found!r}; supported: silu")

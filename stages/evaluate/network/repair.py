@@ -1,0 +1,66 @@
+"""What a repair is to the network that runs with it: refitted output projections of pruned sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from stages.architecture import Architecture, LayerWidth, Site
+
+
+class Repair(Protocol):
+    """Refits the output projections of an elastic network's pruned sites, each by its width alone."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that decides the projections besides the network and its calibration, for keys."""
+
+    def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
+        """The refitted projection (D, kept) in the network's dtype; None where the site's own prefix stands."""
+
+    def factor(self, site: Site) -> Tensor | None:
+        """L (C, C) of an MLP's damped Gram matrix, its units sorted; None where nothing is refitted."""
+
+    def prepare(self, architectures: Iterable[Architecture]) -> None:
+        """Make ready what these architectures will ask for, in whatever order is cheapest."""
+
+
+class _Nothing:
+    """Pruned sites keep the prefixes of their own projections."""
+
+    identity: Mapping[str, Any] = {"method": "none"}
+
+    def projection(self, site: Site, width: LayerWidth) -> None:
+        return None
+
+    def factor(self, site: Site) -> None:
+        return None
+
+    def prepare(self, architectures: Iterable[Architecture]) -> None: ...
+
+
+NOTHING_REPAIRED: Repair = _Nothing()
+
+
+def nothing_repaired(network: object, calibrator: object) -> Repair:
+    """No repair, whatever the network and its calibration are."""
+    return NOTHING_REPAIRED
+
+
+@dataclass(frozen=True)
+class Given:
+    """Projections (D, kept) that were computed before, by site; where none is given, the prefix stands."""
+
+    projections: Mapping[Site, Tensor]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
+        return self.projections.get(site)
+
+    def factor(self, site: Site) -> None:
+        return None
+
+    def prepare(self, architectures: Iterable[Architecture]) -> None: ...

@@ -1,0 +1,77 @@
+"""Pruned weights: an architecture with tensors of its own, how they were made, and how they run.
+
+A prefix view shares its tensors with every other architecture of the elastic network. Weights that a later
+step makes (the second repair, a recovery) are one architecture's own: they pass from step to step as
+`PrunedWeights`, and two weightings of one architecture are told apart by their digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.architecture import Architecture
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.layers import layer_of
+
+State = Mapping[str, Tensor]
+"""Tensors under the family's Hugging Face names: original layer numbers, nothing of a dropped sublayer, and
+no head where it is tied to the embedding."""
+
+
+@dataclass(frozen=True)
+class PrunedWeights:
+    """An architecture with tensors of its own.
+
+    `made` has the steps that made them, the first being what they were cut from, each with everything that
+    decides its outcome; so the digest is known before a tensor is computed. `make` computes them, float
+    tensors on the CPU.
+    """
+
+    architecture: Architecture
+    made: tuple[Mapping[str, Any], ...]
+    make: Callable[[], State]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the architecture and of how its tensors were made."""
+        text = json.dumps([self.architecture.id, *self.made], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def then(self, step: Mapping[str, Any], make: Callable[[], State]) -> PrunedWeights:
+        """The weights that a further step makes of these."""
+        return replace(self, made=(*self.made, step), make=make)
+
+
+class PrunedNetwork(Decoder):
+    """Tensors of an architecture's own, ready to run at its widths, with the surroundings of `like`.
+
+    They lie on the device of `like` in its dtype, embedding, final norm and head included.
+    """
+
+    def __init__(self, architecture: Architecture, state: State, like: Decoder) -> None:
+        shape, family = like.shape, like.family
+        ours = {name: tensor.to(like.device, like.dtype) for name, tensor in state.items()}
+        embedding = ours[family.embedding]
+        head = embedding if shape.tied_embeddings else ours[family.head]
+        surroundings = replace(
+            like.surroundings, embedding=embedding, final_norm=ours[family.final_norm], head=head
+        )
+        layers = [layer_of(ours, family, shape, i, width) for i, width in enumerate(architecture.widths)]
+        super().__init__(surroundings, layers)
+        self.architecture = architecture
+
+    def logits_of(self, tokens: Tensor) -> Tensor:
+        """Next-token logits (B, L, V) in float32 after every token of sequences (B, L), on the CPU."""
+        positions, nothing = torch.arange(tokens.shape[1]).expand_as(tokens), torch.zeros(0, dtype=torch.long)
+        batch = Batch(tokens, positions, None, nothing, nothing).to(self.device)
+        with torch.inference_mode():
+            hidden, _ = self.hidden_states(self.architecture, batch)
+            return self.logits(hidden).float().cpu()

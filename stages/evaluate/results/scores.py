@@ -1,0 +1,134 @@
+"""Importance scores of all units, the order that they give, and the file that keeps them. No torch.
+
+`evaluate` writes the file, importance.safetensors; the features of architectures are made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from stages.architecture import ModelShape
+from stages.files import InputError
+
+NAMES = ("heads", "groups", "channels")
+Array = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class UnitOrder:
+    """The order of units by falling importance, as indices into the checkpoint's units.
+
+    groups (layers, G); heads (layers, G, H), row r for the group that comes r-th; channels (layers, C).
+    """
+
+    groups: Indices
+    heads: Indices
+    channels: Indices
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the order: with the weights it decides every pruned model's value."""
+        found = hashlib.sha256()
+        for part in (self.groups, self.heads, self.channels):
+            found.update(part.tobytes())
+        return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Scores in the checkpoint's own order of units; larger matters more.
+
+    heads (layers, G, H): query heads, with their rows of q and columns of o;
+    groups (layers, G): what a KV group adds of its own, the rows of k and v;
+    channels (layers, C): rows of gate and up, columns of down.
+    """
+
+    heads: Array
+    groups: Array
+    channels: Array
+
+    @classmethod
+    def of(cls, heads: Any, groups: Any, channels: Any) -> UnitScores:
+        """Scores from arrays or tensors on the CPU, in any precision."""
+        return cls(*(np.asarray(part, dtype=np.float32) for part in (heads, groups, channels)))
+
+    def order(self) -> UnitOrder:
+        """Units by falling score; ties keep the checkpoint's order, so the order is reproducible.
+
+        A group counts with its heads.
+        """
+        groups = _falling(self.groups + self.heads.sum(-1))
+        heads = np.take_along_axis(_falling(self.heads), groups[..., None], axis=1)
+        return UnitOrder(groups, heads, _falling(self.channels))
+
+    def sorted(self) -> UnitScores:
+        """The scores in their own order: row r of `heads` belongs to the group that comes r-th."""
+        order = self.order()
+        heads = np.take_along_axis(self.heads, order.groups[..., None], axis=1)
+        return UnitScores(
+            np.take_along_axis(heads, order.heads, axis=2),
+            np.take_along_axis(self.groups, order.groups, axis=1),
+            np.take_along_axis(self.channels, order.channels, axis=1),
+        )
+
+    def save(self, path: Path, key: str) -> None:
+        """Write the scores under `key`, a digest of what they were computed from; whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in NAMES}
+        temporary.write_bytes(save(tensors, {"key": key}))  # save_file would hide it from other users
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> UnitScores | None:
+        """Read what `save` wrote, or None if there is no file or it was computed from something else.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not path.is_file():
+            return None
+        found, scores = cls._read(path)
+        return scores if found == key else None
+
+    @classmethod
+    def of_model(cls, path: Path, shape: ModelShape) -> UnitScores:
+        """Read the scores that `evaluate` left, whatever they were computed from.
+
+        Raises:
+            InputError: the file is missing, damaged, or another model's.
+        """
+        if not path.is_file():
+            raise InputError(f"{path} is not there; run `dvc repro evaluate` to make it")
+        _, scores = cls._read(path)
+        expected = (shape.layers, shape.channels)
+        if scores.channels.shape != expected:
+            raise InputError(
+                f"{path} has scores of {scores.channels.shape} layers and channels; expected {expected}. "
+                "It belongs to another model: run `dvc repro evaluate`"
+            )
+        return scores
+
+    @classmethod
+    def _read(cls, path: Path) -> tuple[str | None, UnitScores]:
+        try:
+            with safe_open(path, framework="np") as file:
+                key = (file.metadata() or {}).get("key")
+                return key, cls(*(file.get_tensor(name) for name in NAMES))
+        except SafetensorError as error:
+            raise InputError(
+                f"{path} is damaged ({error}); delete it and run `dvc repro evaluate`"
+            ) from error
+
+
+def _falling(scores: Array) -> Indices:
+    return np.argsort(-scores, axis=-1, kind="stable")
