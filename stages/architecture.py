@@ -30,6 +30,12 @@ class Site(NamedTuple):
     def __str__(self) -> str:
         return f"{self.layer}.{self.kind.value}"
 
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """The inverse of `str`. Raises ValueError where the text is no site."""
+        layer, _, kind = text.partition(".")
+        return cls(int(layer), Kind(kind))
+
 
 class LayerWidth(NamedTuple):
     """What one decoder layer keeps. ``kv_groups * heads_per_group == 0`` drops the attention,

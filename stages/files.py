@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import tempfile
@@ -22,6 +23,11 @@ def cache_folder() -> Path:
     """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PRUNECAST_CACHE") or Path(base) / "prunecast")
+
+
+def digest(*parts: object) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of what JSON can hold; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -19,10 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.config.params import ModelSection
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.elastic import ElasticNetwork
-from stages.evaluate.network.layers import UnitOrder
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
+from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
+from stages.evaluate.results.scores import UnitOrder
 from stages.export.staging import replacing
 from stages.export.weights.huggingface import write_folder
 from stages.families import describe
@@ -146,8 +149,29 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
     return checkpoint.load(source_of(folder), dtype)
 
 
-def network_of(folder: Path, dtype: torch.dtype = torch.float32) -> ElasticNetwork:
-    return ElasticNetwork(load(folder, dtype), CPU)
+def network_of(folder: Path, dtype: torch.dtype = torch.float32) -> DenseNetwork:
+    return DenseNetwork(load(folder, dtype), CPU)
+
+
+def elastic_of(
+    folder: Path, order: UnitOrder | None = None, dtype: torch.dtype = torch.float32
+) -> ElasticNetwork:
+    """The elastic network of a folder, its units in `order`; by default as they are stored."""
+    dense = network_of(folder, dtype)
+    return dense.sorted(order or stored_order(dense.shape))
+
+
+def stored_order(shape: ModelShape) -> UnitOrder:
+    """The checkpoint's own order of units."""
+
+    def counted(*sizes: int) -> np.ndarray:
+        return np.broadcast_to(np.arange(sizes[-1]), sizes).copy()
+
+    return UnitOrder(
+        counted(shape.layers, shape.kv_groups),
+        counted(shape.layers, shape.kv_groups, shape.heads_per_group),
+        counted(shape.layers, shape.channels),
+    )
 
 
 def reference(folder: Path) -> Any:
@@ -168,9 +192,14 @@ def causal(tokens: torch.Tensor) -> Batch:
     return Batch(tokens, torch.arange(length).repeat(rows, 1), None, at, tokens[:, 1:].flatten())
 
 
-def elastic_logits(network: ElasticNetwork, architecture: Architecture, tokens: torch.Tensor) -> torch.Tensor:
+def elastic_logits(
+    network: Decoder,
+    architecture: Architecture,
+    tokens: torch.Tensor,
+    repair: Repair = NOTHING_REPAIRED,
+) -> torch.Tensor:
     with torch.inference_mode():
-        hidden, _ = network.hidden_states(architecture, causal(tokens))
+        hidden, _ = network.hidden_states(architecture, causal(tokens), repair=repair)
         return network.logits(hidden)
 
 
@@ -195,8 +224,8 @@ def random_architecture(shape: ModelShape, generator: torch.Generator) -> Archit
 def random_order(shape: ModelShape, seed: int = 5) -> UnitOrder:
     generator = torch.Generator().manual_seed(seed)
 
-    def permutations(*leading: int, size: int) -> torch.Tensor:
-        return torch.rand(*leading, size, generator=generator).argsort(-1)
+    def permutations(*leading: int, size: int) -> np.ndarray:
+        return torch.rand(*leading, size, generator=generator).argsort(-1).numpy()
 
     return UnitOrder(
         groups=permutations(shape.layers, size=shape.kv_groups),

@@ -19,7 +19,8 @@ def run(params: Params, _: argparse.Namespace) -> None:
     shape, designed = designs.read(DATA / "sample" / "architectures.json")
     measured_in = context.read(evaluated / "context.json")
     rows = journal.read(evaluated / "journal.jsonl").values()
-    metrics = {row.architecture.id: row.metrics for row in rows if row.context == measured_in.digest}
+    prefix_views = [row for row in rows if row.context == measured_in.digest and not row.weights]
+    metrics = {row.architecture.id: row.metrics for row in prefix_views}
     texts = list(params.corpora.texts)
     measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}
     expected = DamageCurves.read(evaluated / "curvature.json")

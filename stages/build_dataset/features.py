@@ -26,12 +26,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.results.damage import DamageCurves
-from stages.files import InputError
+from stages.evaluate.results.scores import UnitScores
 
 Array = NDArray[np.float64]
 DAMAGE = "damage"
@@ -63,22 +61,13 @@ class Features:
         Raises:
             InputError: the scores are missing, damaged, or another model's.
         """
-        try:
-            scores = load_file(scores_path)
-        except (FileNotFoundError, SafetensorError) as error:
-            raise InputError(f"{scores_path} cannot be read ({error}); run `dvc repro evaluate`") from error
-        if scores["channels"].shape != (shape.layers, shape.channels):
-            raise InputError(f"{scores_path} belongs to another model; run `dvc repro evaluate`")
-        total = scores["groups"] + scores["heads"].sum(-1)
-        order = np.argsort(-total, axis=-1, kind="stable")
-        heads = -np.sort(-scores["heads"], axis=-1)
-        heads = np.take_along_axis(heads, order[..., None], axis=1)
-        groups = np.take_along_axis(scores["groups"], order, axis=1)
-        kept = groups[..., None] + np.cumsum(heads, axis=-1)  # (layers, G, H): of one group, by heads kept
+        scores = UnitScores.of_model(scores_path, shape).sorted()
+        # (layers, G, H): of one group, by heads kept
+        kept = scores.groups[..., None] + np.cumsum(scores.heads, axis=-1)
         attention = np.zeros((shape.layers, shape.kv_groups + 1, shape.heads_per_group + 1))
         attention[:, 1:, 1:] = np.cumsum(kept, axis=1)
         channels = np.zeros((shape.layers, shape.channels + 1))
-        channels[:, 1:] = np.cumsum(-np.sort(-scores["channels"], axis=-1), axis=-1)
+        channels[:, 1:] = np.cumsum(scores.channels, axis=-1)
         return cls(shape, band, attention, channels, curves)
 
     @cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 
 from stages.registry import Registry
 
@@ -17,7 +18,7 @@ def one_of(registry: Registry) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in registry.names:
-            raise ValueError(f"{name!r} is not known; expected one of {', '.join(registry.names)}")
+            raise PydanticCustomError("one_of", "one of {names}", {"names": ", ".join(registry.names)})
         return name
 
     return AfterValidator(check)
@@ -47,6 +48,9 @@ REPAIRS = Registry(
 )
 """Functions that make a `stages.evaluate.network.repair.Repair` of an elastic network and a calibrator."""
 
+EXECUTORS = Registry("evaluate.executor", {"local": "stages.evaluate.measure.executors:local"})
+"""Functions from params to a `stages.evaluate.measure.executors.Executor`: who measures."""
+
 SAMPLERS = Registry(
     "search.sampler",
     {
@@ -59,6 +63,7 @@ SAMPLERS = Registry(
 
 ImportanceName = Annotated[str, one_of(IMPORTANCES)]
 RepairName = Annotated[str, one_of(REPAIRS)]
+ExecutorName = Annotated[str, one_of(EXECUTORS)]
 SamplerName = Annotated[str, one_of(SAMPLERS)]
 
 METRICS = Registry(

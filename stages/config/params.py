@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from stages.config import extensions
 from stages.config.budget import Budget
-from stages.config.choices import METRICS, ImportanceName, RepairName, SamplerName
+from stages.config.choices import METRICS, ExecutorName, ImportanceName, RepairName, SamplerName
 from stages.config.fields import Count, Fraction, Interval, Natural, Positive, Ratio, Section
 from stages.files import InputError
 from stages.metrics.metric import QuestionFormat
@@ -179,6 +179,7 @@ class Measurement(Section):
 class Evaluate(Section):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
+    executor: ExecutorName
     calibration: Calibration
     importance: ImportanceName
     reconstruction: ReconstructionSection

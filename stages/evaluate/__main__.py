@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from stages.config.params import Measurement, Params, Part
-from stages.evaluate.measure import Work
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results import context, division
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal, Row
@@ -36,9 +37,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         def log(row: Row) -> None:
             tracker.log_evaluation(row, shape, evaluator.selection.words())
 
-        bench.calibration.curves(bench.network, bench.scores, here / "curvature.json")
+        bench.calibration.curves(bench.network, bench.repair, here / "curvature.json")
         work = [Work(d.architecture, d.design) for d in designed]
-        rows = evaluator.measure_all(work, journal, log, "evaluate")
+        rows = measure_all(evaluator, bench.executor, work, journal, log, "evaluate")
     print("selection part:", end="")
     for baseline in designed[: len(designs.BASELINES)]:
         decisive = shown(rows[baseline.architecture.id].metrics, Shown.VERDICT)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stages.architecture import Architecture
+from stages.config.choices import EXECUTORS
 from stages.config.params import Calibration, Measurement, Params, Part, TextProtocol
 from stages.evaluate.calibrate.calibration import Calibrator
-from stages.evaluate.calibrate.importance import UnitScores
-from stages.evaluate.measure import Evaluator
+from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.executors import Executor
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.device import device_and_dtype
+from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.repair import Repair
+from stages.evaluate.network.weights import PrunedWeights
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
 from stages.evaluate.text.selection import Selection, select
-from stages.files import InputError
 
 CALIBRATION_BATCH_TOKENS = 2048
 """Fixed, because the grouping decides the last digits of scores and statistics."""
@@ -38,89 +37,60 @@ class Workbench:
     params: Params
     checkpoint: Checkpoint
     network: ElasticNetwork
-    scores: UnitScores
+    repair: Repair
     calibration: Calibrator
     texts: Mapping[str, Corpus[Document]]
     questions: Mapping[str, Corpus[Question]]
 
-    def evaluator(self, part: Part, measurement: Measurement, again: bool = False) -> Evaluator:
-        """Measures on one part of the corpora, each architecture repaired `again` if asked for.
+    @property
+    def executor(self) -> Executor:
+        """Who measures."""
+        made: Executor = EXECUTORS[self.params.evaluate.executor](self.params)
+        return made
+
+    def evaluator(self, part: Part, measurement: Measurement) -> Evaluator:
+        """Measures on one part of the corpora.
 
         Raises:
             InputError: a corpus is too small for the measurement.
         """
-        identity = {
+        selection = chosen(self.checkpoint, self.texts, self.questions, part, measurement)
+        cache_bytes = self.params.evaluate.prefix_cache_mb * 2**20
+        return Evaluator(self.network, self.repair, selection, self.identity, cache_bytes)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the tensors of a prefix view, besides its widths."""
+        return {
             "model": self.checkpoint.name,
             "weights": self.checkpoint.digest,
             "calibration": self.calibration.key,
             "importance": self.params.evaluate.importance,
-            "unit_order": self.scores.digest,
-            "reconstruction": self.params.evaluate.reconstruction.identity()
-            | ({"again": True} if again else {}),
+            "unit_order": self.network.order.digest,
+            "reconstruction": dict(self.repair.identity),
         }
-        return Evaluator(
-            self.network,
-            chosen(self.checkpoint, self.texts, self.questions, part, measurement),
-            identity,
-            self.params.evaluate.prefix_cache_mb * 2**20,
-            self.repaired_again if again else None,
+
+    def weights(self, architecture: Architecture, again: bool) -> PrunedWeights:
+        """An architecture's weights: cut from the network, repaired, and `again` where that is asked for.
+
+        The dense architecture has nothing to repair.
+        """
+        cut = PrunedWeights(
+            architecture,
+            ({"cut": self.identity},),
+            lambda: self.network.sliced_state(architecture, self.repair),
         )
+        if not again or architecture == self.network.shape.dense():
+            return cut
+        return self.calibration.repair_again(self.network, self.repair, cut)
 
-    def repaired_again(self, architecture: Architecture) -> Repair | None:
-        """The second repair of an architecture; the dense one needs none."""
-        if architecture == self.network.shape.dense():
-            return None
-        return self.calibration.repair_again(self.network, self.scores, architecture)
-
-
-def device_and_dtype(params: Params) -> tuple[torch.device, torch.dtype]:
-    """Resolve `auto`: the GPU, in bfloat16 if it has that, where there is one; else the CPU in float32.
-
-    Raises:
-        InputError: a GPU is asked for and none is there, its kernels cannot be built, or it has no bfloat16.
-    """
-    wanted = params.evaluate.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("evaluate.device is 'cuda', but PyTorch finds no GPU; use auto or cpu")
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    dtype = params.evaluate.dtype
-    if name == "cuda":
-        _check_triton()
-        # Triton compiles for what the GPU has; PyTorch's emulation of bfloat16 is of no use to it.
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if dtype == "bfloat16" and not has_bfloat16:
-            raise InputError(
-                f"evaluate.dtype is 'bfloat16', which {torch.cuda.get_device_name()} does not have "
-                "(GPUs from Ampere on do); use auto or float32"
-            )
-        if dtype == "auto":
-            dtype = "bfloat16" if has_bfloat16 else "float32"
-    return torch.device(name), getattr(torch, "float32" if dtype == "auto" else dtype)
-
-
-def _check_triton() -> None:
-    """Triton, in which the GPU's kernels are written, comes with PyTorch on Linux and compiles C."""
-    if not find_spec("triton"):
-        raise InputError(
-            "the GPU's kernels need the package triton, which is not installed: pip install triton "
-            "(on Windows triton-windows), or set evaluate.device to cpu"
-        )
-    if os.name != "posix":  # Triton for Windows has a compiler of its own
-        return
-    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    if not any(map(shutil.which, compilers)):
-        raise InputError(
-            f"Triton compiles the GPU's kernels with a C compiler, and {' and '.join(map(repr, compilers))} "
-            "cannot be found: install gcc, name another in the environment variable CC (or unset it), or "
-            "set evaluate.device to cpu"
-        )
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
-    header = Path(sysconfig.get_path("include", scheme)) / "Python.h"
-    if not header.exists():
-        raise InputError(
-            f"Triton compiles the GPU's kernels against Python's headers, and {header} is not there: "
-            "install python3-dev (python3-devel), or set evaluate.device to cpu"
-        )
+    def exact(self) -> Workbench:
+        """The same in float32 on the CPU: exports are cut from it, whatever dtype measured them."""
+        if self.network.device.type == "cpu" and self.network.dtype == torch.float32:
+            return self
+        loaded = checkpoint.load(self.params.model)
+        network = DenseNetwork(loaded, torch.device("cpu")).sorted(self.network.order)
+        return replace(self, checkpoint=loaded, network=network, repair=self.calibration.repair(network))
 
 
 def calibration_batches(
@@ -168,15 +138,12 @@ def open_workbench(
     """
     texts = load_texts(params.corpora)
     questions = load_questions(params.corpora)
-    device, dtype = device_and_dtype(params)
+    device, dtype = device_and_dtype(params.evaluate)
     loaded = checkpoint.load(params.model, dtype)
     for part, measurement in needed:
         chosen(loaded, texts, questions, part, measurement)
-    network = ElasticNetwork(loaded, device)
-    calibration = Calibrator(
-        params, loaded, network, calibration_batches(loaded, texts, params.evaluate.calibration)
-    )
-    scores = calibration.scores(scores_path)
-    network.sort(scores.order())
-    network.repair = calibration.repair(network, scores)
-    return Workbench(params, loaded, network, scores, calibration, texts, questions)
+    batches = calibration_batches(loaded, texts, params.evaluate.calibration)
+    calibration = Calibrator(params.evaluate, loaded, device, batches)
+    dense = DenseNetwork(loaded, device)
+    network = dense.sorted(calibration.scores(scores_path, dense).order())
+    return Workbench(params, loaded, network, calibration.repair(network), calibration, texts, questions)

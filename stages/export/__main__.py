@@ -13,9 +13,9 @@ import torch
 
 from stages.architecture import Architecture, ModelShape
 from stages.config.params import Export, Params
-from stages.evaluate.measure import Work
-from stages.evaluate.network import checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
+from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.benchmark import comparison, proof
@@ -81,13 +81,16 @@ def _make(
     start = time.perf_counter()
     bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
     again = params.search.repair_again
-    evaluator = bench.evaluator("report", params.export.measurement, again)
+    evaluator = bench.evaluator("report", params.export.measurement)
     winner = gather.same_architecture(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
-    checks = export_architecture(bench, winner, new / MODEL, getattr(torch, params.export.dtype))
-    names = [*BASELINES, outcome.WINNER]
-    work = [Work(gather.same_architecture(candidates, name), name) for name in names]
+    exact = bench.exact()
+    checks = export_weights(
+        exact, exact.weights(winner, again), new / MODEL, getattr(torch, params.export.dtype)
+    )
+    contenders = {name: gather.same_architecture(candidates, name) for name in (*BASELINES, outcome.WINNER)}
+    work = [Work(a, name, bench.weights(a, again)) for name, a in contenders.items()]
     shape = bench.network.shape
     table = designs.read_latency(DATA / "sample" / "architectures.json")
     takes = taken(shape, params.budget, table, {w.design: w.architecture for w in work}, new / MODEL)
@@ -95,7 +98,7 @@ def _make(
     def log(row: Row) -> None:
         tracker.log_evaluation(row, shape, evaluator.selection.words())
 
-    measured = evaluator.measure_all(work, journal, log, "final table")
+    measured = measure_all(evaluator, bench.executor, work, journal, log, "final table")
     rows = {w.design: measured[w.architecture.id] for w in work}
     proven = _prove(bench, winner, new, load)
     texts = list(params.corpora.texts)
@@ -103,7 +106,7 @@ def _make(
     errors = DATA / "train_predictor" / "metrics.json"
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
-        "finalists": bench.evaluator("selection", params.search.measurement, again),
+        "finalists": bench.evaluator("selection", params.search.measurement),
         "final table": evaluator,
     }
     seconds = round(time.perf_counter() - start)
@@ -135,36 +138,23 @@ def _make(
     return data, rows[outcome.WINNER]
 
 
-def export_architecture(
-    bench: Workbench, winner: Architecture, folder: Path, dtype: torch.dtype
+def export_weights(
+    bench: Workbench, weights: PrunedWeights, folder: Path, dtype: torch.dtype
 ) -> list[tuple[str, str]]:
-    """Write the winner's folder and prove it; slices float32 weights, whatever dtype measured them."""
-    network = bench.network
-    if network.device.type != "cpu" or network.dtype != torch.float32:
-        network = ElasticNetwork(checkpoint.load(bench.params.model), torch.device("cpu"))
-        network.sort(bench.scores.order())
-        network.repair = bench.calibration.repair(network, bench.scores)
-    plain = network.repair
-    if bench.params.search.repair_again:
-        network.repair = bench.calibration.repair_again(network, bench.scores, winner)
-    try:
-        return _write_and_check(bench, network, winner, folder, dtype)
-    finally:
-        network.repair = plain
+    """Write the weights' folder and GGUF files, and prove that the folder computes what they do.
 
-
-def _write_and_check(
-    bench: Workbench, network: ElasticNetwork, winner: Architecture, folder: Path, dtype: torch.dtype
-) -> list[tuple[str, str]]:
-    loaded, state = bench.checkpoint, network.sliced_state(winner)
+    `bench` and its weights are exact (`Workbench.exact`); lines for the report are returned.
+    """
+    loaded, state, architecture = bench.checkpoint, weights.make(), weights.architecture
     write_folder(
-        folder, state, loaded.config, winner, network.shape,
+        folder, state, loaded.config, architecture, loaded.shape,
         loaded.tokenizer, loaded.generation_config, dtype,
     )  # fmt: skip
     documents = next(iter(bench.texts.values())).parts["selection"]
     some = "\n\n".join(document.text for document in documents[:100])
     tokens = torch.tensor([loaded.tokenizer(some, add_special_tokens=False)["input_ids"][:256]])
-    difference = check.logit_difference(folder, network, winner, tokens)
+    network = PrunedNetwork(architecture, state, bench.network)
+    difference = check.logit_difference(folder, network, tokens)
     print(
         f"export: the model loads in a fresh process; largest logit difference from the measured network "
         f"{difference:.2e} on {tokens.numel()} tokens ({str(dtype).removeprefix('torch.')} weights)",
@@ -173,7 +163,7 @@ def _write_and_check(
     check.check(difference, dtype)
     params = bench.params
     files = gguf_folder.write_folder(
-        folder.parent / GGUF, params.model, loaded, state, winner, params.export.gguf
+        folder.parent / GGUF, params.model, loaded, state, architecture, params.export.gguf
     )
     for label, result in files:
         print(f"export: {label} {result}", flush=True)
@@ -211,7 +201,7 @@ def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) 
 
 
 def _write(new: Path, data: ReportData, base: BaseModel, registered: str) -> None:
-    """The report, the metrics and the model card, into the folder that `export_architecture` began."""
+    """The report, the metrics and the model card, into the folder that `export_weights` began."""
     pictures = write_pictures(data, new / PICTURES)
     write_text(new / REPORT, build_report(data))
     write_json(new / METRICS, "prunecast.final-metrics", 1, metrics(data))

@@ -20,7 +20,7 @@ import torch
 from stages.architecture import Architecture
 from stages.config.params import Params, load_params
 from stages.evaluate.workbench import open_workbench
-from stages.export.__main__ import MODEL, export_architecture
+from stages.export.__main__ import MODEL, export_weights
 from stages.export.report.base_model import read_base_model
 from stages.files import InputError
 from stages.search import outcome
@@ -52,7 +52,9 @@ def run(section: Params, architecture_id: str, folder: Path) -> None:
         raise InputError(f"{folder} is there already; name a folder that is not")
     bench = open_workbench(section, DATA / "evaluate" / "importance.safetensors")
     folder.mkdir(parents=True)
-    export_architecture(bench, architecture, folder / MODEL, getattr(torch, section.export.dtype))
+    exact = bench.exact()
+    weights = exact.weights(architecture, section.search.repair_again)
+    export_weights(exact, weights, folder / MODEL, getattr(torch, section.export.dtype))
     for file in read_base_model(section.model).terms:
         shutil.copy(file, folder / MODEL)
     print(f"{100 * architecture.overall_ratio(bench.network.shape):.2f} % pruned: {folder / MODEL}")

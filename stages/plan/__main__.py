@@ -19,7 +19,7 @@ import torch
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
-from stages.evaluate.measure import TOKENS_PER_BATCH
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.families import describe
 from stages.files import InputError
 from stages.plan import machines, memory

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from stages.architecture import Kind, ModelShape
 from stages.config.choices import IMPORTANCES
 from stages.config.params import Params
-from stages.evaluate.measure import TOKENS_PER_BATCH
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS

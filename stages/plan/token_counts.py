@@ -78,7 +78,7 @@ class TokenCounter:
         Raises:
             InputError: a corpus is too small for the measurement.
         """
-        from stages.evaluate.measure import TOKENS_PER_BATCH
+        from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
         from stages.evaluate.text import mmlu, perplexity
         from stages.evaluate.text.selection import select
 

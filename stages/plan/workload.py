@@ -78,7 +78,13 @@ class _Meter:
         self._reading = reading
 
     def hidden_states(
-        self, architecture: Architecture, batch: Any, start: int, hidden: Any, keep: Iterable[int]
+        self,
+        architecture: Architecture,
+        batch: Any,
+        start: int,
+        hidden: Any,
+        keep: Iterable[int],
+        repair: Any,
     ) -> tuple[None, dict[int, str]]:
         self.flops += evaluation_flops(self.shape, architecture, self._reading, start)
         self.layers += (self.shape.layers - start) * self._reading.batches

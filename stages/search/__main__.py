@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -11,7 +12,9 @@ from stages.architecture import Architecture
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.config.params import Params
-from stages.evaluate.measure import Evaluator, Work
+from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results import context
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.damage import DamageCurves
@@ -56,7 +59,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         bench = open_workbench(params, scores)
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)
-        finally_ = bench.evaluator("selection", section.measurement, section.repair_again)
+        finally_ = bench.evaluator("selection", section.measurement)
         context.write(HERE / "context.json", Context(finally_.digest, finally_.context))
 
         def log_by(evaluator: Evaluator) -> Callable[[Row], None]:
@@ -65,9 +68,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
         def measure(architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
             work = [Work(a, f"round-{number}") for a in architectures]
-            rows = as_pairs.measure_all(
-                work, journal, log_by(as_pairs), f"round {number} of {section.rounds}"
-            )
+            label = f"round {number} of {section.rounds}"
+            rows = measure_all(as_pairs, bench.executor, work, journal, log_by(as_pairs), label)
             return {a: rows[a.id].metrics for a in architectures}
 
         guided = GuidedSearch(
@@ -83,7 +85,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
         work += [Work(a, outcome.FINALIST) for a in guided.best(known)]
         work += front.work(guided, last, space, known)
-        rows = finally_.measure_all(work, journal, log_by(finally_), "finalists")
+        if section.repair_again:
+            work = [replace(w, weights=bench.weights(w.architecture, again=True)) for w in work]
+        rows = measure_all(finally_, bench.executor, work, journal, log_by(finally_), "finalists")
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
         tables.write_front(HERE / "front.csv", front.rows(candidates, shape, limits))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stages.architecture import Architecture, ModelShape
-from stages.evaluate.measure import Work
+from stages.evaluate.measure.plan import Work
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
 from stages.sample.designs import BASELINES

@@ -10,7 +10,7 @@ from typing import Any
 from stages.architecture import Architecture
 from stages.build_dataset.features import Features
 from stages.config.params import Params
-from stages.evaluate.measure import Work
+from stages.evaluate.measure.plan import Work
 from stages.evaluate.results.journal import Row
 from stages.sample import designs
 from stages.sample.limits import Limit

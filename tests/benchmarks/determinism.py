@@ -19,10 +19,11 @@ from torch import Tensor
 
 from stages.architecture import Architecture
 from stages.config.params import ModelSection
-from stages.evaluate.measure import GPU_TOLERANCE
+from stages.evaluate.measure.evaluator import GPU_TOLERANCE
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.text import perplexity
 from tests.benchmarks.machine import Machine
@@ -30,7 +31,7 @@ from tests.benchmarks.speed import KINDS, RATIOS, cut
 
 
 def log_ppls(
-    network: ElasticNetwork,
+    network: Decoder,
     rows: Tensor,
     work: Sequence[Architecture],
     tokens_per_batch: int,
@@ -58,7 +59,7 @@ def own_text(loaded: Checkpoint, rows: int, length: int) -> Tensor:
 
 def tf32_deviation(model: ModelSection, rows: Tensor, device: torch.device) -> float:
     """What TF32 would change in the dense network's log perplexity in float32."""
-    network = ElasticNetwork(checkpoint.load(model, torch.float32), device)
+    network = DenseNetwork(checkpoint.load(model, torch.float32), device)
     dense, before = network.shape.dense(), torch.get_float32_matmul_precision()
     found = []
     try:
@@ -80,7 +81,7 @@ def main() -> None:
     machine = Machine.of(arguments.device)
     model = ModelSection(source=arguments.model, revision=None, trust_remote_code=False)
     loaded = checkpoint.load(model, machine.dtype)
-    network = ElasticNetwork(loaded, machine.device)
+    network = DenseNetwork(loaded, machine.device)
     shape = network.shape
     rows, length, limit = (32, 2048, 65536) if machine.cuda else (4, 256, 1024)
     tokens = own_text(loaded, rows, length)

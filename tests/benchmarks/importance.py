@@ -14,24 +14,27 @@ import argparse
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from stages.architecture import Architecture
+from stages.config.choices import IMPORTANCES
 from stages.config.params import ModelSection, TextProtocol
-from stages.evaluate.calibrate import importance, statistics
+from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.importance import UnitScores
-from stages.evaluate.calibrate.reconstruction import Reconstruction
-from stages.evaluate.calibrate.sequential import repair_again
+from stages.evaluate.calibrate.importance import CalibrationData
+from stages.evaluate.calibrate.least_squares import LeastSquares
+from stages.evaluate.calibrate.second_repair import repair_again
 from stages.evaluate.calibrate.statistics import Statistics
-from stages.evaluate.calibrate.taylor import taylor
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.elastic import ElasticNetwork
-from stages.evaluate.network.repair import Repair
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.elastic import DenseNetwork
+from stages.evaluate.network.repair import NOTHING_REPAIRED, Given, Repair
+from stages.evaluate.results.scores import UnitScores
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Document
 from tests.benchmarks.speed import cut
@@ -64,31 +67,36 @@ class Bench:
         rows = perplexity.windows(documents, self.model.tokenizer, protocol, count, str(path))
         return perplexity.batches(rows.tokens, self.limit)
 
-    def network(self, scores: UnitScores | None = None) -> ElasticNetwork:
-        network = ElasticNetwork(self.model, self.device)
-        if scores is not None:
-            network.sort(scores.order())
-        return network
+    def network(self) -> DenseNetwork:
+        return DenseNetwork(self.model, self.device)
 
-    def perplexities(self, network: ElasticNetwork, architecture: Architecture) -> list[float]:
+    def perplexities(
+        self, network: Decoder, architecture: Architecture, repair: Repair = NOTHING_REPAIRED
+    ) -> list[float]:
         found = []
         with torch.inference_mode():
             for batches in self.texts.values():
-                parts = [network.log_likelihoods(architecture, batch.to(self.device)) for batch in batches]
+                parts = [
+                    network.log_likelihoods(architecture, batch.to(self.device), repair) for batch in batches
+                ]
                 found.append(math.exp(-float(torch.cat(parts).double().mean())))
         return found
 
 
 def methods(bench: Bench, moments: Statistics) -> dict[str, Callable[[], UnitScores]]:
     """Every importance method; the paper's is Taylor on 10 samples of 128 tokens."""
+
+    def scored(name: str, batches: Sequence[Batch]) -> UnitScores:
+        found: UnitScores = IMPORTANCES[name].score(
+            CalibrationData(bench.network(), batches, lambda: moments)
+        )
+        return found
+
     found: dict[str, Callable[[], UnitScores]] = {
-        "random": lambda: importance.random(bench.model.shape, 0),
-        "magnitude": lambda: importance.magnitude(bench.network()),
-        "taylor, 10 x 128": lambda: taylor(bench.network(), bench.small),
-        "taylor-second, 10 x 128": lambda: taylor(bench.network(), bench.small, order=2),
+        f"{name}, 10 x 128": partial(scored, name, bench.small) for name in ("taylor", "taylor-second")
     }
-    for name in ("fluctuation", "wanda", "activation"):
-        found[name] = lambda name=name: importance.from_statistics(name, bench.network(), moments)  # type: ignore[misc]
+    for name in ("random", "magnitude", "fluctuation", "wanda", "activation"):
+        found[name] = partial(scored, name, bench.calibration)
     return found
 
 
@@ -96,19 +104,15 @@ def rows(
     bench: Bench, scores: UnitScores, moments: Statistics, ratios: Sequence[float], damping: float
 ) -> None:
     """Print the perplexities of one method without repair, with it, and repaired again."""
-    network = bench.network(scores)
+    network = bench.network().sorted(scores.order())
     with tempfile.TemporaryDirectory() as folder:
-        cache = TensorCache(Path(folder), 2**33)
-        once = Reconstruction(network, moments, scores.order(), damping, cache, "key")
+        once = LeastSquares(network, moments, damping, TensorCache(Path(folder), 2**33), "key")
         for ratio in ratios:
             architecture = cut(bench.model.shape, "simple", ratio)
-            repairs: dict[str, Repair | None] = {"none": None, "least-squares": once}
-            for label, repair in repairs.items():
-                network.repair = repair
-                line(ratio, label, bench.perplexities(network, architecture))
-            found = repair_again(network, architecture, bench.calibration, damping)
-            network.repair = lambda site, _, found=found: found.get(site)
-            line(ratio, "and again", bench.perplexities(network, architecture))
+            again = repair_again(network, once, architecture, bench.calibration, damping)
+            repairs: dict[str, Repair] = {"none": NOTHING_REPAIRED, "least-squares": once}
+            for label, repair in (repairs | {"and again": Given(again)}).items():
+                line(ratio, label, bench.perplexities(network, architecture, repair))
 
 
 def line(ratio: float, label: str, values: Sequence[float]) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from stages.architecture import Architecture, Kind, ModelShape
 from stages.config.params import load_params
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.export.weights import huggingface
 from stages.families import register
 from stages.sample import designs, timing
@@ -52,7 +52,7 @@ def main() -> None:
     found = {d.design: d.architecture for d in designs.baselines(shape, sample, budget)}
     found |= {f"scattered {s}": scattered(shape, arguments.ratio, 0.3, s) for s in range(2)}
     found |= {"scattered, 45 %": scattered(shape, 0.45, 0.3, 2), "dropped sublayers": holed(shape)}
-    network = ElasticNetwork(loaded, torch.device("cpu"))
+    network = DenseNetwork(loaded, torch.device("cpu"))
     register()
     models: list[Any] = []
     with tempfile.TemporaryDirectory() as name:

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from stages.config.params import ModelSection, PartSources
-from stages.evaluate.measure import TOKENS_PER_BATCH
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.text import mmlu
 from stages.evaluate.text.corpora import Corpus, Question, load_questions
 from stages.evaluate.text.selection import FORMATS, select
@@ -67,7 +67,7 @@ def main() -> None:
     }
     measurement = COMMITTED.export.measurement.model_copy(update=changes)
     chosen = select({}, corpora, "report", loaded.tokenizer, measurement, loaded.context_tokens)
-    network = ElasticNetwork(loaded, torch.device("cpu"))
+    network = DenseNetwork(loaded, torch.device("cpu"))
     reference = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=torch.float32).eval()
     by_id = {question.id: question for question in corpora["mmlu"].parts["report"]}
     good = True

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.architecture import Architecture, ModelShape
-from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE, Decoder
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.plan import workload
 
@@ -101,7 +100,7 @@ def large_product_flops(machine: Machine) -> float:
     return 2 * size**3 / statistics.median(machine.timed({"product": lambda: a @ b}, 10)["product"])
 
 
-def matrix_products(machine: Machine, network: ElasticNetwork, tokens: int) -> tuple[Callable[[], None], int]:
+def matrix_products(machine: Machine, network: Decoder, tokens: int) -> tuple[Callable[[], None], int]:
     """The dense model's matrix products and nothing else, on random activations; and their FLOPs.
 
     Every layer's seven and the head's, grouped as the network groups them.

@@ -13,12 +13,11 @@ import torch
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
-from stages.evaluate.calibrate.taylor import taylor
+from stages.evaluate.calibrate.importance.taylor import held_bytes, taylor
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.text import perplexity
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
-from stages.plan.memory import taylor_bytes
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.speed import random_tokens
 
@@ -36,14 +35,15 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = Machine.of(arguments.device)
     model = ModelSection(source=arguments.model, revision=None, trust_remote_code=False)
-    network = ElasticNetwork(checkpoint.load(model, machine.dtype), machine.device)
+    network = DenseNetwork(checkpoint.load(model, machine.dtype), machine.device)
     shape, tokens = network.shape, arguments.samples * arguments.length
     rows = random_tokens(shape, arguments.samples, arguments.length, seed=0)
     taylor(network, perplexity.batches(rows[:1, :2], 2))  # libraries take memory of their own, once
     batches = perplexity.batches(rows, CALIBRATION_BATCH_TOKENS)
     found = machine.peak_bytes(lambda: taylor(network, batches))
     size = torch.finfo(machine.dtype).bits // 8
-    expected = taylor_bytes(shape, tokens, arguments.length, size)
+    at_once = max(batch.tokens.numel() for batch in batches)
+    expected = held_bytes(shape, tokens, at_once, size)
     print(f"{machine}, {arguments.samples} x {arguments.length} tokens, GiB\n")
     print("| Taylor pass, first order | weights | beyond them, measured | beyond them, by formula |")
     print("| --- | --- | --- | --- |")
@@ -53,7 +53,7 @@ def main() -> None:
     )
     for name, element in (("float32", 4), ("bfloat16", 2)):
         weights = LLAMA_7B.total_parameters * element / 2**30
-        needed = taylor_bytes(LLAMA_7B, tokens, arguments.length, element) / 2**30
+        needed = held_bytes(LLAMA_7B, tokens, at_once, element) / 2**30
         print(f"| a 7B Llama, {name} | {weights:.2f} | | {needed:.2f} |")
 
 

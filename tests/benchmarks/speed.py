@@ -32,12 +32,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.config.params import ModelSection
-from stages.evaluate.calibrate.taylor import taylor
-from stages.evaluate.measure import TOKENS_PER_BATCH
+from stages.evaluate.calibrate.importance.taylor import taylor
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.decoder import Decoder
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, common_prefix, tree_order
 from stages.evaluate.text import perplexity
 from stages.sample.space import Space
@@ -98,7 +99,7 @@ def compare(source: str, machine: Machine, length: int | None, repeats: int) -> 
     loaded = checkpoint.load(model, machine.dtype)
     print(f"{machine}, {rows} x {length} tokens, {repeats} rounds")
     (batch,) = perplexity.batches(random_tokens(loaded.shape, rows, length, seed=0), rows * length)
-    network = ElasticNetwork(loaded, machine.device)
+    network = DenseNetwork(loaded, machine.device)
     with torch.inference_mode():
         on_device = batch.to(machine.device)
         rate = _forward(machine, loaded, network, on_device, repeats)
@@ -109,9 +110,7 @@ def compare(source: str, machine: Machine, length: int | None, repeats: int) -> 
     print(f"\npeak memory of this process: {machine.process_peak_bytes() / 2**30:.2f} GiB")
 
 
-def _forward(
-    machine: Machine, loaded: Checkpoint, network: ElasticNetwork, batch: Batch, repeats: int
-) -> float:
+def _forward(machine: Machine, loaded: Checkpoint, network: Decoder, batch: Batch, repeats: int) -> float:
     """Tokens a second of the forward pass with loss: transformers' own, ours dense, ours pruned.
 
     Returns the FLOP/s of the model's matrix products, timed in turn with them.
@@ -157,7 +156,7 @@ def _forward(
     return rate
 
 
-def _layers(machine: Machine, network: ElasticNetwork, batch: Batch, repeats: int) -> None:
+def _layers(machine: Machine, network: Decoder, batch: Batch, repeats: int) -> None:
     """Time in the decoder layers at a ratio, as a fraction of the dense network's."""
     shape, length = network.shape, batch.tokens.shape[1]
     dense = shape.dense()
@@ -181,7 +180,7 @@ def _layers(machine: Machine, network: ElasticNetwork, batch: Batch, repeats: in
         print(f"| {name} | {ratio:.4f} | {spread(parts)} | {bar:.3f} | {limit:.3f} |")
 
 
-def _switches(machine: Machine, network: ElasticNetwork) -> None:
+def _switches(machine: Machine, network: Decoder) -> None:
     """Time to look up the views of all output projections of an architecture."""
     architectures = [cut(network.shape, b, r) for b in KINDS for r in RATIOS]
 
@@ -194,7 +193,7 @@ def _switches(machine: Machine, network: ElasticNetwork) -> None:
     print(f"\nswitching to another architecture: {spread([1e6 * s for v in found.values() for s in v])} µs")
 
 
-class _LayersAlone(ElasticNetwork):
+class _LayersAlone(DenseNetwork):
     """A network without head and loss, to time its layers."""
 
     def read(self, hidden: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
@@ -211,14 +210,14 @@ def _single_sites(machine: Machine, loaded: Checkpoint, repeats: int) -> None:
     (batch,) = perplexity.batches(random_tokens(shape, rows, length, seed=1), rows * length)
     batches = [batch.to(machine.device)]
 
-    def run(network: ElasticNetwork, limit: int) -> None:
+    def run(network: Decoder, limit: int) -> None:
         shared = SharedPrefix(network, batches, limit)
         for architecture, branches in zip(work, branch_depths(work), strict=True):
             shared.log_likelihoods(architecture, branches)
 
     networks = {
         "decoder layers": _LayersAlone(loaded, machine.device),
-        "whole forward pass with loss": ElasticNetwork(loaded, machine.device),
+        "whole forward pass with loss": DenseNetwork(loaded, machine.device),
     }
     limits = {"alone": 0, "shared": 2**32}
     found = machine.timed(
@@ -241,7 +240,7 @@ def _single_sites(machine: Machine, loaded: Checkpoint, repeats: int) -> None:
 
 
 def _per_architecture(
-    machine: Machine, model: ModelSection, network: ElasticNetwork, rate: float, repeats: int
+    machine: Machine, model: ModelSection, network: Decoder, rate: float, repeats: int
 ) -> None:
     """Load, score, slice and measure a model for each architecture (LLM-Pruner's way), against ours."""
     shape = network.shape
@@ -252,8 +251,8 @@ def _per_architecture(
     architecture = cut(shape, "simple", 0.25)
 
     def theirs() -> None:
-        pruned = ElasticNetwork(checkpoint.load(model, machine.dtype), machine.device)
-        pruned.sort(taylor(pruned, calibration).order())
+        whole = DenseNetwork(checkpoint.load(model, machine.dtype), machine.device)
+        pruned = whole.sorted(taylor(whole, calibration).order())
         state = pruned.sliced_state(architecture)
         assert len(state) > shape.layers
         with torch.inference_mode():

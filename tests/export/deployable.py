@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
 from stages.architecture import Architecture
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.export.gguf.tokenizer import derived
 from stages.export.gguf.writer import PrunedModel
 from stages.export.weights.huggingface import write_folder
@@ -109,8 +109,7 @@ def pruned_model(
     tokenizer = trained_tokenizer()
     tokenizer.save_pretrained(source)
     loaded = tiny.load(source)
-    network = ElasticNetwork(loaded, tiny.CPU)
-    network.sort(tiny.random_order(loaded.shape))
+    network = DenseNetwork(loaded, tiny.CPU).sorted(tiny.random_order(loaded.shape))
     return PrunedModel(
         "tiny", network.sliced_state(architecture), loaded.recipe, loaded.config, architecture, loaded.shape,
         derived(tokenizer, VOCABULARY),

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from stages.architecture import Architecture, Kind, Site
 from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate.importance import taylor
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.text import perplexity
 from stages.plan import memory, workload
@@ -137,11 +138,11 @@ def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
 
 
 def test_memory_of_the_taylor_pass_grows_by_the_states_of_its_tokens_alone() -> None:
-    few, many = (memory.taylor_bytes(SMOLLM2, tokens, 512, 2) for tokens in (4096, 16384))
+    few, many = (taylor.held_bytes(SMOLLM2, tokens, 2048, 2) for tokens in (4096, 16384))
     assert many - few == (16384 - 4096) * 32 * 576 * 2  # of 30 layers, and those before and after
     evaluate = COMMITTED.evaluate.model_copy(update={"importance": "taylor"})
     loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
     reading = estimated(loaded.corpora, "selection", evaluate.measurement, 1024)
     parts = memory.on_device(loaded, SMOLLM2, {"pair": reading}, GPUS["H100"])
-    assert parts["Taylor pass"] == many
+    assert parts["scoring"] == many
     assert memory.peak(parts) < sum(parts.values())

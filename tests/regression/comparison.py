@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from stages.evaluate.measure import standard_error
+from stages.evaluate.results.errors import standard_error
 from stages.files import InputError
 from stages.metrics.accuracy import ACCURACY
 from stages.metrics.log_likelihood import LOG_LIKELIHOOD

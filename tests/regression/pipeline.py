@@ -24,7 +24,9 @@ from transformers import AutoModelForCausalLM
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.config.params import Params
-from stages.evaluate.measure import Evaluator, Work
+from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results.journal import Journal
 from stages.evaluate.text.selection import Selection
 from stages.evaluate.workbench import Workbench, open_workbench
@@ -88,23 +90,25 @@ def measure(
     with _alone(work):
         _stage("sample", params)
         bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
-        evaluator = bench.evaluator("report", params.export.measurement, params.search.repair_again)
+        evaluator = bench.evaluator("report", params.export.measurement)
         _, designed = designs.read(DATA / "sample" / "architectures.json")
-        given = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
-        given.append(Work(mixed(bench.network.shape), MIXED))
-        run = _described(bench, evaluator, params, given)
+        given = {d.design: d.architecture for d in designed[: len(designs.BASELINES)]}
+        given[MIXED] = mixed(bench.network.shape)
+        again = params.search.repair_again
+        contenders = [Work(a, name, bench.weights(a, again)) for name, a in given.items()]
+        run = _described(bench, evaluator, params, contenders)
         planned(run)
         checks: list[Check] = []
         try:
-            for some in (given[:1], given[1:]):  # dense needs no repair, which a bug may break
-                run = _with(run, evaluator, some)
+            for some in (contenders[:1], contenders[1:]):  # dense needs no repair, which a bug may break
+                run = _with(run, bench, evaluator, some)
             if given_only:
                 return Result(run, checks, None)
             for stage in ("evaluate", "build_dataset", "train_predictor", "search"):
                 _stage(stage, params)
             candidates = outcome.read(DATA / "search" / "outcome.json")
             winner = next(c.architecture for c in candidates if c.name == WINNER)
-            run = _with(run, evaluator, [Work(winner, WINNER)])
+            run = _with(run, bench, evaluator, [Work(winner, WINNER, bench.weights(winner, again))])
             checks.append(_budget_check(run.contenders[WINNER], params))
             _stage("export", params)
             limit = settings.tolerance.export_nats
@@ -203,10 +207,10 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _with(run: Run, evaluator: Evaluator, work: list[Work]) -> Run:
+def _with(run: Run, bench: Workbench, evaluator: Evaluator, work: list[Work]) -> Run:
     """The run with more contenders measured; the export's table takes their rows from the journal."""
     with Journal(DATA / "export" / "journal.jsonl") as journal:
-        rows = evaluator.measure_all(work, journal, lambda _: None, "contenders")
+        rows = measure_all(evaluator, bench.executor, work, journal, lambda _: None, "contenders")
     found = {w.design: rows[w.architecture.id] for w in work}
     new = {name: Contender(r.architecture, r.overall_ratio, r.samples) for name, r in found.items()}
     return replace(run, contenders={**run.contenders, **new})

@@ -7,7 +7,6 @@ hand-set version of each step on the way (`VERSION` in the modules, `version` of
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from stages.evaluate.network.repair import Given, Repair
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
-from stages.files import cache_folder
+from stages.files import cache_folder, digest
 
 
 class Calibrator:
@@ -120,9 +119,7 @@ class Calibrator:
             found.write(path, key)
         return found
 
-    def repair_again(
-        self, network: ElasticNetwork, repair: Repair, weights: PrunedWeights
-    ) -> PrunedWeights:
+    def repair_again(self, network: ElasticNetwork, repair: Repair, weights: PrunedWeights) -> PrunedWeights:
         """The second repair of weights that were cut from the network and repaired once."""
         damping = self.section.reconstruction.damping
         step = {"repair again": {"damping": damping, "version": second_repair.VERSION}}
@@ -158,8 +155,3 @@ def _spread(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """So many of the batches that they hold about so many tokens, evenly spread; at least one if any."""
     count = min(len(batches), math.ceil(tokens / batches[0].tokens.numel()))
     return [batches[index * len(batches) // count] for index in range(count)]
-
-
-def digest(*parts: object) -> str:
-    """A short digest of what JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ bytes a layer (SmolLM2-135M: 0.28 GB).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch

@@ -21,7 +21,7 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.fused import log_likelihood, rms_norm, rotate, swiglu
 from stages.evaluate.network.layers import Layer, named, prefix, sliced
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
-from stages.families.family import Family
+from stages.families import Family
 from stages.files import InputError
 
 VERSION = 1
@@ -55,9 +55,7 @@ class Surroundings:
     rope_scaling: float
 
     @classmethod
-    def of(
-        cls, shape: ModelShape, family: Family, config: Any, state: Mapping[str, Tensor]
-    ) -> Surroundings:
+    def of(cls, shape: ModelShape, family: Family, config: Any, state: Mapping[str, Tensor]) -> Surroundings:
         """Those of a state dict, where its tensors lie; `config` is the model's in transformers.
 
         Raises:
@@ -146,9 +144,10 @@ class Decoder:
 
     def _check_length(self, batch: Batch) -> None:
         length = batch.tokens.shape[1]
-        if self.surroundings.window is not None and length > self.surroundings.window:
+        window = self.surroundings.window
+        if window is not None and length > window:
             raise InputError(
-                f"sequences of {length} tokens exceed the model's sliding window of {self.surroundings.window}, "
+                f"sequences of {length} tokens exceed the model's sliding window of {window}, "
                 "beyond which it is not run; lower sequence_length or question_tokens in params.yaml"
             )
 
@@ -276,8 +275,9 @@ class Decoder:
 
         The sines of the first half are negative, as `rotate` wants them.
         """
-        angles = (positions[..., None].float() * self.surroundings.inverse_frequencies)[:, :, None]
-        cos, sin = angles.cos() * self.surroundings.rope_scaling, angles.sin() * self.surroundings.rope_scaling
+        frequencies, scaling = self.surroundings.inverse_frequencies, self.surroundings.rope_scaling
+        angles = (positions[..., None].float() * frequencies)[:, :, None]
+        cos, sin = angles.cos() * scaling, angles.sin() * scaling
         return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
 
     def sliced_state(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stages.architecture import Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.results.scores import UnitOrder
-from stages.families.family import Family
+from stages.families import Family
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Repair(Protocol):
         """Everything that decides the projections besides the network and its calibration, for keys."""
 
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
-        """The refitted projection (D, kept) in the network's dtype; None where the site's own prefix stands."""
+        """The refitted projection (D, kept) in the network's dtype; None where the site's prefix stands."""
 
     def factor(self, site: Site) -> Tensor | None:
         """L (C, C) of an MLP's damped Gram matrix, its units sorted; None where nothing is refitted."""

@@ -7,8 +7,6 @@ step makes (the second repair, a recovery) are one architecture's own: they pass
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +18,7 @@ from stages.architecture import Architecture
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.layers import layer_of
+from stages.files import digest
 
 State = Mapping[str, Tensor]
 """Tensors under the family's Hugging Face names: original layer numbers, nothing of a dropped sublayer, and
@@ -42,8 +41,7 @@ class PrunedWeights:
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the architecture and of how its tensors were made."""
-        text = json.dumps([self.architecture.id, *self.made], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self.architecture.id, *self.made)
 
     def then(self, step: Mapping[str, Any], make: Callable[[], State]) -> PrunedWeights:
         """The weights that a further step makes of these."""

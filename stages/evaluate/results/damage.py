@@ -129,8 +129,7 @@ class DamageCurves:
         try:
             points = {}
             for name, rows in document["points"].items():
-                layer, _, kind = name.partition(".")
-                points[Site(int(layer), Kind(kind))] = [(float(ratio), float(d)) for ratio, d in rows]
+                points[Site.parse(name)] = [(float(ratio), float(d)) for ratio, d in rows]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
         return cls(points) if points else None

@@ -38,9 +38,13 @@ class Row:
     """What the metrics are means of: a value a window or a question, for errors and paired comparisons."""
     seconds: float
     measured_at: str
+    weights: str = ""
+    """Digest of weights of its own; empty where a prefix view of the elastic network was measured."""
 
     def to_line(self) -> str:
         content = asdict(self) | {"architecture": self.architecture.id, "widths": self.architecture.to_json()}
+        if not self.weights:
+            del content["weights"]
         return json.dumps({"schema": SCHEMA} | content, allow_nan=False)
 
     @classmethod

@@ -28,7 +28,7 @@ from stages.architecture import Architecture
 from stages.config.params import ModelSection, Params, ProofSection, load_params
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, load_texts
 from stages.export.benchmark import comparison
@@ -96,7 +96,7 @@ def _write_dense(
 ) -> list[str]:
     """The dense model in the formats of the export; says what could not be written."""
     shape, dense = loaded.shape, loaded.shape.dense()
-    state = ElasticNetwork(loaded, torch.device("cpu")).sliced_state(dense)
+    state = DenseNetwork(loaded, torch.device("cpu")).sliced_state(dense)
     huggingface.write_folder(
         scratch / "model", state, loaded.config, dense, shape, None, loaded.generation_config, dtype
     )

@@ -47,8 +47,7 @@ class PrunedModel:
     """What a GGUF file is made from.
 
     `state` has float32 tensors under the family's Hugging Face names, with the widths of `architecture`
-    (`ElasticNetwork.sliced_state`); `recipe` and `config`, transformers' configuration, are the dense
-    model's.
+    (`PrunedWeights`); `recipe` and `config`, transformers' configuration, are the dense model's.
     """
 
     name: str

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture, ModelShape
-from stages.evaluate.measure import Evaluator, standard_error
+from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Row
 from stages.evaluate.text.corpora import divided
 from stages.evaluate.workbench import Workbench

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stages.evaluate.measure import standard_error
+from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Row
 from stages.evaluate.text.mmlu import Item
 from stages.export.report.data import QuestionGroup

@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.architecture import Architecture
-from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.weights import PrunedNetwork
 from stages.files import InputError
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 2.0}
@@ -30,10 +28,8 @@ save_file({"logits": logits.contiguous()}, sys.argv[3])
 """
 
 
-def logit_difference(
-    folder: Path, network: ElasticNetwork, architecture: Architecture, tokens: torch.Tensor
-) -> float:
-    """The largest absolute logit difference on `tokens` (B, L) between folder and prefix view.
+def logit_difference(folder: Path, network: PrunedNetwork, tokens: torch.Tensor) -> float:
+    """The largest absolute logit difference on `tokens` (B, L) between folder and measured network.
 
     The folder is loaded by `AutoModelForCausalLM.from_pretrained` in a process of its own that
     does not see this package, in another directory.
@@ -41,12 +37,7 @@ def logit_difference(
     Raises:
         InputError: the folder cannot be loaded there.
     """
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    nothing = torch.zeros(0, dtype=torch.long)
-    batch = Batch(tokens, positions, None, nothing, nothing).to(network.device)
-    with torch.inference_mode():
-        hidden, _ = network.hidden_states(architecture, batch)
-        ours = network.logits(hidden).float().cpu()
+    ours = network.logits_of(tokens)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         save_file({"tokens": tokens.contiguous()}, work / "in.safetensors")

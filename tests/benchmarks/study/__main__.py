@@ -25,7 +25,9 @@ from typing import Any
 import torch
 
 from stages.architecture import Architecture
-from stages.evaluate.measure import Work, standard_error
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
+from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
 from stages.search.objective import objective_of
@@ -154,9 +156,10 @@ def final(arguments: argparse.Namespace) -> None:
     todo = [a for i, a in enumerate(todo) if i % arguments.shards == arguments.shard]
     evaluators = {
         "texts": setting.on_texts,
-        "again": lambda: setting.on_texts(again=True),
+        "again": setting.on_texts,
         "questions": lambda: setting.on_questions(arguments.questions),
     }[arguments.what]()
+    again = arguments.what == "again"
     for key in todo:
         started = time.perf_counter()
         row: dict[str, Any] = {
@@ -167,8 +170,9 @@ def final(arguments: argparse.Namespace) -> None:
             "standard_errors": {},
         }
         for evaluator in evaluators:
-            metrics, samples = evaluator.measure(wanted[key])
-            suffix = ".again" if arguments.what == "again" else ""
+            weights = setting.bench.weights(wanted[key], again=True) if again else None
+            metrics, samples = evaluator.measure(wanted[key], weights=weights)
+            suffix = ".again" if again else ""
             row["metrics"] |= {n + suffix: value for n, value in metrics.items()}
             row["standard_errors"] |= {n + suffix: standard_error(values) for n, values in samples.items()}
         row |= {
@@ -224,7 +228,8 @@ def measured(
 ) -> dict[Architecture, Row]:
     """The rows of architectures on the selection text, from the journal or measured now."""
     work = [Work(a, design) for a in architectures]
-    found = setting.selection.measure_all(work, journal, lambda _: None, label)
+    executor = setting.bench.executor
+    found = measure_all(setting.selection, executor, work, journal, lambda _: None, label)
     return {a: found[a.id] for a in architectures}
 
 

@@ -20,7 +20,7 @@ from stages.build_dataset.features import Features
 from stages.config.budget import Budget
 from stages.config.params import Narrowing, Sample, TrainPredictor
 from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.results.damage import DamageCurves
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus
@@ -172,7 +172,7 @@ def greedy(
     return found
 
 
-def block_influence(network: ElasticNetwork, batches: Sequence[Batch]) -> list[float]:
+def block_influence(network: Decoder, batches: Sequence[Batch]) -> list[float]:
     """Each layer's block influence, 1 - the mean cosine of its input and output (ShortGPT, eq. 1).
 
     Men et al. 2024, arXiv 2403.03853. On the dense network, over all tokens of the batches.

@@ -13,7 +13,7 @@ import yaml
 from stages.architecture import Architecture
 from stages.build_dataset.features import Features
 from stages.config.params import Params
-from stages.evaluate.measure import Evaluator
+from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import write_text
@@ -112,7 +112,7 @@ class Setting:
         self.selection = replace(self.bench, questions={}).evaluator("selection", params.evaluate.measurement)
         started = time.perf_counter()
         path = scores.with_name(f"{scores.stem}-curvature.json")
-        self.expected = self.bench.calibration.curves(self.bench.network, self.bench.scores, path)
+        self.expected = self.bench.calibration.curves(self.bench.network, self.bench.repair, path)
         self.curvature_seconds = time.perf_counter() - started
 
     def features(self, params: Params, known: Mapping[Architecture, Mapping[str, float]]) -> Features:
@@ -121,14 +121,14 @@ class Setting:
         curves = DamageCurves.of_pairs(shape, known, list(params.corpora.texts), self.expected)
         return Features.of_model(shape, params.build_dataset.band, self.scores, curves)
 
-    def on_texts(self, again: bool = False) -> list[Evaluator]:
-        """On the test splits of the texts, each at its own length; repaired `again` if asked for."""
+    def on_texts(self) -> list[Evaluator]:
+        """On the test splits of the texts, each at its own length."""
         made = []
         for name in TEXTS:
             bench: Workbench = replace(self.bench, texts={name: self.bench.texts[name]}, questions={})
             asked = {"windows": None, "sequence_length": LENGTHS[name]}
             measurement = self.params.evaluate.measurement.model_copy(update=asked)
-            made.append(bench.evaluator("report", measurement, again))
+            made.append(bench.evaluator("report", measurement))
         return made
 
     def on_questions(self, questions: int | None) -> list[Evaluator]:

@@ -11,10 +11,10 @@ import torch
 from stages.architecture import Kind, LayerWidth, Site
 from stages.evaluate.calibrate import curvature, statistics
 from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
-from stages.evaluate.network.layers import UnitOrder
+from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
 from stages.sample.space import Option, options
 from tests import tiny
 from tests.conftest import TinyFolder
@@ -24,19 +24,10 @@ BATCH = tiny.causal(TOKENS)
 CALIBRATION = [tiny.causal(tiny.random_tokens(rows=6, length=48, seed=seed)) for seed in (3, 4)]
 
 
-def as_stored(network: ElasticNetwork) -> UnitOrder:
-    shape = network.shape
-    return UnitOrder(
-        torch.arange(shape.kv_groups).expand(shape.layers, -1),
-        torch.arange(shape.heads_per_group).expand(shape.layers, shape.kv_groups, -1),
-        torch.arange(shape.channels).expand(shape.layers, -1),
-    )
-
-
-def repaired(network: ElasticNetwork, cache: Path) -> Reconstruction:
-    gathered = statistics.gather(network, CALIBRATION)
+def repaired(folder: Path, network: ElasticNetwork, cache: Path) -> Repair:
+    gathered = statistics.gather(tiny.network_of(folder), CALIBRATION)
     # Hardly damped: what damping does to the kept units is left out of the curvature.
-    return Reconstruction(network, gathered, as_stored(network), 1e-7, TensorCache(cache, 2**30), "key")
+    return LeastSquares(network, gathered, 1e-7, TensorCache(cache, 2**30), "key")
 
 
 def seen_in_reference(model: Any, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +48,9 @@ def seen_in_reference(model: Any, module: Any) -> tuple[torch.Tensor, torch.Tens
     return seen["x"].flatten(0, 1), seen["y"].grad.flatten(0, 1)
 
 
-def change(network: ElasticNetwork, site: Site, option: Option, x: torch.Tensor, module: Any) -> torch.Tensor:
+def change(
+    network: ElasticNetwork, repair: Repair, site: Site, option: Option, x: torch.Tensor, module: Any
+) -> torch.Tensor:
     """What the site's outputs (T, D) become less what they were."""
     shape = network.shape
     if site.kind is Kind.MLP:
@@ -73,35 +66,31 @@ def change(network: ElasticNetwork, site: Site, option: Option, x: torch.Tensor,
         by_head = x.unflatten(-1, (shape.kv_groups, shape.heads_per_group, -1))
         kept = by_head[:, : width.kv_groups, : width.heads_per_group].flatten(1)
     bias = 0.0 if module.bias is None else module.bias
-    after: torch.Tensor = kept @ network.projection(site, width).T + bias
+    after: torch.Tensor = kept @ network.projection(site, width, repair).T + bias
     return after - before
 
 
-@pytest.mark.parametrize("repair", [False, True], ids=["plain", "repaired"])
+@pytest.mark.parametrize("repairs", [False, True], ids=["plain", "repaired"])
 @pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3"])
 def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
-    name: str, repair: bool, tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, repairs: bool, tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variant = tiny.VARIANTS[name]
     folder = tiny_folder(variant.family, **variant.options)
-    network, model = tiny.network_of(folder), tiny.reference(folder)
-    if repair:
-        network.repair = repaired(network, tmp_path)
-    factors = {
-        site: network.repair.factor(site) if isinstance(network.repair, Reconstruction) else None
-        for site in network.shape.sites()
-        if site.kind is Kind.MLP
-    }
+    network, model = tiny.elastic_of(folder), tiny.reference(folder)
+    repair = repaired(folder, network, tmp_path) if repairs else NOTHING_REPAIRED
+    factors = {site: repair.factor(site) for site in network.shape.sites() if site.kind is Kind.MLP}
     monkeypatch.setattr(curvature, "_drawn", lambda network, last, batch, seed: batch.targets)
     widths = {kind: options(network.shape, kind, 8)[1:] for kind in Kind}
-    found = curvature.token_rises(network, BATCH, widths, factors, 0)
+    found = curvature.token_rises(network, repair, BATCH, widths, factors, 0)
     for site in network.shape.sites():
         layer = model.model.layers[site.layer]
         module = layer.self_attn.o_proj if site.kind is Kind.ATTENTION else layer.mlp.down_proj
         x, gradient = seen_in_reference(model, module)
         with torch.no_grad():
             expected = torch.stack(
-                [(gradient * change(network, site, o, x, module)).sum(1) for o in widths[site.kind]], 1
+                [(gradient * change(network, repair, site, o, x, module)).sum(1) for o in widths[site.kind]],
+                1,
             )
         scale = expected.abs().max()
         torch.testing.assert_close(found[site] / scale, expected / scale, rtol=0, atol=2e-4)
@@ -110,16 +99,18 @@ def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
 def test_a_curve_is_half_the_mean_square_over_all_batches(
     tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = tiny.network_of(tiny_folder("llama"))
+    network = tiny.elastic_of(tiny_folder("llama"))
 
-    def rises(network: ElasticNetwork, batch: Batch, widths: Any, factors: Any, seed: int) -> Any:
+    def rises(
+        network: ElasticNetwork, repair: Repair, batch: Batch, widths: Any, factors: Any, seed: int
+    ) -> Any:
         tokens = batch.tokens.numel()
         return {
             site: torch.full((tokens, len(widths[site.kind])), 1.0 + seed) for site in network.shape.sites()
         }
 
     monkeypatch.setattr(curvature, "token_rises", rises)
-    found = curvature.expected_curves(network, [BATCH, BATCH], lambda site: None)
+    found = curvature.expected_curves(network, NOTHING_REPAIRED, [BATCH, BATCH])
     ratio = found.points[Site(1, Kind.MLP)][0][0]
     expected = 0.5 * TOKENS.numel() * (1 + 4) / (2 * BATCH.targets.numel())
     assert found.damage(Site(1, Kind.MLP), ratio) == pytest.approx(expected)
@@ -127,7 +118,7 @@ def test_a_curve_is_half_the_mean_square_over_all_batches(
 
 
 def test_drawn_tokens_follow_the_predictions_and_the_seed(tiny_folder: TinyFolder) -> None:
-    network = tiny.network_of(tiny_folder("llama"))
+    network = tiny.elastic_of(tiny_folder("llama"))
     batch = tiny.causal(tiny.random_tokens(1, 2).expand(4000, -1))  # the same prediction 4,000 times
     with torch.no_grad():
         last, _ = network.hidden_states(network.shape.dense(), batch)
@@ -141,12 +132,12 @@ def test_drawn_tokens_follow_the_predictions_and_the_seed(tiny_folder: TinyFolde
 
 def test_a_small_cut_costs_what_is_expected(tiny_folder: TinyFolder) -> None:
     """The rise of the network's own cross-entropy: its KL from the dense one, to second order."""
-    network = tiny.network_of(tiny_folder("llama"))
+    network = tiny.elastic_of(tiny_folder("llama"))
     shape, index = network.shape, 2
     site = Site(index, Kind.MLP)
     network.layers[index].down.mul_(0.05)  # so that cutting the site is a small change
     batches = [tiny.causal(tiny.random_tokens(8, 64, seed=seed)) for seed in range(6)]
-    expected = curvature.expected_curves(network, batches, lambda s: None)
+    expected = curvature.expected_curves(network, NOTHING_REPAIRED, batches)
     gone = [list(width) for width in shape.dense().to_json()]
     gone[index][2] = 0
     total = predictions = 0.0

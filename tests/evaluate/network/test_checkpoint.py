@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.config.params import ModelSection
 from stages.evaluate.network import checkpoint
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder
@@ -170,7 +170,7 @@ def test_a_missing_bias_or_norm_is_named(tmp_path: Path, family: str, options: A
 def test_a_tied_model_needs_no_head(tiny_folder: TinyFolder) -> None:
     loaded = tiny.load(tiny_folder("llama", tie_word_embeddings=True))
     assert "lm_head.weight" not in loaded.state
-    network = ElasticNetwork(loaded, tiny.CPU)
+    network = DenseNetwork(loaded, tiny.CPU)
     assert network.head is network.embedding
 
 
@@ -265,7 +265,7 @@ def test_a_gguf_file_is_dequantised_once(
     for name, tensor in expected.items():
         assert torch.equal(loaded.state[name], tensor), name
     assert loaded.tokenizer("cab")["input_ids"] == [*loaded.tokenizer("c")["input_ids"], tiny.VOCABULARY]
-    network = ElasticNetwork(loaded, tiny.CPU)
+    network = DenseNetwork(loaded, tiny.CPU)
     tokens = tiny.random_tokens()
     torch.testing.assert_close(
         tiny.elastic_logits(network, network.shape.dense(), tokens),

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, LayerWidth
-from stages.evaluate.network.decoder import grouped_rows
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.decoder import Decoder, grouped_rows
+from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.network.prefix import common_prefix
 from stages.files import InputError
 from tests import tiny
@@ -30,7 +30,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5)
 
 
-def fitted(widths: list[list[int]], network: ElasticNetwork) -> Architecture:
+def fitted(widths: list[list[int]], network: Decoder) -> Architecture:
     """The widths for a network of another grouping: six KV groups of one head in place of two of three."""
     if network.shape.heads_per_group == 1:
         widths = [[kv * h, min(h, 1), c] for kv, h, c in widths]
@@ -86,10 +86,8 @@ def test_every_width_is_a_masked_dense_model(biased: Pair, widths: list[tuple[in
 
 
 def test_sorting_leaves_the_dense_network_and_decides_what_goes(pair: Pair) -> None:
-    network = copy.copy(pair.network)
-    network.layers = list(pair.network.layers)
-    order = tiny.random_order(network.shape)
-    network.sort(order)
+    order = tiny.random_order(pair.network.shape)
+    network = pair.network.sorted(order)
     close(tiny.elastic_logits(network, pair.dense, TOKENS), tiny.reference_logits(pair.model, TOKENS))
     for widths in (MIXED, HOLLOW):
         architecture = fitted(widths, network)
@@ -102,8 +100,8 @@ def test_sorting_leaves_the_dense_network_and_decides_what_goes(pair: Pair) -> N
 def test_the_sliced_state_run_by_hand_gives_the_same_logits(name: str, tiny_folder: TinyFolder) -> None:
     variant = tiny.VARIANTS[name]
     folder = tiny_folder(variant.family, **variant.options)
-    network, config = tiny.network_of(folder), tiny.load(folder).config
-    network.sort(tiny.random_order(network.shape))
+    config = tiny.load(folder).config
+    network = tiny.elastic_of(folder, tiny.random_order(tiny.network_of(folder).shape))
     tokens = TOKENS[:1, :9]
     for architecture in (network.shape.dense(), fitted(MIXED, network), fitted(HOLLOW, network)):
         by_hand = run_by_hand(network.sliced_state(architecture), config, tokens[0].tolist())
@@ -185,7 +183,7 @@ def test_parts_of_groups_are_a_view_of_whole_groups(biased_rows: bool) -> None:
 
 def test_on_the_cpu_the_network_is_the_checkpoint_itself(tiny_folder: TinyFolder) -> None:
     loaded = tiny.load(tiny_folder("llama"))
-    network = ElasticNetwork(loaded, tiny.CPU)
+    network = DenseNetwork(loaded, tiny.CPU)
     assert network.layers[2].q.data_ptr() == loaded.state["model.layers.2.self_attn.q_proj.weight"].data_ptr()
     assert network.layers[3].down.data_ptr() == loaded.state["model.layers.3.mlp.down_proj.weight"].data_ptr()
 
@@ -221,7 +219,7 @@ def test_a_rope_that_depends_on_the_text_is_refused(kind: str, tiny_folder: Tiny
     loaded = tiny.load(tiny_folder("llama"))
     loaded.config.rope_parameters["rope_type"] = kind
     with pytest.raises(InputError, match=f"rope type '{kind}', which is not supported; supported: default"):
-        ElasticNetwork(loaded, tiny.CPU)
+        DenseNetwork(loaded, tiny.CPU)
 
 
 def test_a_sliding_window_is_never_ignored(tiny_folder: TinyFolder) -> None:

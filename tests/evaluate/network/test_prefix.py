@@ -37,12 +37,12 @@ few_architectures = st.lists(
 
 @pytest.fixture(scope="module")
 def network(tiny_folder: TinyFolder) -> ElasticNetwork:
-    return tiny.network_of(tiny_folder("llama", attention_bias=True))
+    return tiny.elastic_of(tiny_folder("llama", attention_bias=True))
 
 
 @pytest.fixture
 def deep(tiny_folder: TinyFolder) -> ElasticNetwork:
-    return tiny.network_of(tiny_folder("llama", num_hidden_layers=DEEP, intermediate_size=16))
+    return tiny.elastic_of(tiny_folder("llama", num_hidden_layers=DEEP, intermediate_size=16))
 
 
 def single_site_variations(network: ElasticNetwork) -> list[Architecture]:

@@ -13,7 +13,7 @@ from stages.evaluate.text.selection import select
 from stages.metrics.metric import QuestionFormat, format_of
 from tests import lm_eval_reference, tiny
 from tests.conftest import TinyFolder
-from tests.evaluate.test_measure import MEASUREMENT
+from tests.evaluate.measure.test_evaluator import MEASUREMENT
 from tests.evaluate.text.test_mmlu import make_questions, pool_of
 
 pytest.importorskip("lm_eval.evaluator", reason="the extra lm-eval is not installed")

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.text import mmlu
 from stages.evaluate.text.corpora import Question
 from stages.files import InputError
@@ -51,7 +51,7 @@ def chosen(questions: list[Question], longest: int = 10_000) -> list[mmlu.Item]:
 
 
 def likelihoods(
-    network: ElasticNetwork, items: list[mmlu.Item], tokens_per_batch: int, pad: int = 0
+    network: Decoder, items: list[mmlu.Item], tokens_per_batch: int, pad: int = 0
 ) -> torch.Tensor:
     dense = network.shape.dense()
     with torch.inference_mode():

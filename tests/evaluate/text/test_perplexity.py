@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stages.config.params import Measurement, TextProtocol
-from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Document
 from stages.files import InputError
@@ -44,7 +44,7 @@ def text_of(rows: torch.Tensor) -> bytes:
     return str(text).encode()
 
 
-def measured(network: ElasticNetwork, rows: torch.Tensor, tokens_per_batch: int) -> torch.Tensor:
+def measured(network: Decoder, rows: torch.Tensor, tokens_per_batch: int) -> torch.Tensor:
     with torch.inference_mode():
         parts = [
             network.log_likelihoods(network.shape.dense(), batch)

@@ -11,7 +11,7 @@ import pytest
 from stages.evaluate.text.corpora import Question
 from stages.files import InputError
 from tests import tiny
-from tests.evaluate.test_measure import MEASUREMENT, QUESTIONS, corpus, halved, selected
+from tests.evaluate.measure.test_evaluator import MEASUREMENT, QUESTIONS, corpus, halved, selected
 
 EXAMPLES = tuple(
     Question(f"e{n}", "anatomy", f"Which example is {n}?", ("a", "b", "c", "d"), n % 4, n) for n in range(9)

@@ -173,4 +173,4 @@ def _importance(order: int, source: str) -> Importance:
 
 
 FIRST_ORDER = _importance(1, "LLM-Pruner, Ma et al. 2023, arXiv 2305.11627, eq. 5 to first order")
-SECOND_ORDER = _importance(2, 'LeCun et al. 1990, "Optimal brain damage"; Theis et al. 2018, arXiv 1801.05787')
+SECOND_ORDER = _importance(2, "LeCun et al. 1990; Theis et al. 2018, arXiv 1801.05787")

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.importance import random as random_scores
-from stages.evaluate.calibrate.reconstruction import Reconstruction
+from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.calibrate.statistics import Statistics
 from stages.evaluate.network.elastic import ElasticNetwork
 from tests import tiny
@@ -29,9 +28,7 @@ class Bench:
     def __init__(self, folder: Path, cache: Path) -> None:
         unsorted = tiny.network_of(folder)
         self.statistics: Statistics = statistics.gather(unsorted, CALIBRATION)
-        self.order = random_scores(unsorted.shape, seed=5).order()
-        self.network: ElasticNetwork = tiny.network_of(folder)
-        self.network.sort(self.order)
+        self.network: ElasticNetwork = unsorted.sorted(tiny.random_order(unsorted.shape))
         self.activations: dict[Site, torch.Tensor] = {}
         for batch in CALIBRATION:
             with torch.inference_mode():
@@ -42,9 +39,9 @@ class Bench:
         old = [self.activations[site]] if site in self.activations else []
         self.activations[site] = torch.cat([*old, x.flatten(0, 1).double()])
 
-    def make(self, cache: Path) -> Reconstruction:
+    def make(self, cache: Path) -> LeastSquares:
         store = TensorCache(cache, 2**30)
-        return Reconstruction(self.network, self.statistics, self.order, DAMPING, store, "key")
+        return LeastSquares(self.network, self.statistics, DAMPING, store, "key")
 
     def kept(self, site: Site, width: LayerWidth) -> list[int]:
         shape = self.network.shape
@@ -75,7 +72,7 @@ widths = st.builds(LayerWidth, st.integers(1, 2), st.integers(1, 3), st.integers
 def test_it_is_the_ridge_solution(bench: Bench, width: LayerWidth, layer: int, kind: Kind) -> None:
     """Against a stacked least-squares problem on the recorded activations themselves."""
     site = Site(layer, kind)
-    found = bench.repair(site, width)
+    found = bench.repair.projection(site, width)
     if width.of(kind) == bench.network.shape.dense_width.of(kind):
         assert found is None
         return
@@ -92,7 +89,7 @@ def test_it_is_the_ridge_solution(bench: Bench, width: LayerWidth, layer: int, k
 def test_repair_brings_the_output_nearer_than_cutting(bench: Bench) -> None:
     for site in bench.network.shape.sites():
         width = LayerWidth(1, 2, 40)
-        repaired = bench.repair(site, width)
+        repaired = bench.repair.projection(site, width)
         assert repaired is not None
         x, w = bench.activations[site], bench.weight(site)
         kept = bench.kept(site, width)
@@ -107,12 +104,8 @@ def test_the_network_uses_it_and_the_slice_carries_it(bench: Bench) -> None:
     )
     tokens = tiny.random_tokens()
     plain = tiny.elastic_logits(bench.network, architecture, tokens)
-    bench.network.repair = bench.repair
-    try:
-        repaired = tiny.elastic_logits(bench.network, architecture, tokens)
-        state = bench.network.sliced_state(architecture)
-    finally:
-        bench.network.repair = None
+    repaired = tiny.elastic_logits(bench.network, architecture, tokens, bench.repair)
+    state = bench.network.sliced_state(architecture, bench.repair)
     assert (plain - repaired).abs().max() > 1e-2
     for layer, width in enumerate(architecture.widths):
         for kind, name in ((Kind.ATTENTION, "self_attn.o_proj"), (Kind.MLP, "mlp.down_proj")):
@@ -120,7 +113,7 @@ def test_the_network_uses_it_and_the_slice_carries_it(bench: Bench) -> None:
             if not (width.has_attention if kind is Kind.ATTENTION else width.has_mlp):
                 assert key not in state
                 continue
-            found = bench.repair(Site(layer, kind), width)
+            found = bench.repair.projection(Site(layer, kind), width)
             own = bench.weight(Site(layer, kind))[:, bench.kept(Site(layer, kind), width)].float()
             torch.testing.assert_close(state[key], own if found is None else found)
 
@@ -129,17 +122,17 @@ def test_each_site_and_width_is_solved_once(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     solved: list[tuple[Site, int]] = []
-    original = Reconstruction._solve_mlp
+    original = LeastSquares._solve_mlp
 
-    def counted(self: Reconstruction, site: Site, channels: int) -> torch.Tensor:
+    def counted(self: LeastSquares, site: Site, channels: int) -> torch.Tensor:
         solved.append((site, channels))
         return original(self, site, channels)
 
-    monkeypatch.setattr(Reconstruction, "_solve_mlp", counted)
+    monkeypatch.setattr(LeastSquares, "_solve_mlp", counted)
     site, width = Site(1, Kind.MLP), LayerWidth(2, 3, 32)
     first = bench.make(tmp_path)
-    one, again = first(site, width), first(site, width)
-    from_disk = bench.make(tmp_path)(site, width)
+    one, again = first.projection(site, width), first.projection(site, width)
+    from_disk = bench.make(tmp_path).projection(site, width)
     assert solved == [(site, 32)]
     assert one is not None
     assert again is one

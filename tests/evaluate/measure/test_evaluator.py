@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ import torch
 
 from stages.architecture import Architecture, LayerWidth
 from stages.config.params import Measurement
-from stages.evaluate import measure
-from stages.evaluate.measure import Evaluator, Work
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH, Evaluator
+from stages.evaluate.measure.executors import Local
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
 from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import NOTHING_REPAIRED
+from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import Corpus, Document, Question
 from stages.evaluate.text.selection import Selection, select
@@ -80,12 +85,18 @@ def selected(**changes: Any) -> Selection:
 def make(network: ElasticNetwork, **changes: Any) -> Evaluator:
     own = {name: changes.pop(name) for name in ("identity", "cache_bytes") if name in changes}
     settings: dict[str, Any] = {"identity": {"weights": "w", "unit_order": "o"}, "cache_bytes": 10**8}
-    return Evaluator(network, selected(**changes), **settings | own)
+    return Evaluator(network, NOTHING_REPAIRED, selected(**changes), **settings | own)
+
+
+def run(
+    evaluator: Evaluator, work: list[Work], journal: Journal, after: Callable[[Row], None]
+) -> dict[str, Row]:
+    return measure_all(evaluator, Local(), work, journal, after, "test")
 
 
 @pytest.fixture(scope="module")
 def network(tiny_folder: TinyFolder) -> ElasticNetwork:
-    return tiny.network_of(tiny_folder("llama"))
+    return tiny.elastic_of(tiny_folder("llama"))
 
 
 def some_work(network: ElasticNetwork, count: int = 6) -> list[Work]:
@@ -108,7 +119,7 @@ def ignore(_: Row) -> None:
 
 def test_metrics_are_those_of_transformers_and_means_of_their_samples(tiny_folder: TinyFolder) -> None:
     folder = tiny_folder("llama")
-    evaluator, model = make(tiny.network_of(folder)), tiny.reference(folder)
+    evaluator, model = make(tiny.elastic_of(folder)), tiny.reference(folder)
     tiny.mask_removed(model, tiny.network_of(folder).shape, MIXED)
     metrics, samples = evaluator.measure(MIXED)
     for name, text in TEXTS.items():
@@ -133,7 +144,7 @@ def test_values_depend_on_neither_order_nor_cache(network: ElasticNetwork, tmp_p
     for index, (cache, seed) in enumerate(((0, 0), (5_000, 1), (40_000, 2), (10**9, 3))):
         shuffled = random.Random(seed).sample(work, len(work))
         with Journal(tmp_path / f"{index}.jsonl") as journal:
-            rows = make(network, cache_bytes=cache).measure_all(shuffled, journal, ignore, "test")
+            rows = run(make(network, cache_bytes=cache), shuffled, journal, ignore)
         found.append({key: (row.key, row.metrics, row.samples) for key, row in rows.items()})
     assert found[0].keys() == {w.architecture.id for w in work}
     assert all(other == found[0] for other in found[1:])
@@ -144,7 +155,7 @@ def test_values_depend_on_neither_order_nor_cache(network: ElasticNetwork, tmp_p
 def test_a_row_says_what_it_is(network: ElasticNetwork, tmp_path: Path) -> None:
     evaluator = make(network)
     with Journal(tmp_path / "journal.jsonl") as journal:
-        rows = evaluator.measure_all([Work(MIXED, "free")], journal, ignore, "test")
+        rows = run(evaluator, [Work(MIXED, "free")], journal, ignore)
         assert list(journal) == [*rows.values()]
     (row,) = rows.values()
     assert (row.architecture, row.design, row.context) == (MIXED, "free", evaluator.digest)
@@ -184,13 +195,13 @@ def test_measuring_resumes_and_repeats_nothing(
 
     seen: list[str] = []
     with pytest.raises(KeyboardInterrupt), Journal(path) as journal:
-        make(network).measure_all(work, journal, killed, "test")
+        run(make(network), work, journal, killed)
     assert seen == measured
     assert len(measured) == 3
 
     after: list[Row] = []
     with Journal(path) as journal:
-        rows = make(network).measure_all([*work, work[0]], journal, after.append, "test")
+        rows = run(make(network), [*work, work[0]], journal, after.append)
     assert sorted(measured) == sorted(ids)
     assert sorted(row.architecture.id for row in after) == sorted(ids)  # old and new, each once
     assert {row.architecture.id for row in after[:3]} == set(seen)
@@ -199,7 +210,7 @@ def test_measuring_resumes_and_repeats_nothing(
 
     before, after = path.read_bytes(), []
     with Journal(path) as journal:
-        again = make(network).measure_all(work, journal, after.append, "test")
+        again = run(make(network), work, journal, after.append)
     assert len(measured) == len(work)
     assert again == rows
     assert len(after) == len(work)
@@ -212,18 +223,18 @@ def test_rows_of_another_context_are_not_taken(
     measured = measured_architectures(monkeypatch)
     work = some_work(network, 3)
     with Journal(tmp_path / "journal.jsonl") as journal:
-        one = make(network).measure_all(work, journal, ignore, "test")
-        other = make(network, part="report").measure_all(work, journal, ignore, "test")
+        one = run(make(network), work, journal, ignore)
+        other = run(make(network, part="report"), work, journal, ignore)
         assert len(measured) == 6
         assert len(journal.rows) == 6
-        assert make(network).measure_all(work, journal, ignore, "test") == one
-        assert make(network, part="report").measure_all(work, journal, ignore, "test") == other
+        assert run(make(network), work, journal, ignore) == one
+        assert run(make(network, part="report"), work, journal, ignore) == other
     assert len(measured) == 6
 
 
 def test_nothing_to_do_is_nothing_done(network: ElasticNetwork, tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl") as journal:
-        assert make(network).measure_all([], journal, ignore, "test") == {}
+        assert run(make(network), [], journal, ignore) == {}
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -271,15 +282,15 @@ def test_the_part_decides_the_key_even_of_equal_text(network: ElasticNetwork) ->
 
 def test_arithmetic_decides_the_key(tiny_folder: TinyFolder) -> None:
     in_float, in_bfloat = (
-        make(tiny.network_of(tiny_folder("llama"), dtype)) for dtype in (torch.float32, torch.bfloat16)
+        make(tiny.elastic_of(tiny_folder("llama"), dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
     )
     assert in_float.key(MIXED) != in_bfloat.key(MIXED)
     assert in_float.measure(MIXED) != in_bfloat.measure(MIXED)
 
 
 def test_grouping_of_batches_is_fixed_a_device() -> None:
-    """It decides last digits, and is a constant of the code, so the code's digest covers it."""
-    assert measure.TOKENS_PER_BATCH["cpu"] == 1024
+    """It decides last digits: a change of it raises the version of measured values."""
+    assert TOKENS_PER_BATCH["cpu"] == 1024
 
 
 # --- errors of means ------------------------------------------------------------------------------
@@ -289,9 +300,9 @@ def test_standard_error() -> None:
     values = [1.0, 2.0, 4.0, 7.0]
     mean = sum(values) / 4
     expected = math.sqrt(sum((v - mean) ** 2 for v in values) / 3 / 4)
-    assert measure.standard_error(values) == pytest.approx(expected)
-    assert math.isnan(measure.standard_error([1.0]))
-    assert math.isnan(measure.standard_error([]))
+    assert standard_error(values) == pytest.approx(expected)
+    assert math.isnan(standard_error([1.0]))
+    assert math.isnan(standard_error([]))
 
 
 def test_a_dropped_everything_still_has_a_value(network: ElasticNetwork) -> None:

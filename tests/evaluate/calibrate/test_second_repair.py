@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.importance import from_statistics
-from stages.evaluate.calibrate.reconstruction import Reconstruction
-from stages.evaluate.calibrate.sequential import repair_again
+from stages.evaluate.calibrate.importance import CalibrationData, moments
+from stages.evaluate.calibrate.least_squares import LeastSquares
+from stages.evaluate.calibrate.second_repair import repair_again
+from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.repair import NOTHING_REPAIRED, Given, Repair
 from tests import tiny
 from tests.conftest import TinyFolder
 
@@ -24,48 +27,53 @@ PRUNED = Architecture(
 )
 
 
+@dataclass
+class Bench:
+    """An elastic network and its first repair."""
+
+    network: ElasticNetwork
+    repair: Repair
+
+    def again(self, architecture: Architecture) -> dict[Site, torch.Tensor]:
+        return repair_again(self.network, self.repair, architecture, BATCHES, DAMPING)
+
+
 @pytest.fixture(params=["llama", "llama-biased", "qwen3"])
-def network(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> ElasticNetwork:
+def bench(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> Bench:
     variant = tiny.VARIANTS[request.param]
-    folder = tiny_folder(variant.family, **variant.options)
-    moments = statistics.gather(tiny.network_of(folder), BATCHES)
-    made = tiny.network_of(folder)
-    order = from_statistics("activation", made, moments).order()
-    made.sort(order)
-    made.repair = Reconstruction(made, moments, order, DAMPING, TensorCache(tmp_path, 2**30), "key")
-    return made
+    dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
+    gathered = statistics.gather(dense, BATCHES)
+    order = moments.activation(CalibrationData(dense, BATCHES, lambda: gathered)).order()
+    network = dense.sorted(order)
+    return Bench(network, LeastSquares(network, gathered, DAMPING, TensorCache(tmp_path, 2**30), "key"))
 
 
-def final_states(network: ElasticNetwork, architecture: Architecture) -> torch.Tensor:
+def final_states(network: ElasticNetwork, architecture: Architecture, repair: Repair) -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat([network.hidden_states(architecture, batch)[0].flatten(0, 1) for batch in BATCHES])
+        states = [network.hidden_states(architecture, batch, repair=repair)[0] for batch in BATCHES]
+    return torch.cat([state.flatten(0, 1) for state in states])
 
 
-def test_it_brings_the_last_hidden_states_nearer_to_the_dense_ones(network: ElasticNetwork) -> None:
-    dense = final_states(network, network.shape.dense())
-    once = (final_states(network, PRUNED) - dense).square().sum()
-    found = repair_again(network, PRUNED, BATCHES, DAMPING)
-    network.repair = lambda site, _: found.get(site)
-    again = (final_states(network, PRUNED) - dense).square().sum()
+def test_it_brings_the_last_hidden_states_nearer_to_the_dense_ones(bench: Bench) -> None:
+    network = bench.network
+    dense = final_states(network, network.shape.dense(), NOTHING_REPAIRED)
+    once = (final_states(network, PRUNED, bench.repair) - dense).square().sum()
+    again = (final_states(network, PRUNED, Given(bench.again(PRUNED))) - dense).square().sum()
     assert again < 0.9 * once
 
 
-def test_every_kept_site_is_refitted_to_its_own_inputs(network: ElasticNetwork) -> None:
+def test_every_kept_site_is_refitted_to_its_own_inputs(bench: Bench) -> None:
     """Each projection solves the stacked least-squares problem on what reaches it in the repaired network."""
-    first = network.repair
-    assert first is not None
-    found = repair_again(network, PRUNED, BATCHES, DAMPING)
+    network, found = bench.network, bench.again(PRUNED)
     kept = [s for s in network.shape.sites() if PRUNED.widths[s.layer].keeps(s.kind)]
     assert list(found) == kept
-    starts = {site: network.projection(site, PRUNED.widths[site.layer]) for site in kept}
+    starts = {site: network.projection(site, PRUNED.widths[site.layer], bench.repair) for site in kept}
     for site in (Site(1, Kind.ATTENTION), Site(1, Kind.MLP), Site(2, Kind.ATTENTION)):
         inputs, goals = [], []
         for batch in BATCHES:
             with torch.inference_mode():
-                network.repair = lambda s, _: found.get(s)
-                x, before = _reaching(network, PRUNED, batch, site)
-                network.repair = None
-                full, dense_before = _reaching(network, network.shape.dense(), batch, site)
+                x, before = _reaching(network, PRUNED, Given(found), batch, site)
+                full, dense_before = _reaching(network, network.shape.dense(), NOTHING_REPAIRED, batch, site)
                 dense_after = network.output(site, network.shape.dense_width, full, onto=dense_before)
             bias = network.layers[site.layer].o_bias if site.kind is Kind.ATTENTION else None
             bias = network.layers[site.layer].down_bias if site.kind is Kind.MLP else bias
@@ -80,24 +88,22 @@ def test_every_kept_site_is_refitted_to_its_own_inputs(network: ElasticNetwork) 
 
 
 def _reaching(
-    network: ElasticNetwork, architecture: Architecture, batch: object, site: Site
+    network: ElasticNetwork, architecture: Architecture, repair: Repair, batch: Batch, site: Site
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The site's activations, and the hidden states that its output is added to."""
-    assert isinstance(batch, type(BATCHES[0]))
     rope = network.rope(batch.positions)
-    _, kept = network.hidden_states(architecture, batch, keep={site.layer})
+    _, kept = network.hidden_states(architecture, batch, keep={site.layer}, repair=repair)
     hidden = kept[site.layer]
     width = architecture.widths[site.layer]
     if site.kind is Kind.MLP and width.keeps(Kind.ATTENTION):
         attention = Site(site.layer, Kind.ATTENTION)
         mixed = network.activations(attention, width, hidden, batch.mask, rope)
-        hidden = network.output(attention, width, mixed, onto=hidden)
+        hidden = network.output(attention, width, mixed, onto=hidden, repair=repair)
     return network.activations(site, width, hidden, batch.mask, rope), hidden
 
 
-def test_a_dense_architecture_keeps_its_projections(network: ElasticNetwork) -> None:
-    dense = network.shape.dense()
-    found = repair_again(network, dense, BATCHES, DAMPING)
-    for site, projection in found.items():
-        own = network.projection(site, dense.widths[site.layer])
+def test_a_dense_architecture_keeps_its_projections(bench: Bench) -> None:
+    dense = bench.network.shape.dense()
+    for site, projection in bench.again(dense).items():
+        own = bench.network.projection(site, dense.widths[site.layer])
         torch.testing.assert_close(projection, own, rtol=1e-3, atol=1e-3)

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.config.params import Params
-from stages.evaluate import workbench
+from stages.config.params import Evaluate
+from stages.evaluate.network import device as device_module
+from stages.evaluate.network.device import device_and_dtype
 from stages.files import InputError
 from tests.small import COMMITTED
 
 
-def asking_for(device: str, dtype: str = "auto") -> Params:
-    evaluate = COMMITTED.evaluate.model_copy(update={"device": device, "dtype": dtype})
-    return COMMITTED.model_copy(update={"evaluate": evaluate})
+def asking_for(device: str, dtype: str = "auto") -> Evaluate:
+    return COMMITTED.evaluate.model_copy(update={"device": device, "dtype": dtype})
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    monkeypatch.setattr(workbench, "find_spec", lambda name: object())
+    monkeypatch.setattr(device_module, "find_spec", lambda name: object())
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -36,24 +36,24 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_gpu_is_used_in_bfloat16(gpu: pytest.MonkeyPatch, device: str) -> None:
-    assert workbench.device_and_dtype(asking_for(device)) == (torch.device("cuda"), torch.bfloat16)
+    assert device_and_dtype(asking_for(device)) == (torch.device("cuda"), torch.bfloat16)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert workbench.device_and_dtype(asking_for("auto")) == (torch.device("cpu"), torch.float32)
+    assert device_and_dtype(asking_for("auto")) == (torch.device("cpu"), torch.float32)
     with pytest.raises(InputError, match=r"evaluate\.device is 'cuda', but PyTorch finds no GPU"):
-        workbench.device_and_dtype(asking_for("cuda"))
+        device_and_dtype(asking_for("cuda"))
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_gpu_without_triton(gpu: pytest.MonkeyPatch, device: str) -> None:
-    gpu.setattr(workbench, "find_spec", lambda name: None)
+    gpu.setattr(device_module, "find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"triton, which is not installed: .* or set evaluate\.device to cpu"
     ):
-        workbench.device_and_dtype(asking_for(device))
-    assert workbench.device_and_dtype(asking_for("cpu")) == (torch.device("cpu"), torch.float32)
+        device_and_dtype(asking_for(device))
+    assert device_and_dtype(asking_for("cpu")) == (torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize(("named", "sought"), [(None, "'gcc' and 'clang'"), ("mycc", "'mycc'"), ("", "''")])
@@ -62,17 +62,17 @@ def test_a_gpu_without_a_c_compiler(gpu: pytest.MonkeyPatch, named: str | None, 
         gpu.setenv("CC", named)
     gpu.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=f"C compiler, and {sought} cannot be found"):
-        workbench.device_and_dtype(asking_for("auto"))
+        device_and_dtype(asking_for("auto"))
 
 
 def test_a_gpu_without_pythons_headers(gpu: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "Python.h").unlink()
     with pytest.raises(InputError, match=r"Python\.h is not there: install python3-dev"):
-        workbench.device_and_dtype(asking_for("auto"))
+        device_and_dtype(asking_for("auto"))
 
 
 def test_a_gpu_without_bfloat16(gpu: pytest.MonkeyPatch) -> None:
     gpu.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert workbench.device_and_dtype(asking_for("auto")) == (torch.device("cuda"), torch.float32)
+    assert device_and_dtype(asking_for("auto")) == (torch.device("cuda"), torch.float32)
     with pytest.raises(InputError, match=r"evaluate\.dtype is 'bfloat16', which Tesla T4 does not have"):
-        workbench.device_and_dtype(asking_for("auto", "bfloat16"))
+        device_and_dtype(asking_for("auto", "bfloat16"))

@@ -1,0 +1,77 @@
+"""Measure what the journal does not hold yet: plan it, run it, record it, show it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from tqdm import tqdm
+
+from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.executors import Executor, Measured
+from stages.evaluate.measure.plan import Work, subtrees
+from stages.evaluate.results.journal import Journal, Row
+from stages.files import InputError
+
+
+def measure_all(
+    evaluator: Evaluator,
+    executor: Executor,
+    works: Sequence[Work],
+    journal: Journal,
+    after: Callable[[Row], None],
+    label: str,
+) -> dict[str, Row]:
+    """Measure the works, row by row; returns all rows by architecture id.
+
+    `after` is called with every row, old and new. Of works of one architecture the last counts.
+
+    Raises:
+        InputError: a measured value is not a finite number, or the journal cannot be written.
+    """
+    wanted = {work.architecture: work for work in works}
+    keys = {a: evaluator.key(a, work.weights) for a, work in wanted.items()}
+    rows = {a.id: journal.rows[key] for a, key in keys.items() if key in journal.rows}
+    for row in rows.values():
+        after(row)
+    if rows:
+        print(f"{label}: {len(rows)} of {len(wanted)} architectures are in the journal already", flush=True)
+    todo = subtrees([work for a, work in wanted.items() if a.id not in rows], executor.parts)
+    total = sum(len(subtree.works) for subtree in todo)
+    bar = tqdm(executor.run(evaluator, todo), total=total, desc=label, unit="architecture")
+    for measured in bar:
+        row = recorded(evaluator, measured)
+        journal.append(row)
+        rows[row.architecture.id] = row
+        after(row)
+        bar.set_postfix_str(", ".join(f"{k} {v:.1f}" for k, v in row.metrics.items() if k.startswith("ppl.")))
+    return rows
+
+
+def recorded(evaluator: Evaluator, measured: Measured) -> Row:
+    """The journal's row of what was measured.
+
+    Raises:
+        InputError: a value is not a finite number.
+    """
+    work, metrics = measured.work, measured.metrics
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise InputError(
+            f"architecture {work.architecture.id} measured {metrics[wrong[0]]} as its "
+            f"{wrong[0]}; expected a finite number. In {evaluator.context['dtype']} that can be an overflow: "
+            "try evaluate.dtype: float32"
+        )
+    return Row(
+        key=evaluator.key(work.architecture, work.weights),
+        context=evaluator.digest,
+        architecture=work.architecture,
+        design=work.design,
+        overall_ratio=work.architecture.overall_ratio(evaluator.network.shape),
+        metrics=metrics,
+        samples=measured.samples,
+        seconds=measured.seconds,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        weights="" if work.weights is None else work.weights.digest,
+    )
