@@ -45,7 +45,8 @@ def measure_all(
         journal.append(row)
         rows[row.architecture.id] = row
         after(row)
-        bar.set_postfix_str(", ".join(f"{k} {v:.1f}" for k, v in row.metrics.items() if k.startswith("ppl.")))
+        decisive = shown(row.metrics, Shown.VERDICT)
+        bar.set_postfix_str(", ".join(f"{key} {value:.1f}" for key, value in decisive.items()))
     return rows
 
 
