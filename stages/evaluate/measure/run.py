@@ -13,6 +13,8 @@ from stages.evaluate.measure.executors import Executor, Measured
 from stages.evaluate.measure.plan import Work, subtrees
 from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
+from stages.metrics.metric import Shown
+from stages.metrics.registered import shown
 
 
 def measure_all(
