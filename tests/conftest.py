@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import runpy
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,17 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels, where there is no GPU
 
 TinyFolder = Callable[..., Path]
+TOY_FAMILIES = [Path(__file__).parent / "recipes" / name for name in ("granite.py", "smollm3.py")]
+
+
+@pytest.fixture
+def toy_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The families of tests/recipes are entered as their files do it, and gone after the test."""
+    from stages.families import FAMILIES
+
+    monkeypatch.setattr(FAMILIES, "_things", dict(FAMILIES._things))
+    for file in TOY_FAMILIES:
+        runpy.run_path(str(file))
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ VARIANTS = {
     ),
     "llama-llama3-rope": Variant("llama", {"rope_parameters": LLAMA3_ROPE}),
     "llama-yarn-rope": Variant("llama", {"rope_parameters": YARN_ROPE}),
+    "llama-gelu": Variant("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "mistral": Variant("mistral", {}),
     "qwen2": Variant("qwen2", {}),
     "qwen2-tied-mha": Variant("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
@@ -73,6 +74,20 @@ VARIANTS = {
 }
 
 
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 1.7,
+}
+TOYS = {
+    "granite": Variant("granite", GRANITE),
+    "granite-biased-tied": Variant(
+        "granite", GRANITE | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+    ),
+    "smollm3": Variant("smollm3", {"no_rope_layers": [1, 0, 0, 1]}),
+}
+"""Of the toy families of tests/recipes, which the fixture `toy_families` enters: every piece of a recipe."""
 EXPORTED = {
     "llama": VARIANTS["llama-biased"],
     "llama-mha": VARIANTS["llama-mha"],

@@ -5,8 +5,10 @@ One file a family, entered in `FAMILIES`. An extension enters its own: ``FAMILIE
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages.architecture import ModelShape
 from stages.families.family import Family
@@ -87,9 +89,16 @@ def family_of(config: Config, source: str) -> Family:
     )
 
 
-def register() -> None:
-    """Let the Auto classes of this process load exported folders of every family without remote code."""
+def register(folder: Path | None = None) -> None:
+    """Let the Auto classes of this process load exported folders without remote code.
+
+    Those of every family, and `folder`, whose family may be that of an extension which is not loaded here.
+    """
     from stages.families import modeling_prunecast
 
-    for model_type in FAMILIES.names:
+    model_types = dict.fromkeys(FAMILIES.names)
+    if folder is not None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_types |= {config["base_model_type"]: None} if "base_model_type" in config else {}
+    for model_type in model_types:
         modeling_prunecast.register(model_type)

@@ -100,7 +100,7 @@ def usual_recipe(config: Config, **pieces: Any) -> BlockRecipe:
         "rotary": (usual_rotary(config),) * layers,
         "windows": (None,) * layers,
         "activation": "silu" if activation == "swish" else activation,
-        "norm_eps": float(config.get("rms_norm_eps") or 1e-6),
+        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
     }
     return BlockRecipe(**usual | pieces)
 

@@ -35,23 +35,23 @@ MUTANTS = (
     # Query head n is served by KV group n mod G, not by n // H: the heads are tiled and not repeated.
     Mutant(
         "kv-heads-mapped-wrong",
-        "evaluate/network/elastic.py",
-        "attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)",
-        "attention(q.transpose(1, 2), *(t.transpose(1, 2).repeat(1, h, 1, 1) for t in (k, v)), mask)",
+        "evaluate/network/decoder.py",
+        "attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)",
+        "attention(q.transpose(1, 2), *(t.transpose(1, 2).repeat(1, h, 1, 1) for t in (k, v)), mask, scale)",
     ),
     # The last norm: without one of a layer's, hidden states overflow, and no figure is left to compare.
     Mutant(
         "norm-skipped",
-        "evaluate/network/elastic.py",
-        "rms_norm(hidden.flatten(0, 1)[batch.at], self.final_norm, self.eps)",
+        "evaluate/network/decoder.py",
+        "self._before_head(hidden.flatten(0, 1)[batch.at])",
         "hidden.flatten(0, 1)[batch.at]",
     ),
     # The units that matter least are kept. Dense shows nothing of it.
     Mutant(
         "importance-sign-flipped",
-        "evaluate/calibrate/importance.py",
-        'scores.map(lambda t: t if method == "fluctuation" else t.sqrt())',
-        'scores.map(lambda t: -t if method == "fluctuation" else -t.sqrt())',
+        "evaluate/calibrate/importance/moments.py",
+        "moments.square_sums().cpu(), Tensor.sqrt)",
+        "moments.square_sums().cpu(), lambda total: -total.sqrt())",
     ),
 )
 

@@ -83,7 +83,7 @@ def token_rises(
         last, before = network.hidden_states(shape.dense(), batch, keep=range(shape.layers))
         drawn = replace(batch, targets=_drawn(network, last, batch, seed))
     gradient = loss_gradient(network, last, drawn, 1)
-    rope = network.rope(batch.positions)
+    rope, scale = network.rope(batch.positions), network.recipe.residual_scale
     found: dict[Site, Tensor] = {}
     for index in reversed(range(shape.layers)):
         attention, mlp = Site(index, Kind.ATTENTION), Site(index, Kind.MLP)
@@ -96,10 +96,11 @@ def token_rises(
         assert middle.grad is not None
         assert start.grad is not None
         with torch.no_grad():
-            found[mlp] = _of_mlp(network, mlp, gated, gradient, widths[Kind.MLP], factors[mlp])
-            found[attention] = _of_attention(
+            of_mlp = _of_mlp(network, mlp, gated, gradient, widths[Kind.MLP], factors[mlp])
+            of_attention = _of_attention(
                 network, repair, attention, mixed, middle.grad, widths[Kind.ATTENTION]
             )
+            found[mlp], found[attention] = scale * of_mlp, scale * of_attention
         gradient = start.grad
     return found
 

@@ -45,7 +45,7 @@ def repair_again(
     found: Projections = {}
     on_device = [batch.to(network.device) for batch in batches]
     with torch.inference_mode():
-        dense = [F.embedding(batch.tokens, network.embedding) for batch in on_device]
+        dense = [network.embed(batch.tokens) for batch in on_device]
         pruned = [hidden.clone() for hidden in dense]
         for index in tqdm(range(network.shape.layers), desc="repair again", unit="layer", leave=False):
             for kind in Kind:
@@ -68,7 +68,7 @@ def _site(
 ) -> None:
     """Refit one site, and carry both networks' hidden states past it."""
     kept = width.keeps(site.kind)
-    full = network.shape.dense_width
+    full, scale = network.shape.dense_width, network.recipe.residual_scale
     gram = cross = None
     activations = []
     for place, batch in enumerate(batches):
@@ -79,7 +79,7 @@ def _site(
             own = network.activations(site, width, pruned[place], batch.mask, rope)
             activations.append(own)
             flat = own.flatten(0, 1).float()
-            goal = (after - pruned[place]).flatten(0, 1).float() - _bias(network, site)
+            goal = (after - pruned[place]).flatten(0, 1).float() / scale - _bias(network, site)
             gram = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
             cross = flat.T @ goal if cross is None else cross.addmm_(flat.T, goal)
         dense[place] = after
@@ -94,7 +94,7 @@ def _site(
     found[site] = torch.cholesky_solve(cross.double() + level * start.T, lower).T.float().contiguous()
     for place, own in enumerate(activations):
         step = F.linear(own, found[site].to(own.dtype)) + _bias(network, site).to(own.dtype)
-        pruned[place] = pruned[place] + step
+        pruned[place] = pruned[place].add(step, alpha=scale)
 
 
 def _bias(network: ElasticNetwork, site: Site) -> Tensor:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.network.attention import attention
 from stages.evaluate.network.batch import Batch
-from stages.evaluate.network.fused import log_likelihood, rms_norm, rotate, swiglu
+from stages.evaluate.network.fused import GATES, log_likelihood, rms_norm, rotate
 from stages.evaluate.network.layers import Layer, named, prefix, sliced
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
-from stages.families import Family
+from stages.evaluate.network.rotary import Rotations, Turn, Turns
+from stages.families import BlockRecipe, Family
 from stages.files import InputError
 
 VERSION = 1
@@ -38,9 +39,7 @@ Observer = Callable[[Site, Tensor], None]
 class Surroundings:
     """What a decoder has besides its layers, on one device, and the arithmetic that its layers share.
 
-    embedding (V, D), final_norm (D,), head (V, D): the embedding itself where they are tied;
-    inverse_frequencies (d/2,) of the rotary embedding, whose cosines and sines are multiplied by
-    rope_scaling; window is the most tokens that attention sees, or None.
+    embedding (V, D), final_norm (D,), head (V, D): the embedding itself where they are tied.
     """
 
     shape: ModelShape
@@ -49,20 +48,19 @@ class Surroundings:
     embedding: Tensor
     final_norm: Tensor
     head: Tensor
-    eps: float
-    window: int | None
-    inverse_frequencies: Tensor
-    rope_scaling: float
+    recipe: BlockRecipe
+    rotations: Rotations
 
     @classmethod
-    def of(cls, shape: ModelShape, family: Family, config: Any, state: Mapping[str, Tensor]) -> Surroundings:
-        """Those of a state dict, where its tensors lie; `config` is the model's in transformers.
-
-        Raises:
-            InputError: the activation or the rotary embedding is not supported.
-        """
-        _check_activation(shape, config)
-        rope = _rope(shape, config)
+    def of(
+        cls,
+        shape: ModelShape,
+        family: Family,
+        recipe: BlockRecipe,
+        config: Any,
+        state: Mapping[str, Tensor],
+    ) -> Surroundings:
+        """Those of a state dict, where its tensors lie; `config` is the model's in transformers."""
         embedding = state[family.embedding]
         return cls(
             shape=shape,
@@ -71,10 +69,8 @@ class Surroundings:
             embedding=embedding,
             final_norm=state[family.final_norm],
             head=embedding if shape.tied_embeddings else state[family.head],
-            eps=float(config.rms_norm_eps),
-            window=getattr(config, "sliding_window", None),
-            inverse_frequencies=rope.inv_freq.float().to(embedding.device),
-            rope_scaling=float(rope.attention_scaling),
+            recipe=recipe,
+            rotations=Rotations.of(recipe.rotary, config, embedding.device),
         )
 
 
@@ -92,7 +88,8 @@ class Decoder:
         self.embedding = surroundings.embedding
         self.final_norm = surroundings.final_norm
         self.head = surroundings.head
-        self.eps = surroundings.eps
+        self.recipe = surroundings.recipe
+        self.eps = surroundings.recipe.norm_eps
         self.layers = list(layers)
 
     @property
@@ -123,7 +120,7 @@ class Decoder:
         self._check_length(batch)
         ours = hidden is None  # the caller's own state, and those that are kept, must not be written over
         if hidden is None:
-            hidden = F.embedding(batch.tokens, self.embedding)
+            hidden = self.embed(batch.tokens)
         rope = self.rope(batch.positions)
         kept: dict[int, Tensor] = {}
         for index in range(start, self.shape.layers):
@@ -137,18 +134,23 @@ class Decoder:
     def observe(self, batch: Batch, observer: Observer) -> None:
         """Run the dense network on a batch and show the observer every site's activations."""
         self._check_length(batch)
-        hidden = F.embedding(batch.tokens, self.embedding)
+        hidden = self.embed(batch.tokens)
         rope = self.rope(batch.positions)
         for index in range(self.shape.layers):
             hidden = self.run_layer(index, self.shape.dense_width, hidden, batch.mask, rope, observer)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Hidden states (B, L, D) before the first layer, of tokens (B, L)."""
+        hidden, scale = F.embedding(tokens, self.embedding), self.recipe.embedding_scale
+        return hidden if scale == 1 else hidden * scale
+
     def _check_length(self, batch: Batch) -> None:
         length = batch.tokens.shape[1]
-        window = self.surroundings.window
-        if window is not None and length > window:
+        if (narrowest := self.recipe.narrowest) is not None and length > narrowest[1]:
             raise InputError(
-                f"sequences of {length} tokens exceed the model's sliding window of {window}, "
-                "beyond which it is not run; lower sequence_length or question_tokens in params.yaml"
+                f"sequences of {length} tokens exceed layer {narrowest[0]}'s attention window of "
+                f"{narrowest[1]}, beyond which it is not run; lower sequence_length or question_tokens in "
+                "params.yaml"
             )
 
     def run_layer(
@@ -157,7 +159,7 @@ class Decoder:
         width: LayerWidth,
         hidden: Tensor,
         mask: Tensor | None,
-        rope: tuple[Tensor, Tensor],
+        rope: Turns,
         observer: Observer | None = None,
         ours: bool = False,
         repair: Repair = NOTHING_REPAIRED,
@@ -178,11 +180,11 @@ class Decoder:
         return hidden
 
     def activations(
-        self, site: Site, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: tuple[Tensor, Tensor]
+        self, site: Site, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: Turns
     ) -> Tensor:
         """A site's activations (B, L, kept), the inputs of its output projection, from hidden states."""
         if site.kind is Kind.ATTENTION:
-            return self._mixed_heads(self.layers[site.layer], width, hidden, mask, rope)
+            return self._mixed_heads(self.layers[site.layer], width, hidden, mask, rope[site.layer])
         return self._gated_channels(self.layers[site.layer], width.channels, hidden)
 
     def output(
@@ -194,19 +196,20 @@ class Decoder:
         in_place: bool = False,
         repair: Repair = NOTHING_REPAIRED,
     ) -> Tensor:
-        """`onto` (B, L, D) and what the site adds to it: the output projection of its activations.
+        """`onto` (B, L, D) and what the site adds to it: the scaled output projection of its activations.
 
         Added within the matrix product, which saves a pass over the hidden states.
         """
         layer = self.layers[site.layer]
         bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
-        x, total = activations.flatten(0, 1), onto.flatten(0, 1)
+        x, total, scale = activations.flatten(0, 1), onto.flatten(0, 1), self.recipe.residual_scale
         start = 0
         for part in self._projection_parts(site, width, repair):
             own = x[:, start : start + part.shape[1]]
-            total = total.addmm_(own, part.T) if in_place else torch.addmm(total, own, part.T)
+            add = total.addmm_ if in_place else partial(torch.addmm, total)
+            total = add(own, part.T, alpha=scale)
             start += part.shape[1]
-        return (total if bias is None else total + bias).view_as(onto)
+        return (total if bias is None else total.add(bias, alpha=scale)).view_as(onto)
 
     def _projection_parts(self, site: Site, width: LayerWidth, repair: Repair) -> list[Tensor]:
         """`projection_views`, joined on a GPU: a pass over the hidden states costs more than that copy."""
@@ -237,22 +240,23 @@ class Decoder:
         `chunk` predictions at a time, so that the logits (N, vocabulary) are never all in memory.
         """
         chunk = chunk or PREDICTIONS_AT_ONCE[self.device.type]
-        states = rms_norm(hidden.flatten(0, 1)[batch.at], self.final_norm, self.eps)
+        states = self._before_head(hidden.flatten(0, 1)[batch.at])
         pairs = zip(states.split(chunk), batch.targets.split(chunk), strict=True)
         return torch.cat([log_likelihood(rows, self.head, targets) for rows, targets in pairs])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
-        return F.linear(rms_norm(hidden, self.final_norm, self.eps), self.head)
+        return F.linear(self._before_head(hidden), self.head)
+
+    def _before_head(self, hidden: Tensor) -> Tensor:
+        """Last hidden states, normed and scaled as logits are, which are linear in them."""
+        states, scale = rms_norm(hidden, self.final_norm, self.eps), self.recipe.logits_scale
+        return states if scale == 1 else states * scale
 
     def _mixed_heads(
-        self,
-        layer: Layer,
-        width: LayerWidth,
-        hidden: Tensor,
-        mask: Tensor | None,
-        rope: tuple[Tensor, Tensor],
+        self, layer: Layer, width: LayerWidth, hidden: Tensor, mask: Tensor | None, turn: Turn | None
     ) -> Tensor:
+        """What attention mixes for each query head, (B, L, g*h*d)."""
         batch, length, _ = hidden.shape
         g, h, d = width.kv_groups, width.heads_per_group, self.shape.head_dim
         x = rms_norm(hidden, layer.attention_norm, self.eps)
@@ -261,24 +265,19 @@ class Decoder:
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
-        q, k = rotate(q, k, *rope)
-        return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)  # (B, L, g*h*d)
+        q, k = (q.flatten(2, 3), k) if turn is None else rotate(q, k, *turn)
+        scale = self.recipe.attention_scale
+        return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
 
     def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
         x = rms_norm(hidden, layer.mlp_norm, self.eps)
         gate = F.linear(x, layer.gate[:channels], prefix(layer.gate_bias, channels))
         up = F.linear(x, layer.up[:channels], prefix(layer.up_bias, channels))
-        return swiglu(gate, up)  # (B, L, c)
+        return GATES[self.recipe.activation](gate, up)  # (B, L, c)
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, L, 1, d) of rotary embeddings (Su et al. 2021, arXiv 2104.09864).
-
-        The sines of the first half are negative, as `rotate` wants them.
-        """
-        frequencies, scaling = self.surroundings.inverse_frequencies, self.surroundings.rope_scaling
-        angles = (positions[..., None].float() * frequencies)[:, :, None]
-        cos, sin = angles.cos() * scaling, angles.sin() * scaling
-        return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)
+    def rope(self, positions: Tensor) -> Turns:
+        """The rotary embeddings of every layer at positions (B, L)."""
+        return self.surroundings.rotations.at(positions, self.dtype)
 
     def sliced_state(
         self, architecture: Architecture, repair: Repair = NOTHING_REPAIRED
@@ -315,20 +314,3 @@ def grouped_rows(
         return product[..., :rows]
     parts = [F.linear(x, weight[g, :rows], None if bias is None else bias[g, :rows]) for g in range(groups)]
     return torch.stack(parts, dim=2)
-
-
-def _rope(shape: ModelShape, config: Any) -> LlamaRotaryEmbedding:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type", "default")
-    if kind in ("dynamic", "longrope"):  # their frequencies depend on the length of the text
-        raise InputError(
-            f"this {shape.family} model uses the rope type {kind!r}, which is not supported; "
-            "supported: default, linear, llama3, yarn"
-        )
-    return LlamaRotaryEmbedding(config)
-
-
-def _check_activation(shape: ModelShape, config: Any) -> None:
-    found = config.hidden_act
-    if found not in ("silu", "swish"):
-        raise InputError(f"this {shape.family} model has the activation {found!r}; supported: silu")

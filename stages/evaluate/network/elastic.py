@@ -20,7 +20,8 @@ class DenseNetwork(Decoder):
         shape, family = checkpoint.shape, checkpoint.family
         state = {name: tensor.to(device) for name, tensor in checkpoint.state.items()}
         layers = [layer_of(state, family, shape, i, shape.dense_width) for i in range(shape.layers)]
-        super().__init__(Surroundings.of(shape, family, checkpoint.config, state), layers)
+        surroundings = Surroundings.of(shape, family, checkpoint.recipe, checkpoint.config, state)
+        super().__init__(surroundings, layers)
 
     def sorted(self, order: UnitOrder) -> ElasticNetwork:
         """The same network with the units of every site in `order`; outputs at full width do not change."""

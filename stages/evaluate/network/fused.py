@@ -8,6 +8,7 @@ Where gradients are wanted, they run as written.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
 import torch
@@ -59,6 +60,15 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     if gate.is_cuda:
         return kernels.swiglu(gate, up)
     return F.silu(gate, inplace=True).mul_(up)
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) · up with the tangent's approximation of GELU (Shazeer 2020, arXiv 2002.05202)."""
+    return F.gelu(gate, approximate="tanh") * up
+
+
+GATES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"silu": swiglu, "gelu_pytorch_tanh": geglu}
+"""activation(gate) · up by a recipe's name of the activation."""
 
 
 def log_likelihood(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def _times(shape: ModelShape, budget: Budget, folder: Path) -> dict[str, Times]:
 
     from stages.families import register
 
-    register()
+    register(folder)
     device = torch.device(budget.latency.device)
     winner: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, budget.dtype))
     layers = [shape.dense_width] * shape.layers

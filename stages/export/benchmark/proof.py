@@ -142,7 +142,7 @@ def huggingface_dtype(folder: Path) -> torch.dtype:
 
     from stages.families import register
 
-    register()
+    register(folder)
     dtype = AutoConfig.from_pretrained(folder).dtype
     assert isinstance(dtype, torch.dtype)
     return dtype

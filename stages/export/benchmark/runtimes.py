@@ -37,7 +37,7 @@ class PyTorch:
         from stages.families import register
 
         torch.set_num_threads(threads)
-        register()
+        register(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.eval()
         self._torch = torch

@@ -15,6 +15,7 @@ from stages.evaluate.network.checkpoint import Checkpoint
 from stages.export.gguf.fields import Fields, UnsupportedError
 from stages.export.gguf.tokenizer import copied, departures, derived
 from stages.export.gguf.writer import PrunedModel, write_file
+from stages.families import llama_cpp
 from stages.files import write_text
 from stages.sample.source import locate
 
@@ -44,8 +45,10 @@ def pruned_model(
     """What a GGUF file of that architecture is made from.
 
     Raises:
-        UnsupportedError: the tokenizer cannot be derived.
+        UnsupportedError: llama.cpp does not compute such a model, or the tokenizer cannot be derived.
     """
+    if reason := llama_cpp.refusal(loaded.shape.family, loaded.recipe):
+        raise UnsupportedError(reason)
     ratio = architecture.overall_ratio(loaded.shape)
     located = locate(source)
     stem = located.path.stem if located.kind == "gguf" else Path(source.source).name

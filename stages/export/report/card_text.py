@@ -25,7 +25,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
 OWN_CODE = """\
 The layers differ in width, which the stock classes of transformers cannot express: the class that can is
-`modeling_prunecast.py` in this folder, which `trust_remote_code` runs. Read it first; it is 300 lines. It
+`modeling_prunecast.py` in this folder, which `trust_remote_code` runs. Read it first; it is 250 lines. It
 was tested with transformers 5.23."""
 REGISTERED = """\
 Where Prunecast is installed (`pip install --no-deps` is enough beside torch and transformers), the same

@@ -70,12 +70,15 @@ def change(
     return after - before
 
 
+@pytest.mark.usefixtures("toy_families")
 @pytest.mark.parametrize("repairs", [False, True], ids=["plain", "repaired"])
-@pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3", "granite-biased-tied"]
+)
 def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
     name: str, repairs: bool, tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variant = tiny.VARIANTS[name]
+    variant = (tiny.VARIANTS | tiny.TOYS)[name]
     folder = tiny_folder(variant.family, **variant.options)
     network, model = tiny.elastic_of(folder), tiny.reference(folder)
     repair = repaired(folder, network, tmp_path) if repairs else NOTHING_REPAIRED

@@ -38,9 +38,11 @@ class Bench:
         return repair_again(self.network, self.repair, architecture, BATCHES, DAMPING)
 
 
-@pytest.fixture(params=["llama", "llama-biased", "qwen3"])
-def bench(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> Bench:
-    variant = tiny.VARIANTS[request.param]
+@pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied"])
+def bench(
+    request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path, toy_families: None
+) -> Bench:
+    variant = (tiny.VARIANTS | tiny.TOYS)[request.param]
     dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
     gathered = statistics.gather(dense, BATCHES)
     order = moments.activation(CalibrationData(dense, BATCHES, lambda: gathered)).order()
@@ -78,7 +80,8 @@ def test_every_kept_site_is_refitted_to_its_own_inputs(bench: Bench) -> None:
             bias = network.layers[site.layer].o_bias if site.kind is Kind.ATTENTION else None
             bias = network.layers[site.layer].down_bias if site.kind is Kind.MLP else bias
             inputs.append(x.flatten(0, 1).double())
-            goals.append((dense_after - before - (0 if bias is None else bias)).flatten(0, 1).double())
+            goal = (dense_after - before) / network.recipe.residual_scale - (0 if bias is None else bias)
+            goals.append(goal.flatten(0, 1).double())
         x, goal = torch.cat(inputs), torch.cat(goals)
         level = (DAMPING * x.square().sum(0).mean()).sqrt()
         rows = torch.cat([x, level * torch.eye(x.shape[1], dtype=x.dtype)])

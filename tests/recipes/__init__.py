@@ -1,0 +1,1 @@
+"""What the recipes of stages/README.md make: each one file, outside stages/. See tests/test_recipes.py."""
