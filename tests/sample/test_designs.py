@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.config.params import Sample
+from stages.families import describe
+from stages.families.family import usual_settings
 from stages.files import InputError
 from stages.sample import __main__ as stage
 from stages.sample import designs
@@ -173,7 +175,8 @@ def test_the_stage_samples_no_architecture_twice(tmp_path: Path, monkeypatch: py
         first_layers_kept=0, last_layers_kept=0, ratios=[0.0, 0.25], bundle=12, bundled=2, free=0
     )
     params = COMMITTED.model_copy(update={"sample": section, "budget": BUDGET})
-    monkeypatch.setattr(stage, "read_shape", lambda _: SHAPE)
+    model = describe({"model_type": SHAPE.family, **usual_settings(SHAPE)}, "a Llama")
+    monkeypatch.setattr(stage, "read_model", lambda _: model)
     monkeypatch.chdir(tmp_path)
     stage.run(params, argparse.Namespace())
     _, made = designs.read(tmp_path / "data" / "sample" / "architectures.json")
