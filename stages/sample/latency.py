@@ -32,14 +32,18 @@ from stages.files import InputError, cache_folder, read_json, write_json
 from stages.sample import timing
 from stages.sample.source import read_shape
 from stages.sample.space import Space
-from stages.sample.timing import PHASES
+from stages.sample.timing import PHASES, Times
 
 SCHEMA, VERSION = "prunecast.latency", 1
+VALUES = 1
+"""The version of what a table says, set by hand: raise it when it is measured or made otherwise."""
 LAYERS = 8
 """Layers of the models that are timed, at most: their weights fill the caches of common processors."""
 _GRID, _LINE = 4, 7  # widths measured along a side of a grid, and of a line
 
 Width = tuple[int, ...]
+Take = Callable[[Sequence[Sequence[LayerWidth]]], list[Times]]
+"""From the layers' widths of models to what each of them takes."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def _setting(shape: ModelShape, budget: Budget, granularity: int) -> dict[str, A
         "machine": {"node": platform.node(), "processor": processor, "cores": os.cpu_count()},
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "version": VALUES,
     }
 
 
@@ -139,18 +144,29 @@ def _processor() -> str:
 
 
 def measure(shape: ModelShape, budget: Budget, granularity: int, setting: Mapping[str, Any]) -> LatencyTable:
-    """Time a model for each measured width of attention and of MLP; the other sites of it are dense."""
+    """Time models of random weights on this machine, and make the table of what they take."""
+
+    def take(models: Sequence[Sequence[LayerWidth]]) -> list[Times]:
+        made = timing.random_models(shape, models, budget.dtype, budget.latency.device)
+        what = f"measuring what {len(made)} widths take, with {len(models[0])} layers each"
+        print(what, file=sys.stderr, flush=True)
+        return timing.times(made, shape.vocabulary, budget.latency, "latency table")
+
+    return table_by(shape, granularity, setting, take)
+
+
+def table_by(shape: ModelShape, granularity: int, setting: Mapping[str, Any], take: Take) -> LatencyTable:
+    """The table of what `take` says that models take: one a measured width of attention and of MLP.
+
+    All layers of a model have that width, and the other sites of it are dense.
+    """
     layers, dense = min(LAYERS, shape.layers), shape.dense_width
     widths = {dense: 0}
     for kind, found in _measured(shape, granularity).items():
         for width in found:
             full = (*width, dense.channels) if kind is Kind.ATTENTION else (*dense[:2], *width)
             widths.setdefault(LayerWidth._make(full), len(widths))
-    models = timing.random_models(
-        shape, [[width] * layers for width in widths], budget.dtype, budget.latency.device
-    )
-    print(f"measuring what {len(models)} widths take, with {layers} layers each", file=sys.stderr, flush=True)
-    found_times = timing.times(models, shape.vocabulary, budget.latency, "latency table")
+    found_times = take([[width] * layers for width in widths])
     sites: dict[Kind, dict[Width, dict[str, float]]] = {kind: {} for kind in Kind}
     constant = {}
     for phase in PHASES:
