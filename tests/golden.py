@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from stages.config.choices import IMPORTANCES
 from stages.config.params import Measurement
 from stages.evaluate.calibrate import curvature, least_squares, second_repair, statistics
 from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.importance import CalibrationData
+from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network import decoder
@@ -68,7 +69,7 @@ class Kept:
     place: str
     compute: Callable[[], Any]
 
-    @property
+    @cached_property
     def values(self) -> list[float]:
         """Some numbers, evenly over all that there are."""
         flat = np.asarray(self.compute(), dtype=np.float64).ravel()
@@ -131,11 +132,7 @@ class Bench:
                 f"importance {name}",
                 importance.version,
                 f"`version` of {name} in stages/evaluate/calibrate/importance",
-                lambda importance=importance: [
-                    value
-                    for part in ("heads", "groups", "channels")
-                    for value in getattr(importance.score(data), part)[:, :2].ravel()
-                ],
+                partial(some_scores, importance, data),
             )
         yield Kept(
             "least squares",
@@ -177,7 +174,7 @@ class Bench:
                 metric.version,
                 f"`version` of {metric.name} in stages/metrics, or VERSION in "
                 "stages/evaluate/measure/evaluator.py where every metric moved",
-                lambda value=value: [value],
+                partial(list, [value]),
             )
         yield Kept(
             "latency table",
@@ -185,6 +182,11 @@ class Bench:
             "VALUES in stages/sample/latency.py",
             lambda: table_by_law(self.dense.shape),
         )
+
+
+def some_scores(importance: Importance, data: CalibrationData) -> list[float]:
+    scores = importance.score(data)
+    return [value for part in (scores.heads, scores.groups, scores.channels) for value in part[:, :2].ravel()]
 
 
 def evaluator_of(bench: Bench) -> Evaluator:
