@@ -107,8 +107,12 @@ def test_the_toy_family_is_measured_and_exported(run: tuple[Repository, dict[str
 # --- laws of the toy families ---------------------------------------------------------------------
 
 
+PLAIN = Architecture.from_json([[1, 3, 40], [0, 0, 0], [1, 3, 40], [1, 3, 40]])
+"""What a plain model of the family can be, one layer shorter."""
+
+
 @pytest.mark.usefixtures("toy_families")
-@pytest.mark.parametrize("widths", [tiny.MIXED, tiny.HOLLOW], ids=["mixed", "hollow"])
+@pytest.mark.parametrize("widths", [tiny.MIXED, tiny.HOLLOW, PLAIN], ids=["mixed", "hollow", "plain"])
 @pytest.mark.parametrize("name", tiny.TOYS)
 def test_prefix_view_sliced_exported_and_masked_agree(
     name: str, widths: Architecture, tmp_path: Path
@@ -126,4 +130,6 @@ def test_prefix_view_sliced_exported_and_masked_agree(
     tiny.assert_same(tiny.elastic_logits(network, widths, tokens), expected)
     state = network.sliced_state(widths)
     made = tiny.export(tmp_path / "made" / "model", tiny.reference(folder), widths, state=state)
-    tiny.assert_same(tiny.reference_logits(tiny.exported(made), tokens), expected)
+    exported = tiny.exported(made)
+    assert exported.config.model_type == (family if widths is PLAIN else f"prunecast_{family}")
+    tiny.assert_same(tiny.reference_logits(exported, tokens), expected)
