@@ -186,7 +186,8 @@ class Bench:
 
 def some_scores(importance: Importance, data: CalibrationData) -> list[float]:
     scores = importance.score(data)
-    return [value for part in (scores.heads, scores.groups, scores.channels) for value in part[:, :2].ravel()]
+    parts = (scores.heads, scores.groups, scores.channels)
+    return [float(value) for part in parts for value in part[:, :2].ravel()]
 
 
 def evaluator_of(bench: Bench) -> Evaluator:
