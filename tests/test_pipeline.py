@@ -54,6 +54,7 @@ class Repository:
                 "spread": 4,
                 "spread_overall_ratios": [0.1, 0.3],
             },
+            build_dataset={"band": 1},
             train_predictor={"trees": 60, "folds": 3},
             search={
                 "objective": {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0},
