@@ -67,9 +67,8 @@ ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT
 proof: install ## the report's proof of speed again, with more rounds (ARGS="--threads 2 --prompt 512")
 	@.venv/bin/python -m stages.export.benchmark.proof $(ARGS)
 
-report: ## say where the report of the last run is
-	@test -f data/export/report.html || { echo "There is no report yet: run 'make repro' first." >&2; exit 1; }
-	@echo "$(CURDIR)/data/export/report.html"
+report: install ## make report and model card anew from the files of the last run
+	@.venv/bin/python -m stages.export.report
 
 constraints: install ## for maintainers: write the versions that .venv holds into constraints.txt
 	@$(PIP) install -c constraints.txt -e '.[dev,lm-eval]'

@@ -155,5 +155,6 @@ def test_what_a_kill_must_not_lose_persists() -> None:
         "data/export/model",
         "data/export/pictures",
         "data/export/proof.json",
+        "data/export/record.json",
         "data/export/report.html",
     }

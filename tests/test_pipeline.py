@@ -507,6 +507,80 @@ def test_killed_and_started_again(repository: Repository) -> None:
     assert len(logged_of_killed) == len(rows)
 
 
+def exported(repository: Repository) -> dict[str, tuple[int, bytes]]:
+    """The files of the export, each with when it was written."""
+    folder = repository.path / "data" / "export"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+
+NO_MODEL = """
+import sys
+from pathlib import Path
+from stages.export.report.__main__ import run
+run(Path("data"))
+print(sorted({"torch", "transformers", "mlflow", "datasets", "optuna", "xgboost"} & set(sys.modules)))
+"""
+
+
+def test_the_report_is_made_anew_from_files_alone(repository: Repository) -> None:
+    """Byte for byte, without what would open a model or a corpus."""
+    before = exported(repository)
+    (repository.path / "corpora").rename(repository.path / "hidden")
+    try:
+        start = time.perf_counter()
+        done = repository.run(sys.executable, "-c", NO_MODEL)
+        print(f"the report anew: {time.perf_counter() - start:.1f} s")
+    finally:
+        (repository.path / "hidden").rename(repository.path / "corpora")
+    assert done.stdout.splitlines()[-1] == "[]"
+    after = exported(repository)
+    assert {name: content for name, (_, content) in after.items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+    for name in ("report.html", "model/README.md", "pictures/widths.png", "metrics.json"):
+        assert after[name][0] > before[name][0], name
+
+
+def test_an_edit_of_a_chart_makes_the_report_alone(repository: Repository) -> None:
+    charts = repository.path / "stages" / "export" / "report" / "charts.py"
+    before, code = exported(repository), charts.read_text()
+    charts.write_text(code.replace('"winner": "#D55E00"', '"winner": "#D55E01"'))
+    try:
+        start = time.perf_counter()
+        done = repository.run("dvc", "repro")
+        print(f"dvc repro after an edit of a chart: {time.perf_counter() - start:.1f} s")
+    finally:
+        charts.write_text(code)
+    assert ran(done) == ["export"]
+    assert "the report alone is made anew" in done.stdout
+    assert "prunecast-model/1, the champion" in done.stdout
+    after = exported(repository)
+    kept = {"model/model.safetensors", "gguf/README.md", "proof.json", "record.json", "journal.jsonl"}
+    assert {name: after[name][1] for name in kept} == {name: before[name][1] for name in kept}
+    assert after["pictures/widths.png"][1] == before["pictures/widths.png"][1]
+    assert after["pictures/tradeoff.png"][1] != before["pictures/tradeoff.png"][1]
+
+
+def test_a_part_of_the_export_that_is_damaged_or_asked_for_otherwise_is_made_again(
+    repository: Repository,
+) -> None:
+    params, before = repository.params(), exported(repository)
+    proof = {"threads": 1, "prompt": 16, "continuation": 4, "rounds": 2, "windows": 2}
+    repository.change(export={"proof": proof})
+    done = repository.stage("export")
+    repository.write_params(params)
+    assert "as asked for already, and kept: weights, final table" in done.stdout
+    after = exported(repository)
+    assert after["model/model.safetensors"] == before["model/model.safetensors"]  # not written again
+    assert repository.json("export/proof.json")["comparisons"]
+    (repository.path / "data" / "export" / "model" / "model.safetensors").write_bytes(b"cut short")
+    done = repository.stage("export")
+    assert "kept: final table\n" in done.stdout
+    assert exported(repository)["model/model.safetensors"][1] == before["model/model.safetensors"][1]
+    assert repository.json("export/proof.json")["comparisons"] == []
+
+
 KILLED_AT = {
     "the new weights are written, and nothing else yet": "model/model.safetensors",
     "the proof of speed is under way": "dense/model/model.safetensors",

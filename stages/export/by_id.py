@@ -20,8 +20,9 @@ import torch
 from stages.architecture import Architecture
 from stages.config.params import Params, load_params
 from stages.evaluate.workbench import open_workbench
-from stages.export.__main__ import MODEL, export_weights
-from stages.export.report.base_model import read_base_model
+from stages.export.base_model import read_base_model
+from stages.export.results.record import MODEL
+from stages.export.weights.export import export_weights
 from stages.files import InputError
 from stages.search import outcome
 from stages.search.outcome import Candidate

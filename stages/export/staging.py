@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.files import InputError
+from stages.files import InputError, fsync, ordinary_permissions
 
 PARTIAL = ".partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,7 +41,7 @@ def replacing(parent: Path) -> Iterator[Path]:
         _sync(new)
         for entry in sorted(new.iterdir()):
             _take_place(entry, parent / entry.name)
-        _fsync(parent)
+        fsync(parent)
     except Exception as error:
         if _means_full(error):
             raise InputError(
@@ -93,25 +93,15 @@ def _means_full(error: Exception) -> bool:
 
 def _set_ordinary_permissions(folder: Path) -> None:
     """Those of files made with `open`; safetensors' are readable by their owner alone."""
-    umask = os.umask(0o077)
-    os.umask(umask)
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+            ordinary_permissions(path)
 
 
 def _sync(folder: Path) -> None:
     """Force the folder and everything in it to the disk."""
     for path in (*folder.rglob("*"), folder):
-        _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fsync(path)
 
 
 def _take_place(new: Path, old: Path) -> None:

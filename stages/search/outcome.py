@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ class Candidate:
     """The predictor's estimates of the targets."""
     objective: float
     """The search's objective on the measured values; lower is better."""
+
+
+def architecture_of(candidates: Sequence[Candidate], name: str) -> Architecture:
+    """The architecture of the first candidate of that name."""
+    return next(c.architecture for c in candidates if c.name == name)
 
 
 def write(path: Path, candidates: list[Candidate]) -> None:

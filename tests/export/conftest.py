@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.export.report.data import QuestionGroup
-from stages.export.report.page import Contender, Measured, ReportData
-from stages.export.report.parts import FrontPoint, Trust
+from stages.config.params import PARTS
+from stages.evaluate.results.division import DividedCorpus, DividedPart
+from stages.export.report.data import FrontPoint, Measured, ReportData, Trust
+from stages.export.results.final_table import Contender, QuestionGroup
 from stages.sample.space import Interval, options
 from stages.search.narrowed_space import Class, NarrowedSite
 from stages.train_predictor.results import Judged
@@ -51,6 +52,16 @@ TRUST = Trust(
     ],
 )
 HEADS = ((3, 3), (3, 2), (2, 3), (2, 2), (3, 1), (1, 3), (2, 1), (1, 2), (1, 1), (0, 0))
+
+
+def divided(source: str, note: str, *counts: int) -> DividedCorpus:
+    """A corpus with so many documents in each part that has any."""
+    parts: dict[str, DividedPart] = {
+        part: DividedPart(count, "", [str(i) for i in range(count)])
+        for part, count in zip(PARTS, counts, strict=True)
+        if count
+    }
+    return DividedCorpus(source, 1000 + sum(counts), sum(counts), note, parts)
 
 
 def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> ReportData:
@@ -110,28 +121,9 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
             ("Arithmetic", "float32 on CPU, 2 cores"),
         ],
         corpora={
-            "wikipedia": {
-                "source": "package:gensim/wikipedia",
-                "found": "gensim 4.4.0, gensim/test/test_data/enwiki-latest-pages-articles1.xml-"
-                "p000000010p000030302-shortened.bz2",
-                "used": "106 articles, markup removed",
-                "note": "",
-                "parts": {"calibration": 32, "selection": 37, "report": 37},
-            },
-            "news": {
-                "source": "package:gensim/lee-news",
-                "found": "gensim 4.4.0, lee_background.cor",
-                "used": "299 stories",
-                "note": "one story a line",
-                "parts": {"calibration": 90, "selection": 104, "report": 105},
-            },
-            "mmlu-dev": {
-                "source": "package:lm-eval/mmlu-dev",
-                "found": "lm-eval 0.4.13",
-                "used": "281 questions",
-                "note": "one of 282 has no letter",
-                "parts": {"selection": 140, "report": 141},
-            },
+            "wikipedia": divided("package:gensim/wikipedia", "markup removed", 32, 37, 37),
+            "news": divided("package:gensim/lee-news", "one story a line", 90, 104, 105),
+            "mmlu-dev": divided("package:lm-eval/mmlu-dev", "", 0, 140, 141),
         },
         history=history,
         provenance=[

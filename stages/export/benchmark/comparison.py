@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.files import write_json
+from pydantic import TypeAdapter, ValidationError
+
+from stages.files import InputError, read_json, write_json
 
 SCHEMA, VERSION = "prunecast.proof", 2
 
@@ -106,6 +108,21 @@ class Proof:
 def write(path: Path, proof: Proof) -> None:
     """Sizes in bytes, speeds in tokens a second."""
     write_json(path, SCHEMA, VERSION, asdict(proof))
+
+
+def read(path: Path) -> Proof:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is missing, of another schema, or damaged.
+    """
+    document = read_json(path, SCHEMA, VERSION)
+    try:
+        names = ("comparisons", "conditions", "remarks")
+        return TypeAdapter(Proof).validate_python({name: document[name] for name in names})
+    except (KeyError, ValidationError) as error:
+        first = str(error).split("\n")[0]
+        raise InputError(f"{path} is damaged ({first}); delete it and run `dvc repro export`") from error
 
 
 def table(comparisons: Sequence[Comparison]) -> str:

@@ -11,12 +11,13 @@ import torch
 from stages.architecture import Architecture, ModelShape
 from stages.config.budget import Budget
 from stages.export.benchmark.speed import tensor_bytes
-from stages.export.report.data import WINNER, Taken
+from stages.export.results.final_table import Taken
 from stages.sample import timing
 from stages.sample.designs import DENSE
 from stages.sample.latency import LatencyTable
 from stages.sample.limits import limits_of
 from stages.sample.timing import PHASES, Times
+from stages.search.outcome import WINNER
 
 
 def taken(

@@ -36,7 +36,6 @@ from stages.export.benchmark.comparison import Comparison, Conditions, Proof
 from stages.export.benchmark.runtimes import has_llama_cpp
 from stages.export.benchmark.speed import Artifact, Load, References, compare, tensor_bytes
 from stages.export.gguf import folder as gguf_folder
-from stages.export.report.gather import same_architecture
 from stages.export.weights import huggingface
 from stages.files import InputError
 from stages.search import outcome
@@ -232,7 +231,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         section = load_params(arguments.params)
-        winner = same_architecture(outcome.read(DATA / "search" / "outcome.json"), outcome.WINNER)
+        winner = outcome.architecture_of(outcome.read(DATA / "search" / "outcome.json"), outcome.WINNER)
         loaded = checkpoint.load(section.model)
         load = load_of(section, loaded, load_texts(section.corpora), asked_for(arguments))
         with tempfile.TemporaryDirectory(prefix="prunecast-dense-") as scratch:

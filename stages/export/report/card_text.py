@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 from stages.architecture import Kind, Site
-from stages.export.report.base_model import BaseModel
-from stages.export.report.data import Contender, ReportData
+from stages.export.report.data import ReportData
 from stages.export.report.page import millions
 from stages.export.report.verdict import percent
+from stages.export.results.final_table import Contender
+from stages.export.results.record import BaseModel
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus
 

@@ -12,7 +12,8 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from stages.architecture import Kind, Site
-from stages.export.report.data import Contender, Measured, ReportData
+from stages.export.report.data import Measured, ReportData
+from stages.export.results.final_table import Contender
 from stages.metrics.perplexity import LOG_PPL
 
 # Okabe and Ito's palette: distinct under every common colour vision deficiency.

@@ -5,36 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from stages.architecture import Architecture, ModelShape
+from stages.architecture import ModelShape
+from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Proof
-from stages.export.report.parts import FRONT, FrontPoint, Trust
+from stages.export.results.final_table import PRUNED_BASELINES, Contender, QuestionGroup, Taken
+from stages.files import write_json
 from stages.metrics.metric import Metric, Shown
 from stages.metrics.registered import metric_of
 from stages.sample.designs import DENSE
 from stages.search.narrowed_space import NarrowedSite
+from stages.search.outcome import FRONT, WINNER
+from stages.train_predictor.results import Judged
 
-WINNER = "winner"
-PRUNED_BASELINES = ("uniform", "simple")
+SCHEMA, VERSION = "prunecast.final-metrics", 1
 LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A row of the final table, measured on the report part.
-
-    `name` is "dense", "uniform", "simple" or "winner". `metrics` is by key (`stages.metrics`);
-    `standard_errors` has the same keys where they are known, in the metric's own unit.
-    `parameters` counts everything, embeddings included.
-    """
-
-    name: str
-    architecture: Architecture
-    overall_ratio: float
-    parameters: int
-    metrics: Mapping[str, float]
-    standard_errors: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -53,53 +40,43 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class QuestionGroup:
-    """Accuracies on the questions of one MMLU subject, or of one category of subjects.
+class FrontPoint:
+    """A row of the front: an architecture at its overall ratio, measured on the selection part.
 
-    `metric` is the accuracy's key, `kind` "subject" or "category";
-    `accuracy` and `standard_errors` are by contender.
+    `name` is "dense", "uniform", "simple", "winner" or "front", `architecture` an id. `forecast_ppl` is
+    empty where the architecture is among the pairs; `takes` is by limit of the budget.
     """
 
-    metric: str
-    kind: str
     name: str
-    questions: int
-    accuracy: Mapping[str, float]
-    standard_errors: Mapping[str, float]
+    architecture: str
+    overall_ratio: float
+    parameters: int
+    ppl: Mapping[str, float]
+    forecast_ppl: Mapping[str, float]
+    takes: Mapping[str, float]
+    dominated: bool
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What contenders take of one thing that the budget limits, "size_bytes", "prefill_ms" or "decode_ms".
+class Trust:
+    """What says how far forecasts can be trusted, beside the errors on held-out pairs.
 
-    `forecast` and `measured` are by contender; `measured` has those that were.
+    `cross_validated` has by target "pairs", "r2", "spearman", "spearman_near_budget",
+    "pairs_near_budget", "top_recall", "top"; a figure that too few pairs leave unknown is missing.
+    `rounds` has a mapping a round of the search: "round", "measured", "spearman.objective" and by target
+    "bias.TARGET" and "rmse.TARGET", of architectures that were forecast before they were measured.
     """
 
-    name: str
-    most: float
-    forecast: Mapping[str, float]
-    measured: Mapping[str, float]
-
-    @property
-    def error_percent(self) -> float:
-        """How far the winner's forecast lies above what was measured."""
-        return 100 * (self.forecast[WINNER] / self.measured[WINNER] - 1)
-
-    @property
-    def share_error_percent(self) -> float | None:
-        """The same of the winner's share of the dense model, where both were measured in turn.
-
-        What the machine has become slower or faster by since the table was measured cancels out.
-        """
-        if DENSE not in self.measured:
-            return None
-        forecast, measured = (values[WINNER] / values[DENSE] for values in (self.forecast, self.measured))
-        return 100 * (forecast / measured - 1)
+    kind: str = ""
+    promised_coverage: float = 0.8
+    cross_validated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ablation: Sequence[Judged] = ()
+    rounds: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the report shows; the export stage fills it.
+    """Everything that the report shows; `from_files` fills it.
 
     `predictor` maps a target ("log_ppl.wikipedia") to its errors on held-out pairs: "r2", "mae",
     "rmse", "spearman", "coverage" of the forecast interval and its "half_width", "held_out_pairs".
@@ -120,7 +97,7 @@ class ReportData:
     predictor: Mapping[str, Mapping[str, float]]
     narrowed: Mapping[str, NarrowedSite]
     protocol: Sequence[tuple[str, str]]
-    corpora: Mapping[str, Mapping[str, Any]]
+    corpora: Mapping[str, DividedCorpus]
     history: Sequence[float]
     provenance: Sequence[tuple[str, str]]
     export_check: Sequence[tuple[str, str]]
@@ -265,6 +242,20 @@ def metrics(data: ReportData) -> dict[str, Any]:
         ],
         "protocol": [dict(entry) for entry in data.protocol_entries],
     }
+
+
+def flat_metrics(data: ReportData) -> dict[str, float]:
+    """The final table under flat names: ``winner.ppl.news``, ``change_percent.uniform.ppl.news``."""
+    flat = {f"{c.name}.{key}": value for c in data.contenders for key, value in c.metrics.items()}
+    flat |= {f"{c.name}.overall_ratio": c.overall_ratio for c in data.contenders}
+    changes = metrics(data)["winner_change_percent"]
+    flat |= {f"change_percent.{b}.{key}": v for b, values in changes.items() for key, v in values.items()}
+    return flat
+
+
+def write_metrics(path: Path, data: ReportData) -> None:
+    """Write `metrics`."""
+    write_json(path, SCHEMA, VERSION, metrics(data))
 
 
 def _predictor(data: ReportData, target: str) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
 from stages.export.report.charts import COLOURS, MARKS, label_perplexity
-from stages.export.report.data import ReportData
-from stages.export.report.parts import FrontPoint
+from stages.export.report.data import FrontPoint, ReportData
 
 FORECAST = "#5f6368"
 

@@ -10,16 +10,12 @@ from typing import Any
 import yaml
 
 from stages.export.report import card_text, proof_tables
-from stages.export.report.base_model import BaseModel
 from stages.export.report.card_text import flat, line, markdown_text
-from stages.export.report.data import (
-    PRUNED_BASELINES,
-    Contender,
-    ReportData,
-    change_percent,
-)
+from stages.export.report.data import ReportData, change_percent
 from stages.export.report.page import format_metric, millions
 from stages.export.report.verdict import percent, signed_percent, verdict
+from stages.export.results.final_table import PRUNED_BASELINES, Contender
+from stages.export.results.record import BaseModel
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of
 

@@ -14,32 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.architecture import Kind, Site
 from stages.export.report import proof_tables, tables
 from stages.export.report.charts import COLOURS
-from stages.export.report.data import (
-    PRUNED_BASELINES,
-    Contender,
-    Measured,
-    ReportData,
-    Taken,
-    change_percent,
-    inseparable,
-    judge,
-    metrics,
-)
-from stages.export.report.pictures import Panel, Picture, pictures, write_pictures
+from stages.export.report.data import ReportData, change_percent, inseparable, judge
+from stages.export.report.pictures import Panel, Picture, pictures
 from stages.export.report.tables import LIMITED, UNKNOWN
-from stages.export.report.verdict import Verdict, percent, signed_percent, verdict
+from stages.export.report.verdict import percent, signed_percent, verdict
+from stages.export.results.final_table import PRUNED_BASELINES, Taken
 from stages.metrics.registered import metric_of
-
-__all__ = [
-    "Contender",
-    "Measured",
-    "ReportData",
-    "Verdict",
-    "build_report",
-    "metrics",
-    "verdict",
-    "write_pictures",
-]
 
 PARTS = ("calibration", "selection", "report")
 LIMITS_NOTE = (
@@ -237,13 +217,14 @@ def _corpora(data: ReportData) -> list[dict[str, Any]]:
     """Each corpus as text; a part that a corpus lacks shows as unknown."""
     rows = []
     for name, corpus in data.corpora.items():
-        counts = corpus.get("parts") or {}
-        texts = {key: corpus.get(key) for key in ("source", "found", "used", "note")}
+        texts = {"source": corpus.source, "found": corpus.found, "used": corpus.used, "note": corpus.note}
         rows.append(
             {
                 "name": name,
-                **{key: UNKNOWN if value in (None, "") else _plain(value) for key, value in texts.items()},
-                "parts": [_plain(counts[part]) if part in counts else UNKNOWN for part in PARTS],
+                **{key: _plain(value) if value != "" else UNKNOWN for key, value in texts.items()},
+                "parts": [
+                    _plain(corpus.parts[part].count) if part in corpus.parts else UNKNOWN for part in PARTS
+                ],
             }
         )
     return rows

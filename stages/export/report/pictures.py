@@ -19,7 +19,7 @@ from matplotlib.figure import Figure, FigureBase
 
 from stages.export.report import charts, front_chart, narrowing_chart
 from stages.export.report.data import Measured, ReportData
-from stages.export.report.parts import FRONT
+from stages.search.outcome import FRONT
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "prunecast",  # else the ids in an SVG are random

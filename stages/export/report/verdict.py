@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stages.export.report.data import PRUNED_BASELINES, ReportData, change_percent, inseparable, judge
+from stages.export.report.data import ReportData, change_percent, inseparable, judge
+from stages.export.results.final_table import PRUNED_BASELINES
 from stages.metrics.formats import percent as percent
 from stages.metrics.registered import metric_of
 

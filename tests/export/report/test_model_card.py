@@ -13,9 +13,9 @@ import yaml
 
 from stages.architecture import Architecture, LayerWidth
 from stages.export.benchmark.comparison import Comparison, Conditions, Figures, Proof, Spread
-from stages.export.report.base_model import BaseModel
+from stages.export.report.data import ReportData
 from stages.export.report.model_card import body, model_card
-from stages.export.report.page import ReportData
+from stages.export.results.record import BaseModel
 
 BASE = BaseModel("Base-135M", "a local folder", "mit", ("en",))
 

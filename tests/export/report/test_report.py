@@ -13,19 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Comparison, Conditions, Figures, Proof, Spread
 from stages.export.report import charts, pictures
 from stages.export.report import page as report_page
-from stages.export.report.data import Taken
-from stages.export.report.page import (
-    Contender,
-    ReportData,
-    build_report,
-    format_metric,
-    metrics,
-    write_pictures,
-)
+from stages.export.report.data import ReportData, metrics
+from stages.export.report.page import build_report, format_metric
+from stages.export.report.pictures import write_pictures
 from stages.export.report.verdict import verdict
+from stages.export.results.final_table import Contender, Taken
 
 NAMES = ("widths", "tradeoff", "front", "forecast", "narrowing", "search")
 
@@ -119,7 +115,7 @@ def test_every_figure_of_the_table_is_there(report_data: ReportData, page: str) 
         assert label in text
         assert value in text
     for corpus in report_data.corpora.values():
-        assert corpus["found"] in text
+        assert f"{corpus.found:,}" in text
     assert "log_ppl.news log PPL, nats a token 0.871" in text
 
 
@@ -246,7 +242,7 @@ def test_values_that_are_missing_or_not_finite(report_data: ReportData) -> None:
         pairs=[broken, *report_data.pairs],
         history=[math.inf, math.inf, 8.0, 7.5],
         predictor={"log_ppl.news": {"r2": math.nan, "mae": 0.1}},
-        corpora={"bare": {"source": "a.txt"}},
+        corpora={"bare": DividedCorpus("a.txt", 1, 1, "", {})},
     )
     text = _Page(build_report(data)).text
     assert not re.search(r"\b(nan|inf|None)\b", text, re.IGNORECASE)
@@ -265,7 +261,7 @@ def test_hardly_anything_measured(report_data: ReportData, tmp_path: Path) -> No
 def test_names_are_escaped(report_data: ReportData) -> None:
     evil = '<script>alert("x")</script>'
     data = dataclasses.replace(
-        report_data, model=evil, protocol=[(evil, evil)], corpora={evil: {"source": evil, "parts": {}}}
+        report_data, model=evil, protocol=[(evil, evil)], corpora={evil: DividedCorpus(evil, 1, 1, evil, {})}
     )
     page = build_report(data)
     assert "<script" not in page

@@ -10,16 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from stages.architecture import Kind, Site
-from stages.export.report import gather_forecasts, narrowing_chart, page, pictures, tables
-from stages.export.report.data import metrics
-from stages.export.report.page import ReportData, build_report
-from stages.export.report.parts import Trust
-from stages.files import write_json
+from stages.export.report import from_files, narrowing_chart, page, pictures, tables
+from stages.export.report.data import ReportData, Trust, metrics
+from stages.export.report.page import build_report
 from stages.sample.space import options
 from stages.search import front
 from stages.search import tables as search_tables
@@ -45,41 +42,11 @@ def test_the_front_is_read_as_it_was_written(tmp_path: Path) -> None:
         Candidate(FRONT, b, 0.15, {"ppl.a": 31.0, "quiz.accuracy": 0.3}, {"log_ppl.a": 3.3}, 3.4),
     ]
     search_tables.write_front(tmp_path / "front.csv", front.rows(made, SMALL))
-    first, second = gather_forecasts.front_points(tmp_path / "front.csv")
+    first, second = map(from_files.front_point, search_tables.read_front(tmp_path / "front.csv"))
     assert (first.name, first.architecture, first.dominated) == (FRONT, b.id, True)
     assert (second.name, second.architecture, second.dominated) == (WINNER, a.id, False)
     assert first.ppl == {"a": 31.0}
     assert first.forecast_ppl == {"a": pytest.approx(math.exp(3.3))}
-
-
-def test_trust_is_read_and_what_is_unknown_is_left_out(tmp_path: Path) -> None:
-    held_out = {"log_ppl.a": {"scale": "log PPL", "pairs": 4, "r2": 0.5, "coverage": 0.75, "half_width": 0.1}}
-    content = {
-        "kind": "additive", "promised_coverage": 0.8, "held_out": held_out,
-        "cross_validated": {"log_ppl.a": {"pairs": 15, "r2": 0.9, "pairs_near_budget": 3}},
-    }  # fmt: skip
-    write_json(tmp_path / "metrics.json", "prunecast.predictor-errors", 3, content)
-    row = {
-        "target": "log_ppl.a",
-        "scale": "log PPL",
-        "predictor": "without bands",
-        "features": 7,
-        "r2": 0.8,
-        "spearman": 0.7,
-    }
-    pd.DataFrame([row | {"spearman_near_budget": math.nan}]).to_csv(tmp_path / "ablation.csv", index=False)
-    rounds = [{"round": 1, "measured": 2, "rmse.log_ppl.a": 0.1, "spearman.objective": math.nan}]
-    pd.DataFrame(rounds).to_csv(tmp_path / "rounds.csv", index=False)
-    paths = [tmp_path / name for name in ("metrics.json", "ablation.csv", "rounds.csv")]
-    found = gather_forecasts.trust(*paths)
-    assert found.cross_validated == {"log_ppl.a": {"pairs": 15, "r2": 0.9, "pairs_near_budget": 3}}
-    assert [(a.predictor, a.features, a.errors) for a in found.ablation] == [
-        ("without bands", 7, {"r2": 0.8, "spearman": 0.7})
-    ]
-    assert found.rounds == [{"round": 1, "measured": 2, "rmse.log_ppl.a": 0.1}]
-    assert gather_forecasts.predictor_errors(paths[0]) == {
-        "log_ppl.a": {"r2": 0.5, "coverage": 0.75, "half_width": 0.1, "held_out_pairs": 4}
-    }
 
 
 @pytest.mark.usefixtures("no_pictures")

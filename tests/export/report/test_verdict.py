@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from stages.export.report.page import ReportData
+from stages.export.report.data import ReportData
 from stages.export.report.verdict import verdict
 
 

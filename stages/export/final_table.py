@@ -1,24 +1,67 @@
-"""Gather what the report shows from the files of the stages before and the final measurements."""
+"""Measure the final table: dense, uniform, simple and winner on the report part of the corpora."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from stages.architecture import Architecture, ModelShape
+from stages.architecture import ModelShape
 from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results.errors import standard_error
-from stages.evaluate.results.journal import Row
-from stages.evaluate.text.corpora import divided
+from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench
-from stages.export.report.data import PRUNED_BASELINES, WINNER, Contender, Measured
+from stages.export.benchmark.limits import taken
+from stages.export.question_groups import question_groups
+from stages.export.results.final_table import PRUNED_BASELINES, Contender, FinalTable
 from stages.metrics.metric import Shown
-from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import metric_of, shown
+from stages.sample import designs
+from stages.sample.designs import BASELINES
 from stages.search import outcome
-from stages.search.outcome import Candidate
-from stages.train_predictor import results
+from stages.search.outcome import WINNER, Candidate
+from stages.stage import DATA
+from stages.tracking.tracker import Tracker
+
+
+def measure(
+    bench: Workbench, candidates: Sequence[Candidate], folder: Path, journal: Journal, tracker: Tracker
+) -> FinalTable:
+    """The final table, measured or taken from the journal; the winner is the model in `folder`.
+
+    Raises:
+        InputError: the report part of a corpus is too small.
+    """
+    params, shape = bench.params, bench.network.shape
+    again = params.search.repair_again
+    evaluator = bench.evaluator("report", params.export.measurement)
+    contenders = {name: outcome.architecture_of(candidates, name) for name in (*BASELINES, WINNER)}
+    table = designs.read_latency(DATA / "sample" / "architectures.json")
+    takes = taken(shape, params.budget, table, contenders, folder)
+    words = evaluator.selection.words()
+    work = [Work(a, name, bench.weights(a, again)) for name, a in contenders.items()]
+
+    def log(row: Row) -> None:
+        tracker.log_evaluation(row, shape, words)
+
+    measured = measure_all(evaluator, bench.executor, work, journal, log, "final table")
+    rows = {name: measured[architecture.id] for name, architecture in contenders.items()}
+    evaluators = {
+        "pairs": bench.evaluator("selection", params.evaluate.measurement),
+        "finalists": bench.evaluator("selection", params.search.measurement),
+        "final table": evaluator,
+    }
+    return FinalTable(
+        contenders=[contender(name, row, shape) for name, row in rows.items()],
+        change_errors=paired_errors(rows),
+        question_groups=question_groups(rows, evaluator.selection.items),
+        taken=takes,
+        protocol=protocol_of(evaluators, bench),
+        protocol_entries=evaluator.protocol,
+        words=words,
+        rows={name: row.key for name, row in rows.items()},
+    )
 
 
 def contender(name: str, row: Row, shape: ModelShape) -> Contender:
@@ -55,54 +98,6 @@ def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
     return found
 
 
-def measured_pairs(path: Path, texts: Sequence[str]) -> list[Measured]:
-    """The pairs with the forecasts of a predictor that saw the training pairs only."""
-    return [
-        Measured(
-            architecture=pair.architecture,
-            design=pair.design,
-            overall_ratio=pair.overall_ratio,
-            log_ppl={text: pair.measured[LOG_PPL.of(text).key] for text in texts},
-            forecast_log_ppl={text: pair.forecast[LOG_PPL.of(text).key] for text in texts},
-            held_out=pair.held_out,
-        )
-        for pair in results.read_forecasts(path)
-    ]
-
-
-def measured_finalists(candidates: Sequence[Candidate], texts: Sequence[str]) -> list[Measured]:
-    """Finalists, winner and baselines as the search measured them."""
-
-    def of_texts(values: Mapping[str, float]) -> dict[str, float]:
-        return {text: values[LOG_PPL.of(text).key] for text in texts}
-
-    return [
-        Measured(
-            architecture=c.architecture.id,
-            design=outcome.FINALIST if c.name == outcome.WINNER else c.name,
-            overall_ratio=c.overall_ratio,
-            log_ppl=of_texts(c.metrics),
-            forecast_log_ppl=of_texts(c.forecast),
-            held_out=c.name not in PRUNED_BASELINES,  # the baselines are among the pairs
-        )
-        for c in candidates
-    ]
-
-
-def corpora_of(bench: Workbench) -> dict[str, dict[str, Any]]:
-    """Where each corpus comes from, and how many documents each part has."""
-    return {
-        name: {
-            "source": corpus.source,
-            "found": corpus.found,
-            "used": corpus.used,
-            "note": corpus.note,
-            "parts": {part: content.count for part, content in corpus.parts.items()},
-        }
-        for name, corpus in divided({**bench.texts, **bench.questions}).items()
-    }
-
-
 def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[tuple[str, str]]:
     """How every figure was measured, one line a corpus, format and use."""
     section = bench.params.evaluate
@@ -131,18 +126,3 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
         ("Arithmetic", f"{bench.network.dtype} on {bench.network.device.type}".replace("torch.", ""))
     )
     return lines
-
-
-def flat_metrics(
-    contenders: Sequence[Contender], changes: Mapping[str, Mapping[str, float]]
-) -> dict[str, float]:
-    """The final table under MLflow's flat names: ``winner.ppl.news``, ``change_percent.uniform.ppl.news``."""
-    flat = {f"{c.name}.{key}": value for c in contenders for key, value in c.metrics.items()}
-    flat |= {f"{c.name}.overall_ratio": c.overall_ratio for c in contenders}
-    flat |= {f"change_percent.{b}.{key}": v for b, values in changes.items() for key, v in values.items()}
-    return flat
-
-
-def same_architecture(candidates: Sequence[Candidate], name: str) -> Architecture:
-    """The architecture of the first candidate of that name."""
-    return next(c.architecture for c in candidates if c.name == name)

@@ -11,9 +11,9 @@ import yaml
 
 from stages.evaluate.results.journal import Row
 from stages.evaluate.text.mmlu import Item
-from stages.export.report import gather
-from stages.export.report.data import QuestionGroup
-from stages.export.report.question_groups import CATEGORIES, CATEGORY_OF, question_groups
+from stages.export import final_table
+from stages.export.question_groups import CATEGORIES, CATEGORY_OF, question_groups
+from stages.export.results.final_table import QuestionGroup
 from tests.small import SMALL
 
 SUBJECTS = ["virology", "anatomy", "anatomy", "astronomy", "chess", "anatomy"]
@@ -75,10 +75,10 @@ def test_categories_are_those_of_lm_eval() -> None:
 
 def test_errors_of_bits_per_byte_are_those_of_log_perplexity_scaled() -> None:
     one, other = row(log_ppl__news=[3.0, 3.4, 3.1]), row(log_ppl__news=[3.3, 3.5, 3.7])
-    contender = gather.contender("dense", one, SMALL)
+    contender = final_table.contender("dense", one, SMALL)
     assert contender.metrics.keys() == {"ppl.news", "bpb.news"}
     error = statistics.stdev([0.4 * 3.0, 0.4 * 3.4, 0.4 * 3.1]) / math.sqrt(3)
     assert contender.standard_errors["bpb.news"] == pytest.approx(error)
-    paired = gather.paired_errors({"winner": one, "uniform": other, "simple": other})["uniform"]
+    paired = final_table.paired_errors({"winner": one, "uniform": other, "simple": other})["uniform"]
     spread = statistics.stdev([-0.3, -0.1, -0.6]) / math.sqrt(3)
     assert paired["bpb.news"] == pytest.approx(100 * spread / 3.5)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Row
 from stages.evaluate.text.mmlu import Item
-from stages.export.report.data import QuestionGroup
+from stages.export.results.final_table import QuestionGroup
 from stages.metrics.accuracy import ACCURACY
 
 # lm-eval's division of the 57 subjects. Hendrycks et al.'s differs in anatomy alone, which is "other" there.

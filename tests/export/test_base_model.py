@@ -10,8 +10,9 @@ from gguf import GGUFWriter, LlamaFileType
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from stages.config.params import ModelSection
-from stages.export.report import base_model
-from stages.export.report.base_model import BaseModel, read_base_model
+from stages.export import base_model
+from stages.export.base_model import read_base_model
+from stages.export.results.record import BaseModel
 from tests import tiny
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.repocard import metadata_load
 
 from stages.config.params import ModelSection
+from stages.export.results.record import BaseModel
 from stages.sample.source import ModelSource, locate, read_licence
 
 TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 """Files that whoever passes a model on has to pass on with it."""
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """The dense model, for the reader of a model card."""
-
-    name: str
-    """E.g. ``Qwen3-0.6B``; no path of this machine."""
-    origin: str
-    """Where it was read from, e.g. ``Qwen/Qwen3-0.6B on the Hugging Face hub, revision main``."""
-    licence: str = "unknown"
-    """As an SPDX or hub identifier, or by name."""
-    languages: tuple[str, ...] = ()
-    hub_id: str | None = None
-    quantisation: str | None = None
-    """Of the weights that were read, e.g. ``Q4_1``; they were dequantised before pruning."""
-    terms: tuple[Path, ...] = ()
-    """Licence files and notices."""
 
 
 def read_base_model(model: ModelSection) -> BaseModel:

@@ -1,0 +1,80 @@
+"""What decides each part of an export, as keys: known from files, without opening the model."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stages.config.params import ModelSection, Params
+from stages.evaluate.results import context, journal
+from stages.export.results.record import Part
+from stages.files import digest, digest_of_file
+from stages.sample.designs import BASELINES
+from stages.sample.source import locate
+from stages.search import outcome
+from stages.search.outcome import Candidate
+
+VERSIONS = {Part.WEIGHTS: 1, Part.TABLE: 1, Part.PROOF: 1}
+"""Raised by hand with every change of the code that makes a part, where what is made changes."""
+
+_NO_VALUES = {"prefix_cache_mb", "cache_mb"}  # of the section `evaluate`: they decide memory and disk alone
+_OF_A_MODEL = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Part, str]:
+    """A key a part, of everything that decides it.
+
+    What the finalists were measured in, and the digest of the winner's own weights if it has some, follow
+    the versions of network, importance and repair; beside them stand the files that nothing else watches.
+
+    Raises:
+        InputError: the model is not there, or a file of a stage before.
+    """
+    winner = outcome.architecture_of(candidates, outcome.WINNER)
+    measured_in = context.read(data / "search" / "context.json").digest
+    rows = journal.read(data / "search" / "journal.jsonl").values()
+    evaluate, export = params.evaluate.model_dump(exclude=_NO_VALUES), params.export
+    cut_from = {
+        "model": params.model.model_dump(),
+        "source": {file.name: digest_of_file(file) for file in _source_files(params.model)},
+        "importance": digest_of_file(data / "evaluate" / "importance.safetensors"),
+        "division": digest_of_file(data / "evaluate" / "division.json"),
+        "context": measured_in,
+        "weights": [row.weights for row in rows if (row.context, row.architecture) == (measured_in, winner)],
+        "evaluate": evaluate,
+        "repair_again": params.search.repair_again,
+    }
+    weights = _key(Part.WEIGHTS, cut_from, winner.id, export.dtype, list(export.gguf))
+    return {
+        Part.WEIGHTS: weights,
+        Part.TABLE: _key(
+            Part.TABLE,
+            weights,
+            [outcome.architecture_of(candidates, name).id for name in BASELINES],
+            params.corpora.model_dump(),
+            params.budget.model_dump(),
+            digest_of_file(data / "sample" / "architectures.json"),
+            params.search.measurement.model_dump(),
+            export.measurement.model_dump(),
+        ),
+        Part.PROOF: _key(
+            Part.PROOF,
+            weights,
+            None if export.proof is None else export.proof.model_dump(),
+            export.measurement.text.__dict__,
+            importlib.util.find_spec("llama_cpp") is not None,
+        ),
+    }
+
+
+def _key(part: Part, *parts: object) -> str:
+    return digest(part, VERSIONS[part], *parts)
+
+
+def _source_files(model: ModelSection) -> Iterator[Path]:
+    path = locate(model).path
+    if path.is_file():
+        yield path
+    else:
+        yield from sorted(file for pattern in _OF_A_MODEL for file in path.glob(pattern))

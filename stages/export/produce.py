@@ -1,0 +1,114 @@
+"""Make the parts of an export: weights, final table, proof of speed. All that needs the model."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from stages.architecture import Architecture
+from stages.config.params import Params
+from stages.evaluate.results.journal import Journal
+from stages.evaluate.workbench import Workbench, open_workbench
+from stages.export import final_table
+from stages.export.base_model import read_base_model
+from stages.export.benchmark import comparison, proof
+from stages.export.benchmark.comparison import Proof
+from stages.export.benchmark.speed import Load
+from stages.export.results import record
+from stages.export.results.record import MODEL, PROOF, RECORD, Part, Record
+from stages.export.weights.export import export_weights
+from stages.search import outcome
+from stages.search.outcome import Candidate
+from stages.stage import DATA
+from stages.tracking import invocation
+from stages.tracking.names import registered as registered_name
+from stages.tracking.tracker import Tracker
+
+
+def produce(
+    params: Params,
+    candidates: Sequence[Candidate],
+    keys: Mapping[Part, str],
+    todo: Collection[Part],
+    before: Record | None,
+    here: Path,
+    new: Path,
+    journal: Journal,
+    tracker: Tracker,
+) -> Record:
+    """Make the parts `todo` of the winner's export, and write them and the record into `new`.
+
+    The other parts are those of the export `before`, whose files are in `here`.
+
+    Raises:
+        InputError: a corpus is too small, or what was written is not what was measured.
+    """
+    start = time.perf_counter()
+    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
+    winner = outcome.architecture_of(candidates, outcome.WINNER)
+    asked = params.export.proof
+    load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
+    if before is None or Part.WEIGHTS in todo:
+        dtype: torch.dtype = getattr(torch, params.export.dtype)
+        exact = bench.exact()
+        weights = exact.weights(winner, params.search.repair_again)
+        checks = export_weights(exact, weights, new / MODEL, dtype)
+        base = read_base_model(params.model)
+        for file in base.terms:
+            shutil.copy(file, new / MODEL)
+        base = replace(base, terms=tuple(Path(file.name) for file in base.terms))
+        written = new
+    else:
+        checks, base, written = list(before.checks), before.base, here
+    if before is None or Part.TABLE in todo:
+        table = final_table.measure(bench, candidates, written / MODEL, journal, tracker)
+    else:
+        table = before.table
+    if Part.PROOF in todo:
+        comparison.write(new / PROOF, _prove(bench, winner, written, new / "dense", load))
+    kept: dict[str, int] = {}
+    for part in Part:
+        kept |= before.files_of(part) if before is not None and part not in todo else {}
+    made = Record(
+        keys=keys,
+        files=kept | record.sizes(new),
+        model=params.model.source,
+        texts=list(params.corpora.texts),
+        base=base,
+        checks=checks,
+        table=table,
+        provenance=_provenance(winner, bench, tracker.run, round(time.perf_counter() - start)),
+        registered=registered_name(MODEL) if tracker.run else "",
+    )
+    record.write(new / RECORD, made)
+    return made
+
+
+def _prove(bench: Workbench, winner: Architecture, written: Path, scratch: Path, load: Load | None) -> Proof:
+    """The proof of what was `written`, beside which the dense model stands in `scratch` for a while."""
+    if load is None:
+        return Proof(remarks=("Nothing was measured: export.proof in params.yaml is null.",))
+    found = proof.prove(bench.params.model, bench.checkpoint, written, winner, load, scratch)
+    print(comparison.speedups(found.comparisons), *found.remarks, sep="\n", flush=True)
+    return found
+
+
+def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) -> list[tuple[str, str]]:
+    commit = invocation.git_commit()
+    return [
+        ("architecture", winner.id),
+        (
+            "git commit",
+            "not in a git repository" if commit is None else commit[0] + (" (modified)" if commit[1] else ""),
+        ),
+        ("MLflow run", f"{run}, experiment {bench.params.tracking.experiment}" if run else "not tracked"),
+        ("weights of the dense model", f"SHA-256 {bench.checkpoint.digest[:16]}…"),
+        ("written", datetime.now(UTC).isoformat(timespec="minutes")),
+        ("export stage", f"{seconds} s on {torch.get_num_threads()} threads, PyTorch {torch.__version__}"),
+    ]

@@ -1,0 +1,118 @@
+"""What the report shows, read from the files that the stages left: no model, no corpus, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stages.evaluate.results import division
+from stages.export.benchmark.comparison import Proof
+from stages.export.report.data import FrontPoint, Measured, ReportData, Trust
+from stages.export.results.final_table import PRUNED_BASELINES
+from stages.export.results.record import Record
+from stages.metrics.perplexity import LOG_PPL, PPL
+from stages.metrics.registered import by_corpus
+from stages.sample import designs
+from stages.search import narrowed_space, outcome, tables
+from stages.search.outcome import Candidate
+from stages.search.tables import FrontRow
+from stages.train_predictor import results
+from stages.train_predictor.results import ForecastPair, PredictorErrors
+
+
+def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
+    """The report of an export, with what the stages before it left in `data`.
+
+    Raises:
+        InputError: a file is missing, damaged or of another release; the message says which stage to run.
+    """
+    trained, searched = data / "train_predictor", data / "search"
+    shape, _ = designs.read(data / "sample" / "architectures.json")
+    errors = results.read_errors(trained / results.ERRORS)
+    narrowed = narrowed_space.read(searched / "narrowed_space.json")
+    table = record.table
+    return ReportData(
+        model=record.model,
+        shape=shape,
+        contenders=table.contenders,
+        pairs=_pairs(results.read_forecasts(trained / results.FORECASTS), record.texts),
+        finalists=_finalists(outcome.read(searched / "outcome.json"), record.texts),
+        predictor=_held_out(errors),
+        narrowed={str(site.site): site for site in narrowed.sites},
+        protocol=table.protocol,
+        corpora=division.read(data / "evaluate" / "division.json"),
+        history=tables.read_history(searched / "trials.csv"),
+        provenance=record.provenance,
+        export_check=record.checks,
+        change_errors=table.change_errors,
+        question_groups=table.question_groups,
+        protocol_entries=table.protocol_entries,
+        taken=table.taken,
+        narrowed_by=narrowed.ranked_by,
+        front=[front_point(row) for row in tables.read_front(searched / "front.csv")],
+        trust=Trust(
+            kind=errors.kind,
+            promised_coverage=errors.promised_coverage,
+            cross_validated=errors.cross_validated,
+            ablation=results.read_judged(trained / results.ABLATION),
+            rounds=tables.read_rounds(searched / "rounds.csv"),
+        ),
+        proof=proof,
+    )
+
+
+def _pairs(pairs: Sequence[ForecastPair], texts: Sequence[str]) -> list[Measured]:
+    """The pairs with the forecasts of a predictor that saw the training pairs only."""
+    return [
+        Measured(
+            architecture=pair.architecture,
+            design=pair.design,
+            overall_ratio=pair.overall_ratio,
+            log_ppl=_of_texts(pair.measured, texts),
+            forecast_log_ppl=_of_texts(pair.forecast, texts),
+            held_out=pair.held_out,
+        )
+        for pair in pairs
+    ]
+
+
+def _finalists(candidates: Sequence[Candidate], texts: Sequence[str]) -> list[Measured]:
+    """Finalists, winner and baselines as the search measured them."""
+    return [
+        Measured(
+            architecture=c.architecture.id,
+            design=outcome.FINALIST if c.name == outcome.WINNER else c.name,
+            overall_ratio=c.overall_ratio,
+            log_ppl=_of_texts(c.metrics, texts),
+            forecast_log_ppl=_of_texts(c.forecast, texts),
+            held_out=c.name not in PRUNED_BASELINES,  # the baselines are among the pairs
+        )
+        for c in candidates
+    ]
+
+
+def _of_texts(values: Mapping[str, float], texts: Sequence[str]) -> dict[str, float]:
+    return {text: values[LOG_PPL.of(text).key] for text in texts}
+
+
+def front_point(row: FrontRow) -> FrontPoint:
+    """A row of the front as the report shows it."""
+    return FrontPoint(
+        name=row.name,
+        architecture=row.architecture,
+        overall_ratio=row.overall_ratio,
+        parameters=row.parameters,
+        ppl=by_corpus(row.metrics, PPL),
+        forecast_ppl=by_corpus(row.forecast, PPL),
+        takes=row.takes,
+        dominated=row.dominated,
+    )
+
+
+def _held_out(errors: PredictorErrors) -> dict[str, dict[str, float]]:
+    """Errors on held-out pairs, by target."""
+    return {
+        target: {k: v for k, v in values.items() if isinstance(v, float)}
+        | {"held_out_pairs": values["pairs"]}
+        for target, values in errors.held_out.items()
+    }

@@ -1,0 +1,99 @@
+"""The final table as values: what each contender measured on the report part, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stages.architecture import Architecture
+from stages.sample.designs import DENSE, SIMPLE, UNIFORM
+from stages.search.outcome import WINNER
+
+PRUNED_BASELINES = (UNIFORM, SIMPLE)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the final table, measured on the report part.
+
+    `name` is "dense", "uniform", "simple" or "winner". `metrics` is by key (`stages.metrics`);
+    `standard_errors` has the same keys where they are known, in the metric's own unit.
+    `parameters` counts everything, embeddings included.
+    """
+
+    name: str
+    architecture: Architecture
+    overall_ratio: float
+    parameters: int
+    metrics: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class QuestionGroup:
+    """Accuracies on the questions of one MMLU subject, or of one category of subjects.
+
+    `metric` is the accuracy's key, `kind` "subject" or "category";
+    `accuracy` and `standard_errors` are by contender.
+    """
+
+    metric: str
+    kind: str
+    name: str
+    questions: int
+    accuracy: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What contenders take of one thing that the budget limits, "size_bytes", "prefill_ms" or "decode_ms".
+
+    `forecast` and `measured` are by contender; `measured` has those that were.
+    """
+
+    name: str
+    most: float
+    forecast: Mapping[str, float]
+    measured: Mapping[str, float]
+
+    @property
+    def error_percent(self) -> float:
+        """How far the winner's forecast lies above what was measured."""
+        return 100 * (self.forecast[WINNER] / self.measured[WINNER] - 1)
+
+    @property
+    def share_error_percent(self) -> float | None:
+        """The same of the winner's share of the dense model, where both were measured in turn.
+
+        What the machine has become slower or faster by since the table was measured cancels out.
+        """
+        if DENSE not in self.measured:
+            return None
+        forecast, measured = (values[WINNER] / values[DENSE] for values in (self.forecast, self.measured))
+        return 100 * (forecast / measured - 1)
+
+
+@dataclass(frozen=True)
+class FinalTable:
+    """All contenders, and how they were measured.
+
+    Attributes:
+        change_errors: by baseline the standard error of the winner's relative change against it, metric by
+            metric in percentage points, from differences paired over the same windows or questions.
+        taken: an entry a limit of the budget in bytes or milliseconds.
+        protocol: how every figure of the pipeline was measured, in words: lines of a label and a sentence.
+        protocol_entries: how the final table was, corpus by corpus (`Selection.protocol`).
+        words: the same in a sentence a corpus (`Selection.words`).
+        rows: the keys of the contenders' rows in the journal, by contender.
+    """
+
+    contenders: Sequence[Contender]
+    change_errors: Mapping[str, Mapping[str, float]]
+    question_groups: Sequence[QuestionGroup]
+    taken: Sequence[Taken]
+    protocol: Sequence[tuple[str, str]]
+    protocol_entries: Sequence[Mapping[str, Any]]
+    words: Mapping[str, str]
+    rows: Mapping[str, str]

@@ -1,0 +1,138 @@
+"""record.json: what an export is made of, so that the report needs no model and nothing is made twice.
+
+An export has parts: the weights with their GGUF files, the final table, the proof of speed. The record has
+of each a key, a digest of everything that decides it, and what the report says of it. A part whose key is
+still the same, and whose files are whole, is not made again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from stages.evaluate.results import journal
+from stages.export.results.final_table import FinalTable
+from stages.files import InputError, read_json, write_json
+
+SCHEMA, VERSION = "prunecast.export-record", 1
+RECORD, JOURNAL = "record.json", "journal.jsonl"
+MODEL, GGUF, PROOF = "model", "gguf", "proof.json"
+_OF_THE_REPORT = (".md", ".png")  # what lies in the model's folder and is made anew with the report
+
+
+class Part(StrEnum):
+    """What an export is made of, in the order in which it is made."""
+
+    WEIGHTS = "weights"
+    TABLE = "final table"
+    PROOF = "proof of speed"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The dense model, for the reader of a model card."""
+
+    name: str
+    """E.g. ``Qwen3-0.6B``; no path of this machine."""
+    origin: str
+    """Where it was read from, e.g. ``Qwen/Qwen3-0.6B on the Hugging Face hub, revision main``."""
+    licence: str = "unknown"
+    """As an SPDX or hub identifier, or by name."""
+    languages: tuple[str, ...] = ()
+    hub_id: str | None = None
+    quantisation: str | None = None
+    """Of the weights that were read, e.g. ``Q4_1``; they were dequantised before pruning."""
+    terms: tuple[Path, ...] = ()
+    """Licence files and notices."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was exported, as far as no other file says it."""
+
+    keys: Mapping[Part, str]
+    files: Mapping[str, int]
+    """Sizes in bytes of the files of weights, GGUF and proof, by path within the export."""
+    model: str
+    """The source of the dense model, as params name it."""
+    texts: Sequence[str]
+    """The text corpora, in the order of params."""
+    base: BaseModel
+    checks: Sequence[tuple[str, str]]
+    """What was proved of the written weights: lines of a label and a sentence."""
+    table: FinalTable
+    provenance: Sequence[tuple[str, str]]
+    registered: str
+    """The name under which MLflow's registry has the model, or nothing."""
+
+    def holds(self, part: Part, key: str, folder: Path) -> bool:
+        """Whether the part in `folder` is what `key` asks for, and whole."""
+        if self.keys.get(part) != key:
+            return False
+        if part is Part.TABLE:
+            return set(self.table.rows.values()) <= journal.read(folder / JOURNAL).keys()
+        own = self.files_of(part)
+        return bool(own) and all(_size(folder / name) == size for name, size in own.items())
+
+    def files_of(self, part: Part) -> dict[str, int]:
+        """Sizes in bytes of the part's own files; the final table has none."""
+        if part is Part.TABLE:
+            return {}
+        return {name: size for name, size in self.files.items() if (name == PROOF) == (part is Part.PROOF)}
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The files of weights, GGUF and proof in an export, those of the report left out."""
+    weights = [p for p in (folder / MODEL).rglob("*") if p.suffix not in _OF_THE_REPORT]
+    files = [*weights, *(folder / GGUF).rglob("*"), folder / PROOF]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files if path.is_file()}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def write(path: Path, record: Record) -> None:
+    """Write the record; a figure that is not finite, and so unknown, is left out."""
+    write_json(path, SCHEMA, VERSION, _finite(asdict(record)))
+
+
+def read(path: Path) -> Record:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is missing, of another schema, or damaged.
+    """
+    document = read_json(path, SCHEMA, VERSION)
+    try:
+        content = {name: document[name] for name in Record.__dataclass_fields__}
+        return TypeAdapter(Record).validate_python(content)
+    except (KeyError, ValidationError) as error:
+        first = str(error).split("\n")[0]
+        raise InputError(f"{path} is damaged ({first}); delete it and run `dvc repro export`") from error
+
+
+def read_if_there(path: Path) -> Record | None:
+    """The record of the export before; None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return read(path)
+    except InputError as error:
+        print(f"export: everything is made anew, since {error}", flush=True)
+        return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        known = {k: v for k, v in value.items() if not isinstance(v, float) or math.isfinite(v)}
+        return {k: _finite(v) for k, v in known.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
