@@ -21,6 +21,10 @@ class Kind(StrEnum):
     MLP = "mlp"
 
 
+Width = tuple[int, ...]
+"""What one site keeps: ``(kv_groups, heads_per_group)`` of an attention, ``(channels,)`` of an MLP."""
+
+
 class Site(NamedTuple):
     """One prunable sublayer of one decoder layer."""
 
@@ -45,7 +49,7 @@ class LayerWidth(NamedTuple):
     heads_per_group: int
     channels: int
 
-    def of(self, kind: Kind) -> tuple[int, ...]:
+    def of(self, kind: Kind) -> Width:
         """The part of the width that belongs to a kind of site."""
         return (self.kv_groups, self.heads_per_group) if kind is Kind.ATTENTION else (self.channels,)
 
@@ -126,10 +130,15 @@ class ModelShape:
         return self.layers * sum(self.site_parameters(kind, dense) for kind in Kind)
 
     @property
+    def outside_parameters(self) -> int:
+        """Those outside the decoder layers: embeddings, final norm and head."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied_embeddings else 2)
+        return self.hidden + embeddings
+
+    @property
     def total_parameters(self) -> int:
         """All parameters of the dense model."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied_embeddings else 2)
-        return self.decoder_parameters + self.hidden + embeddings
+        return self.decoder_parameters + self.outside_parameters
 
     def dense(self) -> Architecture:
         """The architecture that keeps everything."""
@@ -176,6 +185,10 @@ class Architecture:
     def kept_parameters(self, shape: ModelShape) -> int:
         """Decoder-layer parameters that remain."""
         return sum(shape.site_parameters(kind, width) for width in self.widths for kind in Kind)
+
+    def total_parameters(self, shape: ModelShape) -> int:
+        """All parameters that remain, those outside the decoder layers included."""
+        return self.kept_parameters(shape) + shape.outside_parameters
 
     def overall_ratio(self, shape: ModelShape) -> float:
         """The fraction of all decoder-layer parameters removed, in [0, 1]."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
 
@@ -157,7 +157,7 @@ class Features:
         ]
 
     @cached_property
-    def _site_damages(self) -> dict[tuple[Site, tuple[int, ...]], float]:
+    def _site_damages(self) -> dict[tuple[Site, Width], float]:
         return {}
 
     def _damage(self, site: Site, width: LayerWidth) -> float:

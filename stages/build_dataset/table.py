@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.build_dataset.features import Features, is_damage
-from stages.files import InputError
+from stages.files import InputError, atomically
 from stages.metrics.registered import metric_of
 from stages.sample.designs import SINGLE_SITE, Designed
 
@@ -107,10 +107,8 @@ def write(path: Path, table: pd.DataFrame, features: Sequence[str], targets: Seq
         "prunecast.targets": "\n".join(targets),
     }
     metadata = {**(arrow.schema.metadata or {}), **{k.encode(): v.encode() for k, v in own.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
-    temporary.replace(path)
+    with atomically(path) as temporary:
+        pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
 
 
 def read(path: Path) -> tuple[pd.DataFrame, list[str], list[str]]:

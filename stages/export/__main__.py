@@ -86,7 +86,7 @@ def _registered(before: Record, new: Path, tracker: Tracker) -> Record:
 
 def _size_bytes(winner: Architecture, shape: ModelShape, section: Export) -> int:
     """About what the export takes on the disk, the dense model of the proof included."""
-    parameters = shape.total_parameters - shape.decoder_parameters + winner.kept_parameters(shape)
+    parameters = winner.total_parameters(shape)
     files = sum(_GGUF_BYTES[kind] for kind in section.gguf)
     size = parameters * (BYTES[section.dtype] + files) + 30_000_000  # tokenizers, pictures, report
     if section.proof is not None:

@@ -71,9 +71,8 @@ def contender(name: str, row: Row, shape: ModelShape) -> Contender:
         key: metric.slope(row.metrics) * standard_error(row.samples[metric.sampled.key])
         for key, metric in ((key, metric_of(key)) for key in metrics)
     }
-    removed = shape.decoder_parameters - row.architecture.kept_parameters(shape)
     return Contender(
-        name, row.architecture, row.overall_ratio, shape.total_parameters - removed, metrics, errors
+        name, row.architecture, row.overall_ratio, row.architecture.total_parameters(shape), metrics, errors
     )
 
 

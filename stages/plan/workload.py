@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import torch
 
-from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.architecture import Architecture, Kind, ModelShape, Site, Width
 from stages.config.choices import IMPORTANCES
 from stages.config.params import Params
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
+from stages.flops import head_flops, token_flops
 from stages.plan.token_counts import TokenCount
 from stages.sample import designs
 from stages.sample.space import options
@@ -45,27 +46,13 @@ class Step:
     cpu_s: float = 0.0
 
 
-def token_flops(shape: ModelShape, widths: Sequence[LayerWidth], attended: float) -> float:
-    """FLOPs a token in decoder layers of these widths: two a weight, and four a query-key pair and element.
-
-    `attended` is how many keys a token meets.
-    """
-    weights = sum(shape.site_parameters(kind, width) for width in widths for kind in Kind)
-    heads = sum(width.kv_groups * width.heads_per_group for width in widths)
-    return 2 * weights + 4 * attended * heads * shape.head_dim
-
-
-def _head_flops(shape: ModelShape, reading: TokenCount) -> float:
-    return 2.0 * reading.predicted * shape.vocabulary * shape.hidden
-
-
 def evaluation_flops(
     shape: ModelShape, architecture: Architecture, reading: TokenCount, start: int = 0
 ) -> float:
     """FLOPs of measuring an architecture, its first `start` layers being known."""
     attended = reading.attended / reading.tokens
     layers = reading.tokens * token_flops(shape, architecture.widths[start:], attended)
-    return layers + _head_flops(shape, reading)
+    return layers + head_flops(shape, reading.predicted)
 
 
 class _Meter:
@@ -118,7 +105,7 @@ def calibration(params: Params, shape: ModelShape) -> Step:
     forward = tokens * token_flops(shape, shape.dense().widths, section.calibration.sequence_length / 2)
     flops, layers = 0.0, 0
     if IMPORTANCES[section.importance].by_gradient:
-        flops += GRADIENT * (forward + 2.0 * tokens * shape.vocabulary * shape.hidden)
+        flops += GRADIENT * (forward + head_flops(shape, tokens))
         layers += GRADIENT * shape.layers
     if needs_statistics(params):
         grams = sum(2.0 * elements(shape, kind) ** 2 for kind in Kind) * shape.layers
@@ -135,7 +122,7 @@ def curvature(params: Params, shape: ModelShape) -> Step:
     heads, channels = (elements(shape, kind) for kind in Kind)
     widths = (shape.kv_groups * shape.heads_per_group) * 2.0 * shape.hidden * heads
     changes = tokens * shape.layers * (channels**2 + 2.0 * shape.hidden * channels + widths)
-    flops = GRADIENT * (forward + 2.0 * tokens * shape.vocabulary * shape.hidden) + changes
+    flops = GRADIENT * (forward + head_flops(shape, tokens)) + changes
     return Step(
         "evaluate", "damage curves by curvature", tokens=tokens, flops=flops, layers=GRADIENT * shape.layers
     )
@@ -152,12 +139,12 @@ def elements(shape: ModelShape, kind: Kind) -> int:
     return shape.channels if kind is Kind.MLP else shape.kv_groups * shape.heads_per_group * shape.head_dim
 
 
-Solved = Mapping[Site, set[tuple[int, ...]]]
+Solved = Mapping[Site, set[Width]]
 
 
 def widths_to_solve(shape: ModelShape, architectures: Iterable[Architecture]) -> Solved:
     """The pruned widths of every site, each of which is repaired once."""
-    found: dict[Site, set[tuple[int, ...]]] = {site: set() for site in shape.sites()}
+    found: dict[Site, set[Width]] = {site: set() for site in shape.sites()}
     for architecture in architectures:
         for site in found:
             width = architecture.widths[site.layer]
@@ -172,7 +159,7 @@ def factor_flops(shape: ModelShape, kind: Kind) -> float:
     return n**3 / 3 + 3.0 * n**2 * shape.hidden if kind is Kind.MLP else 0.0
 
 
-def width_flops(shape: ModelShape, site: Site, width: tuple[int, ...]) -> float:
+def width_flops(shape: ModelShape, site: Site, width: Width) -> float:
     """Float64 FLOPs of repairing one width of a site: triangular solves, and for attention a factor."""
     d = shape.hidden
     if site.kind is Kind.MLP:
@@ -300,7 +287,7 @@ def proof_s(params: Params, shape: ModelShape, like: Architecture) -> float:
     sequence = params.export.measurement.text.sequence_length
     seconds, itemsize = PROOF_START_S, getattr(torch, params.export.dtype).itemsize
     for widths in (shape.dense().widths, like.widths):
-        outside = shape.total_parameters - shape.decoder_parameters
+        outside = shape.outside_parameters
         weights = outside + sum(shape.site_parameters(kind, width) for width in widths for kind in Kind)
         prompts = (asked.rounds + 2) * asked.prompt * token_flops(shape, widths, asked.prompt / 2)
         texts = asked.windows * sequence * (token_flops(shape, widths, sequence / 2) + 2.0 * outside)

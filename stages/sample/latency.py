@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.architecture import Architecture, Kind, LayerWidth, ModelShape
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Width
 from stages.config.budget import Budget
 from stages.config.params import load_params
 from stages.files import InputError, cache_folder, read_json, write_json
@@ -41,7 +41,6 @@ LAYERS = 8
 """Layers of the models that are timed, at most: their weights fill the caches of common processors."""
 _GRID, _LINE = 4, 7  # widths measured along a side of a grid, and of a line
 
-Width = tuple[int, ...]
 Take = Callable[[Sequence[Sequence[LayerWidth]]], list[Times]]
 """From the layers' widths of models to what each of them takes."""
 

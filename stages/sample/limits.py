@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
 from stages.config.budget import Budget
 from stages.files import InputError
 from stages.sample.latency import LatencyTable
@@ -23,7 +23,6 @@ from stages.sample.space import Option, Space
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EPSILON = 1e-9  # relative; costs are sums of floats
 
-Width = tuple[int, ...]
 Costs = tuple[float, ...]
 
 
@@ -72,7 +71,7 @@ def limits_of(shape: ModelShape, budget: Budget, table: LatencyTable | None) -> 
         found.append(Limit("overall_ratio", most, 0, parameters))
     if budget.size_bytes is not None:
         each = BYTES[budget.dtype]
-        rest = each * (shape.total_parameters - shape.decoder_parameters)
+        rest = each * shape.outside_parameters
         found.append(Limit("size_bytes", budget.size_bytes, rest, lambda k, w: each * parameters(k, w)))
     if table is not None:
         for name, most_ms in (("prefill_ms", budget.prefill_ms), ("decode_ms", budget.decode_ms)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
-from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
 from stages.files import InputError
 
 Interval = tuple[float, float]
@@ -18,7 +18,7 @@ _EPSILON = 1e-9
 class Option:
     """One width of a site: what it keeps (one number a coordinate of the kind), and its exact ratio."""
 
-    width: tuple[int, ...]  # (kv_groups, heads_per_group) or (channels,)
+    width: Width
     ratio: float
 
 

@@ -92,15 +92,28 @@ def times(models: Sequence[Any], vocabulary: int, section: Latency, label: str) 
     if section.device == "cuda" and not torch.cuda.is_available():
         raise InputError("budget.latency.device is 'cuda', but PyTorch finds no GPU; use cpu")
     tokens = torch.arange(section.prompt + section.continuation, device=section.device) * 7919 % vocabulary
-    found = [Times([], []) for _ in models]
-    turns = [(r, i) for r in range(section.rounds + 1) for i in range(len(models))]
     with _threads(section), torch.inference_mode():
         clock = _clock(section)
-        for round_, index in tqdm(turns, desc=label, unit="run", leave=False):
-            prefill, decode = _once(models[index], tokens[None], section, clock)
-            if round_:
-                found[index].prefill_ms.append(1000 * prefill)
-                found[index].decode_ms.append(1000 * decode)
+        found = in_turn(
+            len(models), section.rounds, lambda i: _once(models[i], tokens[None], section, clock), label
+        )
+    return [Times([1000 * p for p, _ in own], [1000 * d for _, d in own]) for own in found]
+
+
+def in_turn(
+    count: int, rounds: int, once: Callable[[int], tuple[float, float]], label: str | None = None
+) -> list[list[tuple[float, float]]]:
+    """Seconds of prompt and continuation of `count` models, each `rounds` times.
+
+    `once` times the model of an index. They take turns, so that what slows the machine for a while slows
+    all of them; a first round warms up and does not count. With a `label`, a bar shows how far it is.
+    """
+    found: list[list[tuple[float, float]]] = [[] for _ in range(count)]
+    turns = [(r, i) for r in range(rounds + 1) for i in range(count)]
+    for round_, index in tqdm(turns, desc=label, unit="run", leave=False, disable=label is None):
+        seconds = once(index)
+        if round_:
+            found[index].append(seconds)
     return found
 
 

@@ -47,7 +47,6 @@ def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Li
     beaten = dominated([(c.overall_ratio, *(m.cost(c.metrics[m.key]) for m in decisive)) for c in ordered])
     made = []
     for c, is_dominated in zip(ordered, beaten, strict=True):
-        removed = shape.decoder_parameters - c.architecture.kept_parameters(shape)
         targets = {} if c.name in BASELINES else c.forecast
         forecasts = {metric.key: metric.forecast(targets) for metric in decisive}
         made.append(
@@ -55,7 +54,7 @@ def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Li
                 name=c.name,
                 architecture=c.architecture.id,
                 overall_ratio=c.overall_ratio,
-                parameters=shape.total_parameters - removed,
+                parameters=c.architecture.total_parameters(shape),
                 objective=c.objective,
                 metrics=shown(c.metrics, Shown.FRONT),
                 forecast={key: value for key, value in forecasts.items() if value is not None},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from stages.architecture import Kind, Site
+from stages.architecture import Kind, Site, Width
 from stages.files import InputError, read_json, write_json
 from stages.sample.space import Interval, Space
 
@@ -25,7 +25,7 @@ class NarrowedSite:
     label: Class
     interval: Interval
     """The ratios that remain."""
-    widths: Sequence[tuple[int, ...]] = ()
+    widths: Sequence[Width] = ()
     """Those that remain, once a space gave the site some."""
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from stages import flops
 from stages.architecture import Architecture, ModelShape
 from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE, Decoder
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
-from stages.plan import workload
 
 
 @dataclass(frozen=True)
@@ -134,4 +134,4 @@ def matrix_products(machine: Machine, network: Decoder, tokens: int) -> tuple[Ca
 def token_flops(shape: ModelShape, architecture: Architecture, length: int, head: bool = True) -> float:
     """FLOPs a token of windows of `length`: the plan's, and the head's."""
     of_head = 2 * shape.vocabulary * shape.hidden if head else 0
-    return workload.token_flops(shape, architecture.widths, length / 2) + of_head
+    return flops.token_flops(shape, architecture.widths, length / 2) + of_head

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from stages.files import atomically
 
 
 class TensorCache:
@@ -38,12 +39,10 @@ class TensorCache:
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keep the tensors of a key, and let go of the longest unused beyond the limit."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-        size = temporary.stat().st_size
-        temporary.replace(path)
+        with atomically(path) as temporary:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
+            size = temporary.stat().st_size
         if self._held is None:
             self._held = sum(size for _, size, _ in self._entries())
         else:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.architecture import Architecture, Kind, LayerWidth, Site
+from stages.architecture import Architecture, Kind, LayerWidth, Site, Width
 from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.statistics import Statistics
 from stages.evaluate.network.elastic import ElasticNetwork
@@ -81,7 +81,7 @@ class LeastSquares:
         self._cache = cache
         self._key = key
         self._factors: _Bounded[Site] = _Bounded(limit_bytes)
-        self._solved: _Bounded[tuple[Site, tuple[int, ...]]] = _Bounded(limit_bytes)
+        self._solved: _Bounded[tuple[Site, Width]] = _Bounded(limit_bytes)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,10 +115,10 @@ class LeastSquares:
         for site, kept in tqdm(todo, desc="repair", unit="width", leave=False, disable=not todo):
             self._look_up(site, kept)
 
-    def _name(self, site: Site, kept: tuple[int, ...]) -> str:
+    def _name(self, site: Site, kept: Width) -> str:
         return f"{self._key}-{site}-{'x'.join(map(str, kept))}"
 
-    def _look_up(self, site: Site, kept: tuple[int, ...]) -> Tensor:
+    def _look_up(self, site: Site, kept: Width) -> Tensor:
         key = self._name(site, kept)
         found = self._cache.get(key)
         if found is None:

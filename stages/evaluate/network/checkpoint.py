@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.families import BlockRecipe, Family, describe, family_of
-from stages.files import InputError
+from stages.files import InputError, cache_folder
 from stages.sample.source import ModelSource, locate, read_config
 
 _METADATA = {"format": "pt"}  # transformers insists on it
@@ -51,12 +50,6 @@ class Checkpoint:
     state: Mapping[str, torch.Tensor]
     digest: str
     """SHA-256 of the weight files and of the configuration's arithmetic: part of every journal key."""
-
-
-def cache_folder() -> Path:
-    """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PRUNECAST_CACHE") or Path(base) / "prunecast")
 
 
 def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from stages.architecture import ModelShape
-from stages.files import InputError
+from stages.files import InputError, atomically
 
 NAMES = ("heads", "groups", "channels")
 Array = NDArray[np.float32]
@@ -82,11 +82,9 @@ class UnitScores:
 
     def save(self, path: Path, key: str) -> None:
         """Write the scores under `key`, a digest of what they were computed from; whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in NAMES}
-        temporary.write_bytes(save(tensors, {"key": key}))  # save_file would hide it from other users
-        temporary.replace(path)
+        with atomically(path) as temporary:
+            temporary.write_bytes(save(tensors, {"key": key}))
 
     @classmethod
     def load(cls, path: Path, key: str) -> UnitScores | None:

@@ -158,7 +158,7 @@ def _check_current(folder: Path, loaded: Checkpoint, architecture: Architecture)
     sizes = tensor_bytes(folder)
     itemsize = huggingface_dtype(folder).itemsize if sizes else 1
     found, shape = sum(sizes.values()) // itemsize, loaded.shape
-    expected = architecture.kept_parameters(shape) + shape.total_parameters - shape.decoder_parameters
+    expected = architecture.total_parameters(shape)
     if found != expected:
         raise InputError(
             f"{folder} holds {found:,} parameters; architecture {architecture.id} has {expected:,}. "

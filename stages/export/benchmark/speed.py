@@ -25,6 +25,8 @@ from stages.export.benchmark.comparison import Comparison, Figures, Spread
 from stages.export.benchmark.memory import peak_memory
 from stages.export.benchmark.runtimes import PyTorch, Runtime, open_runtime
 from stages.families import FAMILIES
+from stages.flops import prompt_flops
+from stages.sample.timing import in_turn
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def compare(
     prefill, decode = _times([open_runtime(artifact.path, threads, context) for artifact in both], load)
     figures = [
         Figures(
-            artifact.architecture.kept_parameters(shape) + shape.total_parameters - shape.decoder_parameters,
+            artifact.architecture.total_parameters(shape),
             size_bytes(artifact.path),
             memory,
             Spread.of([len(load.prompt) / s for s in prefill[i]]),
@@ -111,7 +113,7 @@ def compare(
         )
         for i, (artifact, memory, agreement) in enumerate(zip(both, memories, agreements, strict=True))
     ]
-    flops = [prefill_flops(shape, artifact.architecture, len(load.prompt)) for artifact in both]
+    flops = [prompt_flops(shape, artifact.architecture.widths, len(load.prompt)) for artifact in both]
     read = [bytes_a_token(artifact.path, shape) for artifact in both]
     return Comparison(
         runtime=runtime,
@@ -123,13 +125,6 @@ def compare(
         ideal_prefill=flops[0] / flops[1],
         ideal_decode=read[0] / read[1],
     )
-
-
-def prefill_flops(shape: ModelShape, architecture: Architecture, length: int) -> int:
-    """FLOPs of a prompt: two a weight and token, those of causal attention, and the head once."""
-    heads = sum(w.kv_groups * w.heads_per_group for w in architecture.widths)
-    layers = 2 * length * architecture.kept_parameters(shape)
-    return layers + 2 * length**2 * heads * shape.head_dim + 2 * shape.vocabulary * shape.hidden
 
 
 def bytes_a_token(path: Path, shape: ModelShape) -> int:
@@ -157,19 +152,18 @@ def size_bytes(path: Path) -> int:
 
 def _times(models: Sequence[Runtime], load: Load) -> tuple[list[list[float]], list[list[float]]]:
     """Seconds of prefill and of decoding, each a list of rounds for each model, taken in turn."""
-    prefill: list[list[float]] = [[] for _ in models]
-    decode: list[list[float]] = [[] for _ in models]
-    for round_ in range(load.rounds + 1):
-        for index, model in enumerate(models):
-            start = time.perf_counter()
-            model.prefill(load.prompt)
-            middle = time.perf_counter()
-            model.decode(load.continuation)
-            end = time.perf_counter()
-            if round_:  # the first warms up
-                prefill[index].append(middle - start)
-                decode[index].append(end - middle)
-    return prefill, decode
+
+    def once(index: int) -> tuple[float, float]:
+        start = time.perf_counter()
+        models[index].prefill(load.prompt)
+        middle = time.perf_counter()
+        models[index].decode(load.continuation)
+        return middle - start, time.perf_counter() - middle
+
+    found = in_turn(len(models), load.rounds, once)
+    return [[prefill for prefill, _ in own] for own in found], [
+        [decode for _, decode in own] for own in found
+    ]
 
 
 def _agreement(artifact: Artifact, references: References) -> tuple[float, float, float]:

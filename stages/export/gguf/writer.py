@@ -13,8 +13,8 @@ and decides what is written here:
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from stages.export.gguf.fields import Fields, UnsupportedError
 from stages.export.weights.huggingface import kept_layers
 from stages.families import FAMILIES, BlockRecipe, Family, llama_cpp
 from stages.families.recipe import Rotary
+from stages.files import atomically
 
 BLOCK = 32
 """Weights that share a scale in Q8_0 and Q4_0."""
@@ -80,28 +81,19 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
     check_supported(model)
     tensors = dict(_tensors(model))
     types = {name: _type_of(name, tensor, file_type, model.shape) for name, tensor in tensors.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     blocks = [model.architecture.widths[layer] for layer in kept_layers(model.architecture)]
     writer = GGUFWriter(None, "llama" if len(set(_written(blocks))) == 1 else "deci")
     _describe(writer, model, _written(blocks), file_type)
     for name, tensor in tensors.items():
         size = quant_shape_to_byte_shape(tuple(tensor.shape), types[name])
         writer.add_tensor_info(name, size, np.dtype(np.uint8), math.prod(size), types[name])
-    try:
+    with atomically(path) as partial, contextlib.closing(writer):
         writer.open_output_file(partial)
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in tensors.items():
             writer.write_tensor_data(_quantised(name, tensor, types[name]).view(np.uint8))
-        writer.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
 
 
 def _rotary(recipe: BlockRecipe) -> Rotary:

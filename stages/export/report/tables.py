@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.architecture import Kind
+from stages.architecture import Kind, Width
 from stages.export.report.data import ReportData
 from stages.export.report.verdict import percent
 from stages.metrics.registered import metric_of
@@ -120,14 +120,14 @@ def narrowing_rows(data: ReportData) -> list[dict[str, Any]]:
     return rows
 
 
-def _widths(widths: Sequence[tuple[int, ...]]) -> str:
+def _widths(widths: Sequence[Width]) -> str:
     """All of them where they are few, else the ends and how many."""
     if len(widths) <= 12:
         return ", ".join(_width(width) for width in widths)
     return f"{_width(widths[0])} … {_width(widths[-1])} ({len(widths)} widths)"
 
 
-def _width(width: tuple[int, ...]) -> str:
+def _width(width: Width) -> str:
     """ "1,024" channels, "3 × 2" KV groups × heads a group, or "gone"."""
     return " × ".join(f"{number:,}" for number in width) if all(width) else "gone"
 

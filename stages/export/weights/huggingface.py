@@ -175,10 +175,9 @@ def _check_written(folder: Path, architecture: Architecture, shape: ModelShape) 
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             found += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    outside = shape.total_parameters - shape.decoder_parameters
-    expected = architecture.kept_parameters(shape) + outside
+    expected = architecture.total_parameters(shape)
     if found != expected:
         raise ValueError(
             f"the export of architecture {architecture.id} holds {found} parameters; "
-            f"expected {expected}, {outside} of them outside the decoder layers"
+            f"expected {expected}, {shape.outside_parameters} of them outside the decoder layers"
         )

@@ -21,12 +21,13 @@ from stages.config.params import PARTS
 from stages.export.benchmark import comparison, proof, speed
 from stages.export.benchmark.comparison import Comparison, Conditions, Proof, Spread
 from stages.export.benchmark.runtimes import PyTorch, has_llama_cpp
-from stages.export.benchmark.speed import Load, bytes_a_token, kl, prefill_flops
+from stages.export.benchmark.speed import Load, bytes_a_token, kl
 from stages.export.gguf import folder as gguf_folder
 from stages.export.gguf.writer import write_file
 from stages.export.report import proof_tables
 from stages.export.weights import huggingface
 from stages.files import InputError
+from stages.flops import prompt_flops
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from tests import tiny
@@ -275,8 +276,8 @@ def test_ideals_of_smollm2_by_hand() -> None:
     attention, mlp, head = 576 * (2 * 576 + 2 * 192) + 576, 3 * 576 * 1536 + 576, 49152 * 576
     mixing = 30 * 9 * 64 * 2 * 512**2
     dense = 512 * 2 * 30 * (attention + mlp) + mixing + 2 * head
-    assert prefill_flops(SMOLLM2, SMOLLM2.dense(), 512) == dense
-    assert prefill_flops(SMOLLM2, pruned, 512) == dense - 512 * 2 * 30 * 3 * 576 * 768
+    assert prompt_flops(SMOLLM2, SMOLLM2.dense().widths, 512) == dense
+    assert prompt_flops(SMOLLM2, pruned.widths, 512) == dense - 512 * 2 * 30 * 3 * 576 * 768
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
