@@ -9,12 +9,17 @@ from __future__ import annotations
 import ast
 import filecmp
 import json
+import math
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from stages.architecture import Architecture
 from tests import tiny
@@ -22,6 +27,8 @@ from tests.test_pipeline import Repository
 
 RECIPES = Path(__file__).parent / "recipes"
 STAGES = ("sample", "evaluate", "build_dataset", "train_predictor", "search", "export")
+KEYS = ["probability.prose", "probability.verse"]
+"""Of the toy metric."""
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -32,7 +39,13 @@ class Toy(NamedTuple):
     lines: int
 
 
-TOYS = [Toy("granite.py", 60)]
+TOYS = [
+    Toy("granite.py", 60),
+    Toy("probability.py", 30),
+    Toy("largest.py", 30),
+    Toy("sobol.py", 15),
+    Toy("forked.py", 60),
+]
 """What the pipeline runs with."""
 ALSO = [Toy("smollm3.py", 60)]
 """Others, of which laws are tested."""
@@ -63,6 +76,8 @@ def params_of(repository: Repository) -> dict[str, Any]:
     """The params of the tiny pipeline, with every toy named."""
     params = repository.params()
     params["extensions"] = [f"ours/{toy.file}" for toy in TOYS]
+    params["evaluate"] |= {"importance": "largest", "executor": "forked"}
+    params["search"] |= {"sampler": "sobol", "objective": dict.fromkeys(KEYS, 1.0), "trials": 40, "rounds": 1}
     return params
 
 
@@ -102,6 +117,90 @@ def test_the_toy_family_is_measured_and_exported(run: tuple[Repository, dict[str
     final = repository.json("export/metrics.json")["contenders"]
     model = tiny.exported(folder)
     assert sum(p.numel() for p in model.parameters()) == final["winner"]["parameters"]
+
+
+def test_the_toy_metric_is_measured_forecast_searched_for_and_reported(
+    run: tuple[Repository, dict[str, str]],
+) -> None:
+    repository, _ = run
+    for row in repository.journal():
+        for key in KEYS:
+            assert row["metrics"][key] == pytest.approx(statistics.fmean(row["samples"][key]))
+            # By Jensen's inequality; equal only if every token were equally probable.
+            log_ppl = row["metrics"][key.replace("probability", "log_ppl")]
+            assert math.exp(-log_ppl) < row["metrics"][key] < 1
+    pairs = pd.read_parquet(repository.path / "data" / "build_dataset" / "pairs.parquet")
+    assert set(KEYS) <= set(pairs.columns)
+    errors = repository.json("train_predictor/metrics.json")["held_out"]
+    assert [errors[key]["scale"] for key in KEYS] == ["mean probability"] * 2
+    candidates = repository.json("search/outcome.json")["candidates"]
+    finalists = [c for c in candidates if c["name"] in ("winner", "finalist")]
+    assert len(finalists) == 3
+    for c in finalists:
+        assert c["objective"] == pytest.approx(-np.mean([c["metrics"][key] for key in KEYS]))
+    (winner,) = [c for c in finalists if c["name"] == "winner"]
+    # More probable is better: the objective falls, and the best finalist is the one with the most.
+    best = max(sum(c["metrics"][key] for key in KEYS) for c in finalists)
+    assert sum(winner["metrics"][key] for key in KEYS) == best
+    final = repository.json("export/metrics.json")
+    assert set(KEYS) <= set(final["contenders"]["winner"])
+    assert set(KEYS) <= set(final["standard_errors"]["winner"])
+    report = (repository.path / "data" / "export" / "report.html").read_text()
+    card = (repository.path / "data" / "export" / "model" / "README.md").read_text()
+    for text in ("prose", "verse"):
+        assert f"probability of the next token, {text}" in report
+        assert f"probability of the next token, {text} ↑" in card
+
+
+def test_the_toy_importance_sorts_the_units(run: tuple[Repository, dict[str, str]]) -> None:
+    repository, printed = run
+    assert "Scoring units by largest" in printed["evaluate"]
+    scores = load_file(repository.path / "data" / "evaluate" / "importance.safetensors")
+    weights = load_file(Path(repository.params()["model"]["source"]) / "model.safetensors")
+    down = weights["model.layers.1.mlp.down_proj.weight"]
+    assert np.array_equal(scores["channels"][1], np.abs(down).max(0))
+    assert repository.json("evaluate/context.json")["importance"] == "largest"
+
+
+def test_the_toy_sampler_proposes(
+    run: tuple[Repository, dict[str, str]],
+) -> None:
+    repository, _ = run
+    trials = pd.read_csv(repository.path / "data" / "search" / "trials.csv")
+    assert len(trials) == 40
+    log = (repository.path / "data" / "search" / "studies.log").read_text()
+    assert "qmc:" in log  # what this sampler of Optuna notes of each of its points
+
+
+def test_the_toy_executor_measures_as_ours_does(
+    run: tuple[Repository, dict[str, str]], tmp_path: Path
+) -> None:
+    """Every architecture once, with the values that one process finds."""
+    repository, _ = run
+    rows = repository.journal()
+    ids = [row["architecture"] for row in rows]
+    assert len(set(ids)) == len(ids) == len(repository.json("sample/architectures.json")["architectures"])
+    (repository.path / "data" / "evaluate" / "journal.jsonl").rename(tmp_path / "forked.jsonl")
+    repository.change(evaluate={"executor": "local"})
+    repository.stage("evaluate")
+    alone = {row["key"]: row for row in repository.journal()}
+    assert alone.keys() == {row["key"] for row in rows}
+    assert all(alone[row["key"]]["samples"] == row["samples"] for row in rows)
+    assert list(alone) != [row["key"] for row in rows] or len(rows) < 3  # as they became free
+
+
+def test_with_another_version_of_the_metric_all_is_measured_again(
+    run: tuple[Repository, dict[str, str]],
+) -> None:
+    repository, _ = run
+    before = repository.json("evaluate/context.json")
+    assert before["metrics"]["probability.prose"] == 1
+    file = repository.path / "ours" / "probability.py"
+    file.write_text(file.read_text().replace("    law=-1,\n", "    law=-1,\n    version=2,\n"))
+    rows = len(repository.journal())
+    repository.stage("evaluate")
+    assert repository.json("evaluate/context.json")["digest"] != before["digest"]
+    assert len(repository.journal()) == 2 * rows
 
 
 # --- laws of the toy families ---------------------------------------------------------------------
