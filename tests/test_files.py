@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.files import InputError, read_json, write_json, write_text
+from stages.files import InputError, atomically, read_json, write_json, write_text
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -113,3 +113,28 @@ def test_another_schema_or_version_is_refused(tmp_path: Path, text: str):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(InputError, match=r"expected \('test', 1\)"):
         read_json(tmp_path / "file.json", "test", 1)
+
+
+def test_a_file_is_replaced_whole_and_with_ordinary_permissions(tmp_path: Path):
+    path, plain = tmp_path / "deep" / "weights", tmp_path / "plain"
+    with atomically(path) as temporary:
+        temporary.write_bytes(b"first")
+        assert not path.exists()
+    plain.write_text("")
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_an_error_leaves_the_file_that_was_there_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"first")
+
+    def fail() -> None:
+        with atomically(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]

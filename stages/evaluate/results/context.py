@@ -36,9 +36,10 @@ def read(path: Path) -> Context:
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    content = read_json(path, SCHEMA, VERSION)
+    document = read_json(path, SCHEMA, VERSION)
+    content = {key: value for key, value in document.items() if key not in ("schema", "version", "digest")}
     try:
-        found = Context(content.pop("digest"), content)
+        found = Context(document["digest"], content)
         found.question_formats  # noqa: B018 - what later stages read must be there
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged (it lacks {error}); run `dvc repro evaluate`") from error
