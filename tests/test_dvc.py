@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,16 @@ def test_sample_build_dataset_and_train_predictor_start_without_torch() -> None:
     for room in ("sample", "build_dataset", "train_predictor"):
         for path in reached(ROOT / "stages" / room / "__main__.py", at_the_top=True):
             assert not re.search(r"^(import|from) (torch|transformers)", path.read_text(), re.MULTILINE), path
+
+
+def test_the_report_needs_no_model_and_tells_nobody() -> None:
+    """`make report` reads files alone."""
+    start = ROOT / "stages" / "export" / "report" / "__main__.py"
+    assert not [path for path in reached(start) if path.is_relative_to(TRACKING)]
+    heavy = {"torch", "transformers", "mlflow", "xgboost", "optuna", "datasets"}
+    code = f"import sys, stages.export.report.__main__; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_what_a_kill_must_not_lose_persists() -> None:
