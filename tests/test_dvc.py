@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -11,42 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
-ROOMS = ["sample", "evaluate", "build_dataset", "train_predictor", "search", "export"]
+from tests.house import HALL, ROOMS, ROOT, imported
+
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = {name.replace("-", "_"): stage for name, stage in DVC["stages"].items()}
-
-
-HALL = {"config", "families", "metrics", "tracking"}
-"""Folders that every room may import."""
 TRACKING = ROOT / "stages" / "tracking"
 """What MLflow is told decides no output: no stage depends on it, and an edit of it runs nothing again."""
 ONLY_CHECKED = {"evaluate": {"search", "export"}}
 """Sections that a stage reads only to refuse bad input early: they decide nothing that it writes."""
-
-
-def imported(path: Path, at_the_top: bool = False) -> set[Path]:
-    """The files of this project that a file imports itself, within its functions or only at its top."""
-    found: set[Path] = set()
-
-    def add(module: str) -> bool:
-        base = ROOT / module.replace(".", "/")
-        for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-            if candidate.is_file():
-                found.add(candidate)
-                return True
-        return False
-
-    tree = ast.parse(path.read_text())
-    for node in tree.body if at_the_top else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                add(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stages"):
-            add(node.module)
-            for alias in node.names:
-                add(f"{node.module}.{alias.name}")
-    return {p for p in found if p.is_relative_to(ROOT / "stages")}
 
 
 def reached(start: Path, at_the_top: bool = False) -> set[Path]:

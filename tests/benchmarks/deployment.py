@@ -1,4 +1,4 @@
-"""Speed, memory and agreement of a randomly pruned model in PyTorch and llama.cpp: the figures of the README.
+"""Speed, memory and agreement of a randomly pruned model, in PyTorch and llama.cpp.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.deployment [--ratio 0.4] [--spread 0.3] [--seed 0]
 

@@ -1,4 +1,4 @@
-"""How well the latency table forecasts exported models: the figures of the README.
+"""How well the latency table forecasts exported models: the figures of this folder's README.
 
     python -m tests.benchmarks.latency [--threads 1] [--ratio 0.25]
 
