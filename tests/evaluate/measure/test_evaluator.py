@@ -21,6 +21,7 @@ from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED
+from stages.evaluate.network.weights import PrunedWeights
 from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import Corpus, Document, Question
@@ -278,6 +279,23 @@ def test_what_decides_a_value_decides_its_key(network: ElasticNetwork, change: d
 
 def test_the_part_decides_the_key_even_of_equal_text(network: ElasticNetwork) -> None:
     assert make(network).key(MIXED) != make(network, part="report").key(MIXED)
+
+
+def test_two_weightings_of_one_architecture_are_told_apart(network: ElasticNetwork, tmp_path: Path) -> None:
+    evaluator = make(network)
+    cut = PrunedWeights(MIXED, ({"cut": "a"},), lambda: network.sliced_state(MIXED))
+    state = {name: 1.1 * tensor for name, tensor in network.sliced_state(MIXED).items()}
+    louder = cut.then({"louder": 1.1}, lambda: state)
+    path = tmp_path / "journal.jsonl"
+    rows: list[Row] = []
+    for weights in (None, cut, louder, louder):
+        with Journal(path) as journal:
+            rows += run(evaluator, [Work(MIXED, "any", weights)], journal, ignore).values()
+    assert [row.weights for row in rows] == ["", cut.digest, louder.digest, louder.digest]
+    assert len({row.key for row in rows}) == len(path.read_text().splitlines()) == 3
+    view, same, other, _ = (row.samples["log_ppl.news"] for row in rows)
+    assert same == pytest.approx(view, rel=1e-5)
+    assert other != pytest.approx(view, rel=1e-3)
 
 
 def test_arithmetic_decides_the_key(tiny_folder: TinyFolder) -> None:
