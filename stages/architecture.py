@@ -36,7 +36,16 @@ class Site(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """The inverse of `str`. Raises ValueError where the text is no site."""
+        """The inverse of `str`.
+
+        >>> Site.parse("3.mlp")
+        Site(layer=3, kind=<Kind.MLP: 'mlp'>)
+        >>> str(Site.parse("3.mlp"))
+        '3.mlp'
+
+        Raises:
+            ValueError: the text is no site.
+        """
         layer, _, kind = text.partition(".")
         return cls(int(layer), Kind(kind))
 
@@ -131,7 +140,7 @@ class ModelShape:
 
     @property
     def outside_parameters(self) -> int:
-        """Those outside the decoder layers: embeddings, final norm and head."""
+        """The parameters outside the decoder layers: embeddings, final norm and head."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied_embeddings else 2)
         return self.hidden + embeddings
 
@@ -150,6 +159,15 @@ class Architecture:
     """A width for every site of a model. Immutable, hashable, JSON, with a stable id.
 
     An attention that is dropped has the width (0, 0), however it is given: equal networks are equal.
+
+    >>> shape = ModelShape("llama", 2, 64, 2, 3, 8, 96, vocabulary=100, tied_embeddings=True)
+    >>> cut = Architecture((LayerWidth(2, 3, 48), LayerWidth(0, 3, 96)))
+    >>> cut.widths[1]
+    LayerWidth(kv_groups=0, heads_per_group=0, channels=96)
+    >>> cut == Architecture.from_json(cut.to_json()), cut.id
+    (True, 'd4677dae9db0')
+    >>> round(cut.overall_ratio(shape), 3), round(cut.site_ratio(shape, Site(0, Kind.MLP)), 3)
+    (0.327, 0.498)
     """
 
     widths: tuple[LayerWidth, ...]

@@ -13,7 +13,13 @@ from typing import Any
 
 
 class Registry:
-    """Things by name. `key` is where params name one, for errors: ``"evaluate.importance"``."""
+    """Things by name. `key` is where params name one, for errors.
+
+    >>> samplers = Registry("search.sampler", {"random": "stages.search.samplers:uniform"})
+    >>> samplers.add("mine", print)
+    >>> samplers.names, samplers["random"].__name__
+    (['random', 'mine'], 'uniform')
+    """
 
     def __init__(self, key: str, ours: Mapping[str, str]) -> None:
         self.key = key

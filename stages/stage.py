@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """On Linux, be terminated when the parent process dies: a killed `dvc` leaves no orphan writing."""
+    """Be terminated, on Linux, when the parent process dies: a killed `dvc` leaves no orphan writing."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

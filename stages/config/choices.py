@@ -37,7 +37,7 @@ IMPORTANCES = Registry(
         "taylor-second": f"{_IMPORTANCE}.taylor:SECOND_ORDER",
     },
 )
-"""Of `stages.evaluate.calibrate.importance.Importance`: how units are scored."""
+"""Each a `stages.evaluate.calibrate.importance.Importance`: how units are scored."""
 
 REPAIRS = Registry(
     "evaluate.reconstruction.method",

@@ -85,7 +85,7 @@ class Workbench:
         return self.calibration.repair_again(self.network, self.repair, cut)
 
     def exact(self) -> Workbench:
-        """The same in float32 on the CPU: exports are cut from it, whatever dtype measured them."""
+        """This workbench in float32 on the CPU: exports are cut from it, whatever dtype measured them."""
         if self.network.device.type == "cpu" and self.network.dtype == torch.float32:
             return self
         loaded = checkpoint.load(self.params.model)

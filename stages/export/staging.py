@@ -92,7 +92,7 @@ def _means_full(error: Exception) -> bool:
 
 
 def _set_ordinary_permissions(folder: Path) -> None:
-    """Those of files made with `open`; safetensors' are readable by their owner alone."""
+    """Give files the permissions that `open` gives; safetensors' are readable by their owner alone."""
     for path in folder.rglob("*"):
         if not path.is_symlink():
             ordinary_permissions(path)

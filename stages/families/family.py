@@ -63,7 +63,7 @@ class Family:
     """
 
     model_type: str
-    """As in config.json; transformers' own classes of that type are what is exported."""
+    """Its name in config.json; transformers' own classes of that type are what is exported."""
     recipe: Callable[[Config], BlockRecipe]
     shape: Callable[[Config, BlockRecipe], ModelShape] = usual_shape
     settings: Callable[[ModelShape], dict[str, Any]] = usual_settings
@@ -87,7 +87,7 @@ class Family:
 
     @property
     def sublayers(self) -> dict[str, tuple[str, str]]:
-        """Of attention and MLP: the attributes of a decoder layer that hold the module and its norm."""
+        """The attributes of a decoder layer that hold the module and its norm, of attention and MLP."""
         return {
             "attention": (self.o.partition(".")[0], self.attention_norm),
             "mlp": (self.down.partition(".")[0], self.mlp_norm),

@@ -92,7 +92,7 @@ def skipped(config: Any, layer: int) -> frozenset[str]:
 
 
 def cache_slots(config: Any) -> list[int | None]:
-    """For each layer, the entry of the key-value cache that it fills; None where attention is gone.
+    """The entry of the key-value cache that each layer fills; None where attention is gone.
 
     transformers takes the length of the past from entry 0, so entry 0 must not stay empty when
     layer 0 has no attention: layers move up. An entry's kind (full or sliding) comes from
@@ -115,14 +115,14 @@ def cache_slots(config: Any) -> list[int | None]:
 
 
 class _NoAttn(nn.Module):  # spelt out, transformers would take it for an attention and refuse to switch ours
-    """In place of a skipped attention: adds nothing to the residual stream."""
+    """Stands in place of a skipped attention: adds nothing to the residual stream."""
 
     def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         return hidden_states.new_zeros(()), None
 
 
 class _NoMLP(nn.Module):
-    """In place of a skipped MLP: adds nothing to the residual stream."""
+    """Stands in place of a skipped MLP: adds nothing to the residual stream."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states.new_zeros(())

@@ -23,7 +23,7 @@ Rotary = Mapping[str, Any]
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
-"""Those whose frequencies do not depend on the length of the text, as those of dynamic and longrope do."""
+"""The types whose frequencies do not depend on the length of the text; those of dynamic and longrope do."""
 
 
 class UnsupportedPieceError(Exception):
@@ -39,9 +39,9 @@ class BlockRecipe:
     """
 
     rotary: tuple[Rotary | None, ...]
-    """Of each layer; None where a layer's attention sees no positions."""
+    """The rotary embedding of each layer; None where a layer's attention sees no positions."""
     windows: tuple[int | None, ...]
-    """Of each layer: the most tokens that its attention looks back on, itself included; None is all."""
+    """The most tokens that each layer's attention looks back on, itself included; None is all."""
     activation: str = "silu"
     norm_eps: float = 1e-6
     qkv_bias: bool = False
@@ -52,9 +52,9 @@ class BlockRecipe:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     attention_scale: float | None = None
-    """By what scores of attention are multiplied; None is one over the root of the head size."""
+    """What scores of attention are multiplied by; None is one over the root of the head size."""
     logits_scale: float = 1.0
-    """By what logits are multiplied."""
+    """What logits are multiplied by."""
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:

@@ -39,11 +39,11 @@ class Shown(IntEnum):
 
     NOWHERE = 0
     REPORT = 1
-    """In the final table of report and model card."""
+    """People see it in the final table of report and model card."""
     FRONT = 2
-    """In the table of the front."""
+    """People see it in the table of the front as well."""
     VERDICT = 3
-    """In the verdict and in what stages print: for a text's one metric that decides."""
+    """People see it in the verdict and in what stages print as well: a text's one metric that decides."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Metric(ABC):
     on: str = ""
 
     def of(self, on: str) -> Self:
-        """The same metric of a text, or of questions as `asked` names them."""
+        """This metric of a text, or of questions as `asked` names them."""
         return replace(self, on=on)
 
     @property
@@ -133,7 +133,7 @@ class Metric(ABC):
 
     @property
     def label(self) -> str:
-        """For tables: "perplexity, news"."""
+        """Its name in tables: "perplexity, news"."""
         return f"{self.title}, {self.corpus}"
 
     @property
@@ -142,7 +142,7 @@ class Metric(ABC):
         return self
 
     def slope(self, metrics: Mapping[str, float]) -> float:
-        """By how much it rises, in an architecture's `metrics`, as the mean of the samples does by one."""
+        """How much it rises, in an architecture's `metrics`, as the mean of the samples does by one."""
         return 1.0
 
     def forecast(self, forecasts: Mapping[str, float]) -> float | None:

@@ -70,11 +70,15 @@ def targets(
 
 
 def shown(values: Mapping[str, Value], least: Shown) -> dict[str, Value]:
-    """Of values by key, those of metrics that people see in a place, or in more than that."""
+    """The values by key of those metrics that people see in a place, or in more than that."""
     return {key: value for key, value in values.items() if metric_of(key).shown >= least}
 
 
 def by_corpus(values: Mapping[str, Value], metric: Metric) -> dict[str, Value]:
-    """Of values by key, those of one metric, by what it is measured on; other keys may be anything."""
+    """The values of one metric, by what it is measured on; other keys may be anything.
+
+    >>> by_corpus({"ppl.news": 26.43, "ppl.wikipedia": 20.65, "mmlu.accuracy": 0.25}, METRICS["ppl"])
+    {'news': 26.43, 'wikipedia': 20.65}
+    """
     found = {key: metric.read(key) for key in values}
     return {m.on: values[key] for key, m in found.items() if m is not None}

@@ -19,10 +19,10 @@ SmolLM2-135M on 32 x 2,048 tokens, and LLaMA-2-7B's shape with random weights, 5
 and 32 rows of 2,048 under a mask (0.56). GPUs with little memory bandwidth for their rate (L4) reach less."""
 GPU_FRACTION_64 = 0.5
 GPU_LAYER_S = 0.0006
-"""Of each decoder layer and batch, however small: an architecture of 4,600 tokens in 3 batches took the
+"""Seconds of each decoder layer and batch, however small: one of 4,600 tokens in 3 batches took the
 same H100 about 0.05 s, nearly all of it spent on launching 30 layers' kernels."""
 CPU_FRACTION = 0.8
-"""Of the rate of large products, reached by the forward pass of SmolLM2-135M (tests.benchmarks.speed)."""
+"""The fraction of large products' rate that SmolLM2-135M's forward pass reaches (tests.benchmarks.speed)."""
 
 
 @dataclass(frozen=True)

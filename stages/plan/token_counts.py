@@ -13,7 +13,7 @@ from stages.files import InputError
 from stages.metrics.metric import format_of
 
 BYTES_PER_TOKEN = 4.0
-"""Of English, within a fifth: Llama's 32,000 tokens take 3.8 bytes of WikiText-2, SmolLM2's 49,152 4.2."""
+"""What English takes, within a fifth: Llama's 32,000 tokens 3.8 bytes of WikiText-2, SmolLM2's 49,152 4.2."""
 _QUESTION = {"likelihood": (115, 35, 200), "letter": (300, 4, 2000)}
 """Tokens run and predicted a question, and tokens of its row: MMLU's test questions, packed as they are
 measured (five examples of a subject are run once for the questions that share a row)."""

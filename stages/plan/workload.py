@@ -56,7 +56,7 @@ def evaluation_flops(
 
 
 class _Meter:
-    """In the place of the elastic network, where SharedPrefix asks it for work: adds that work up."""
+    """Stands in place of the elastic network, where SharedPrefix asks it for work: adds that work up."""
 
     def __init__(self, shape: ModelShape, reading: TokenCount, dtype: torch.dtype) -> None:
         self.shape = shape
@@ -180,7 +180,7 @@ def repair_flops(shape: ModelShape, solved: Solved) -> float:
 def further_repair_flops(
     shape: ModelShape, granularity: int, solved: Solved, architectures: int, calls: int
 ) -> float:
-    """Of repairing so many more architectures in `calls` groups, their widths falling at random."""
+    """FLOPs of repairing so many more architectures in `calls` groups, their widths falling at random."""
     total = 0.0
     for site, widths in solved.items():
         if not widths:

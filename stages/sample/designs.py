@@ -72,7 +72,7 @@ def single_site(shape: ModelShape, sample: Sample, taken: Iterable[Architecture]
 
 
 def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()) -> list[Designed]:
-    """From mild to strong: overall ratios evenly over `spread_overall_ratios`, sites unlike each other.
+    """Architectures from mild to strong, evenly over `spread_overall_ratios`, their sites unlike each other.
 
     Each site's ratio strays from the overall one by a Latin hypercube (McKay et al. 1979), one
     dimension a site, so that every site takes every strength as often as any other; how far the

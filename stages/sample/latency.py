@@ -42,7 +42,7 @@ LAYERS = 8
 _GRID, _LINE = 4, 7  # widths measured along a side of a grid, and of a line
 
 Take = Callable[[Sequence[Sequence[LayerWidth]]], list[Times]]
-"""From the layers' widths of models to what each of them takes."""
+"""A function from the layers' widths of models to what each of them takes."""
 
 
 @dataclass(frozen=True)

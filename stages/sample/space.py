@@ -63,7 +63,14 @@ class Space:
         return result
 
     def nearest(self, kind: Kind, ratio: float) -> Option:
-        """The width whose ratio is nearest; ties keep more."""
+        """The width whose ratio is nearest; ties keep more.
+
+        >>> shape = ModelShape("llama", 2, 64, 2, 3, 8, 96, vocabulary=100, tied_embeddings=True)
+        >>> space = Space(shape, 32, limits={})
+        >>> found = space.nearest(Kind.MLP, 0.4)
+        >>> found.width, round(found.ratio, 3)
+        ((64,), 0.332)
+        """
         return min(self._options[kind], key=lambda o: abs(o.ratio - ratio))
 
     def weight(self, kind: Kind) -> int:

@@ -10,7 +10,7 @@ from stages.sample.space import Space
 
 Point = tuple[float, float]
 Damage = Callable[[Site, float], float]
-"""Of a site at a ratio, in nats a token."""
+"""A function from a site and its ratio to damage, in nats a token."""
 
 
 class Allocation:

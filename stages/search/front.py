@@ -66,9 +66,9 @@ def rows(candidates: Sequence[Candidate], shape: ModelShape, limits: Sequence[Li
 
 
 def dominated(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Of points (overall ratio, cost of each text's perplexity or the like): whether another one is better.
+    """Which points (overall ratio, cost of each text's perplexity or the like) have a better one among them.
 
-    It removes at least as much, costs more on no text, and is not equal in all.
+    A better one removes at least as much, costs more on no text, and is not equal in all.
     """
 
     def beats(a: Sequence[float], b: Sequence[float]) -> bool:

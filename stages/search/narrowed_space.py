@@ -26,12 +26,12 @@ class NarrowedSite:
     interval: Interval
     """The ratios that remain."""
     widths: Sequence[Width] = ()
-    """Those that remain, once a space gave the site some."""
+    """The widths that remain, once a space gave the site some."""
 
 
 @dataclass(frozen=True)
 class NarrowedSpace:
-    """All sites, and what ranked them: the predictor's importances, or damages."""
+    """What narrowing decided for all sites, and what ranked them: the predictor's importances, or damages."""
 
     ranked_by: str
     sites: Sequence[NarrowedSite]

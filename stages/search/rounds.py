@@ -78,7 +78,7 @@ class GuidedSearch:
     measure: Measure
     storage: Path | None = None
     limits: Sequence[Limit] = ()
-    """Of bytes and milliseconds, if the budget has any: then they decide, not its ratio alone."""
+    """Limits of bytes and milliseconds, if the budget has any: then they decide, not its ratio alone."""
 
     def table(self, known: Mapping[Architecture, Metrics]) -> pd.DataFrame:
         """Features and targets of what is measured: a row an architecture, in the order of their ids."""
@@ -93,7 +93,7 @@ class GuidedSearch:
         first: Predictor,
         after: Callable[[Round], None] = lambda _: None,
     ) -> tuple[list[Round], dict[Architecture, Metrics]]:
-        """All rounds, from the pairs `known` and the predictor fitted on them.
+        """Run all rounds, from the pairs `known` and the predictor fitted on them.
 
         Returns the rounds and everything that is measured by then. Started again after a kill, it
         repeats no measurement, and no trial of a study that `storage` holds.

@@ -256,7 +256,7 @@ _TOLD = (optuna.trial.TrialState.COMPLETE,)
 
 
 def distance(a: Architecture, b: Architecture) -> int:
-    """In how many sites two architectures differ."""
+    """The number of sites in which two architectures differ."""
     return sum((x[:2] != y[:2]) + (x[2] != y[2]) for x, y in zip(a.widths, b.widths, strict=True))
 
 

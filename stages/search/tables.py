@@ -33,7 +33,7 @@ class FrontRow:
     """The id."""
     overall_ratio: float
     parameters: int
-    """All, embeddings included."""
+    """All parameters, embeddings included."""
     objective: float
     metrics: Mapping[str, float]
     forecast: Mapping[str, float]

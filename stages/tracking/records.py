@@ -68,7 +68,7 @@ class FittedPredictor:
 
     target: str
     scale: str
-    """In which errors are."""
+    """The scale that errors are on."""
     law: int
     """1 where the target never falls as a cut grows, -1 where it never rises, 0 where neither is known."""
     pairs: int
@@ -84,9 +84,9 @@ class ExportedModel:
     """The model that was exported, and what the final table says of it."""
 
     architecture: str
-    """Its id."""
+    """The id of the architecture."""
     source: str
-    """Of the dense model, as params name it."""
+    """The source of the dense model, as params name it."""
     overall_ratio: float
     parameters: int
     metrics: Figures

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 ALIAS = "champion"
-"""Of the version that the pipeline uses now (MLflow keeps the alias "latest" for itself)."""
+"""The alias of the version that the pipeline uses now (MLflow keeps "latest" for itself)."""
 DIGEST = "prunecast.digest"
 """Tag of a registered model's version: of its weights, configuration and tokenizer."""
 DESCRIPTION_LENGTH = 5000

@@ -30,7 +30,7 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-"""For the first request: mlflow's own patience with a server that is not there is minutes."""
+"""Settings of the first request: mlflow's own patience with a server that is not there is minutes."""
 
 
 def root() -> Path:
@@ -148,7 +148,7 @@ def model_requirements() -> list[str]:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
+    """The versions of those packages that are installed."""
     versions = {}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -157,5 +157,5 @@ def _versions(*packages: str) -> dict[str, str]:
 
 
 def _pinned(versions: Mapping[str, str]) -> list[str]:
-    """Without what marks a local build, such as +cpu, which no index has."""
+    """Requirements of exact versions, without what marks a local build, such as +cpu, which no index has."""
     return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]

@@ -24,7 +24,7 @@ GROUPS: Mapping[str, str] = {
     "damages of sites": r"damage\.\d+\.[a-z]",
     "sums of damages": r"damage(\.|$)",
 }
-"""Of features (`stages.build_dataset.features` documents them), by how their names begin."""
+"""Groups of features (`stages.build_dataset.features` documents them), by how their names begin."""
 
 
 def groups(features: Sequence[str]) -> dict[str, list[str]]:

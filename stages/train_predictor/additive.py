@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 Array = NDArray[np.float64]
 PENALTIES = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the squared weights, in the target's variance a pair: the best in cross-validation is taken."""
+"""Penalties of squared weights, in the target's variance a pair: the best in cross-validation is taken."""
 _FOLDS = 5
 _TRUST = 1e-4  # of the penalty remains for trusted features
 

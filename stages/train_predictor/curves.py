@@ -29,7 +29,7 @@ TAUS = (0.15, 0.25, 0.4)
 LENGTHS = (0.7, 1.4)
 RELATIVE_NOISES = (0.05, 0.1)
 NOISES = (0.1, 0.3, 1.0)
-"""Of the root mean square that a straight line in D leaves over."""
+"""Noises to choose from, in the root mean square that a straight line in D leaves over."""
 _SLOPE = 0.3
 """Standard deviation of b around a straight line's, as a fraction of it."""
 _LEAST = 1e-6  # nats: what a site's damage is at least, in the logarithm

@@ -34,7 +34,7 @@ from stages.train_predictor.additive import Additive, Array
 from stages.train_predictor.curves import Curves
 
 Forecast = Callable[[Array], Array]
-"""From features (n, F) to forecasts (n,)."""
+"""A function from features (n, F) to forecasts (n,)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Roles:
     """Which features (F,) a model uses for what."""
 
     trusted: NDArray[np.bool_]
-    """Those that the additive model explains by first."""
+    """Features that the additive model explains by first."""
     damages: NDArray[np.intp]
     """Places of the sites' own damages, which the curves alone are fitted on."""
 
@@ -132,7 +132,7 @@ class TargetModel:
         return gains / gains.sum() if gains.sum() > 0 else gains
 
     def to_bytes(self) -> bytes:
-        """All that the forecasts depend on."""
+        """Everything that the forecasts depend on, as bytes."""
         parts = [None if part is None else part.to_json() for part in (self.additive, self.curves)]
         additive = json.dumps(parts).encode()
         trees = b"" if self.trees is None else bytes(self.trees.get_booster().save_raw("ubj"))

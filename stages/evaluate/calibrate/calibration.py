@@ -82,7 +82,7 @@ class Calibrator:
         return found
 
     def lazy_statistics(self) -> Statistics:
-        """The same, gathered or read when a site is first asked for."""
+        """Statistics that are gathered or read when a site is first asked for."""
         return _LazyStatistics(self)
 
     def _statistics_key(self, site: Site) -> str:

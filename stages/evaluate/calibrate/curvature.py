@@ -39,7 +39,7 @@ STEPS = 48
 """Widths of an MLP at which its curve is computed, evenly from one step below dense to dropped."""
 
 VERSION = 1
-"""Of the curves, set by hand: raise it when they change."""
+"""The version of the curves, set by hand: raise it when they change."""
 
 
 def expected_curves(network: ElasticNetwork, repair: Repair, batches: Sequence[Batch]) -> DamageCurves:

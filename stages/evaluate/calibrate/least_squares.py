@@ -27,9 +27,9 @@ from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.layers import sorted_elements
 
 VERSION = 1
-"""Of the projections, set by hand: raise it when they change."""
+"""The version of the projections, set by hand: raise it when they change."""
 HELD_BYTES = {"cpu": 2**28, "cuda": 2**32}
-"""Of repaired projections and factors in memory: a look-up on disk takes as long as a layer on a GPU."""
+"""Most bytes of projections and factors in memory: a look-up on disk takes as long as a layer on a GPU."""
 
 if TYPE_CHECKING:
     from stages.evaluate.calibrate.calibration import Calibrator

@@ -27,7 +27,7 @@ from stages.evaluate.network.repair import Repair
 Projections = dict[Site, Tensor]
 
 VERSION = 1
-"""Of the projections, set by hand: raise it when they change."""
+"""The version of the projections, set by hand: raise it when they change."""
 
 
 def repair_again(

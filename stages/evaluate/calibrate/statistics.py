@@ -42,7 +42,7 @@ class SiteStatistics:
 Statistics = dict[Site, SiteStatistics]
 
 VERSION = 1
-"""Of the moments, set by hand: raise it when they change."""
+"""The version of the moments, set by hand: raise it when they change."""
 
 
 def gather(network: DenseNetwork, batches: Sequence[Batch]) -> Statistics:

@@ -28,13 +28,13 @@ from stages.metrics.metric import format_of
 from stages.metrics.registered import of_questions, of_text
 
 VERSION = 1
-"""Of measured values, set by hand: raise it when they change for the same network and text."""
+"""The version of measured values, set by hand: raise it when they change for the same network and text."""
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 65536}
 """Tokens run at once. Fixed a device, because the grouping decides the last digits of a result."""
 
 GPU_TOLERANCE = 1e-4
-"""By which log perplexities of one architecture may differ, relatively, when measured again on a GPU."""
+"""How far an architecture's log perplexity may move, relatively, when it is measured again on a GPU."""
 
 
 class Evaluator:
@@ -96,7 +96,7 @@ class Evaluator:
         }
 
     def _versions(self) -> dict[str, int]:
-        """By key, of everything that is measured."""
+        """The version of every metric that is measured, by its key."""
         metrics = [m for text in self._texts for m in of_text(text)]
         metrics += [m for questions in self._questions for m in of_questions(questions)]
         return {metric.key: metric.version for metric in metrics}

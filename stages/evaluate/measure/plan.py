@@ -1,4 +1,4 @@
-"""In which order architectures are measured: those that share their first layers stay together.
+"""The order in which architectures are measured: those that share their first layers stay together.
 
 What is handed to an executor is a `Subtree` of the prefix tree of widths: a depth-first walk of works that
 start from common layers. Weights of their own share nothing and are a subtree each.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERIES_AT_ONCE = 64
-"""On a CPU. Fixed, because the grouping decides the last digits of a result."""
+"""Queries of a block on a CPU. Fixed, because the grouping decides the last digits of a result."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:

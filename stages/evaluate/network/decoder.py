@@ -26,7 +26,7 @@ from stages.families import BlockRecipe, Family
 from stages.files import InputError
 
 VERSION = 1
-"""Of what the network computes, set by hand: everything that is kept of a run of it carries it."""
+"""The version of what the network computes, set by hand: all that is kept of a run of it carries it."""
 PREDICTIONS_AT_ONCE = {"cpu": 1024, "cuda": 8192}
 """Predictions whose logits are held at once: over all of the vocabulary on a GPU, a block of it on a CPU."""
 
@@ -60,7 +60,7 @@ class Surroundings:
         config: Any,
         state: Mapping[str, Tensor],
     ) -> Surroundings:
-        """Those of a state dict, where its tensors lie; `config` is the model's in transformers."""
+        """What a state dict holds of them, where its tensors lie; `config` is the model's in transformers."""
         embedding = state[family.embedding]
         return cls(
             shape=shape,

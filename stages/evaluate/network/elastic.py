@@ -24,7 +24,7 @@ class DenseNetwork(Decoder):
         super().__init__(surroundings, layers)
 
     def sorted(self, order: UnitOrder) -> ElasticNetwork:
-        """The same network with the units of every site in `order`; outputs at full width do not change."""
+        """This network with the units of every site in `order`; outputs at full width do not change."""
         return ElasticNetwork(self.surroundings, self.layers, order)
 
 

@@ -31,7 +31,7 @@ def tree_order(architectures: Sequence[Architecture]) -> list[Architecture]:
 
 
 def branch_depths(architectures: Sequence[Architecture]) -> list[set[int]]:
-    """For each architecture of a sequence, the depths at which later ones branch off its path."""
+    """The depths at which later architectures of a sequence branch off the path of each."""
     depths: list[set[int]] = []
     for index, architecture in enumerate(architectures):
         shared = len(architecture.widths)

@@ -19,7 +19,7 @@ Turn = tuple[Tensor, Tensor]
 The sines of the first half are negative, as `fused.rotate` wants them.
 """
 Turns = Sequence[Turn | None]
-"""Of every layer; None where heads do not turn."""
+"""How the heads of each layer turn; None where they do not."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Rotations:
 
     @classmethod
     def of(cls, by_layer: Sequence[Rotary | None], config: Any, device: torch.device) -> Rotations:
-        """Those of a recipe; `config` is the model's in transformers, which has the sizes."""
+        """The rotations of a recipe's layers; `config`, the model's in transformers, has the sizes."""
         kinds: list[Rotary] = []
         for rotary in by_layer:
             if rotary is not None and rotary not in kinds:

@@ -22,7 +22,7 @@ class Context:
 
     @property
     def question_formats(self) -> list[QuestionFormat]:
-        """In which formats the questions were asked."""
+        """The formats in which the questions were asked."""
         return list(self.content["measurement"]["question_formats"])
 
 

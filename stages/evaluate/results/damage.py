@@ -28,7 +28,7 @@ Points = Sequence[tuple[float, float]]
 FLOOR = 1e-4
 """Nats a token: a smaller damage, or a gain, is not told from nothing by the text of a measurement."""
 SLOPES = (1.0, 4.0)
-"""Of a curve beyond its measured points, in logarithms: from proportional to the ratio's fourth power."""
+"""Least and greatest slope of a curve beyond its points, in logarithms: the first and fourth power."""
 _ALONE = 2.0  # the slope of a curve of one point
 
 

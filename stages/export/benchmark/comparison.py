@@ -85,7 +85,7 @@ class Conditions:
     seconds: int
 
     def words(self) -> str:
-        """In a few sentences."""
+        """The conditions in a few sentences."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return (
             f"A prompt of {self.prompt} tokens processed at once, then {self.continuation} one by one, "

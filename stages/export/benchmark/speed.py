@@ -146,7 +146,7 @@ def tensor_bytes(path: Path) -> dict[str, int]:
 
 
 def size_bytes(path: Path) -> int:
-    """Of a GGUF file, or of a folder's weights."""
+    """The bytes of a GGUF file, or of a folder's weights."""
     return sum(f.stat().st_size for f in ([path] if path.is_file() else path.glob("*.safetensors")))
 
 

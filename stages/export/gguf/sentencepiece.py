@@ -28,7 +28,7 @@ _NORMALIZERS: list[tuple[list[dict[str, Any]], str]] = [
 
 
 def fields(content: dict[str, Any], unknown: int | None, rows: int) -> Fields:
-    """Of a tokenizer.json whose BPE falls back to bytes, for a model of so many embedding rows.
+    """The fields of a tokenizer.json whose BPE falls back to bytes, for a model of so many embedding rows.
 
     Raises:
         UnsupportedError: llama.cpp would tokenise otherwise, and `departures` has no words for it.

@@ -97,7 +97,7 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
 
 
 def _rotary(recipe: BlockRecipe) -> Rotary:
-    """Of all layers: others are refused."""
+    """The rotary embedding that all layers have: a recipe whose layers differ is refused."""
     return recipe.rotary[0] or {}
 
 
@@ -229,7 +229,7 @@ def _mlp(
 
 
 def _llama3_factors(model: PrunedModel) -> Tensor:
-    """By what llama.cpp divides each rotary frequency (d/2,), from transformers' own frequencies."""
+    """The divisors of llama.cpp for each rotary frequency (d/2,), from transformers' own frequencies."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     scaled = LlamaRotaryEmbedding(model.config).inv_freq.double()

@@ -164,5 +164,5 @@ def line(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Without HTML, which the hub would render."""
+    """The text without HTML, which the hub would render."""
     return text.replace("&", "&amp;").replace("<", "&lt;")

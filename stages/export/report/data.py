@@ -188,7 +188,7 @@ def _judge_broken(data: ReportData, baseline: str, metric: str) -> str | None:
 
 
 def _change_error(data: ReportData, baseline: str, metric: str) -> float:
-    """In percentage points; 0 where unknown."""
+    """The error in percentage points; 0 where unknown."""
     paired = data.change_errors.get(baseline, {}).get(metric, math.nan)
     if math.isfinite(paired):
         return paired

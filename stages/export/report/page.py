@@ -152,7 +152,7 @@ def _for_html(picture: Picture) -> dict[str, Any]:
 
 
 def _image(panel: Panel) -> dict[str, Any]:
-    """As an <img> rather than inline <svg>: the ids of several SVGs would clash in one document."""
+    """The picture as an <img>, not inline <svg>: the ids of several SVGs would clash in one document."""
     encoded = base64.b64encode(panel.svg().encode()).decode()
     width, height = (round(96 * inches) for inches in panel.size)
     return {

@@ -75,7 +75,7 @@ def _speed(spread: Spread) -> Cell:
 
 
 def _three(value: float) -> str:
-    """With three significant digits."""
+    """A number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -65,7 +65,7 @@ class Taken:
 
     @property
     def share_error_percent(self) -> float | None:
-        """The same of the winner's share of the dense model, where both were measured in turn.
+        """How far the forecast of the winner's share of the dense model lies above what both took in turn.
 
         What the machine has become slower or faster by since the table was measured cancels out.
         """

@@ -39,15 +39,15 @@ class BaseModel:
     """The dense model, for the reader of a model card."""
 
     name: str
-    """E.g. ``Qwen3-0.6B``; no path of this machine."""
+    """What it is called, e.g. ``Qwen3-0.6B``; no path of this machine."""
     origin: str
     """Where it was read from, e.g. ``Qwen/Qwen3-0.6B on the Hugging Face hub, revision main``."""
     licence: str = "unknown"
-    """As an SPDX or hub identifier, or by name."""
+    """Its licence as an SPDX or hub identifier, or by name."""
     languages: tuple[str, ...] = ()
     hub_id: str | None = None
     quantisation: str | None = None
-    """Of the weights that were read, e.g. ``Q4_1``; they were dequantised before pruning."""
+    """How the weights that were read are quantised, e.g. ``Q4_1``; they were dequantised before pruning."""
     terms: tuple[Path, ...] = ()
     """Licence files and notices."""
 

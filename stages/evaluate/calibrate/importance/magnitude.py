@@ -18,7 +18,7 @@ def score(data: CalibrationData) -> UnitScores:
 
 
 def _squares_of_weights(layer: Layer, shape: ModelShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Of heads (G, H), groups (G,) and channels (C,), in float64 on the CPU."""
+    """Sums of squared weights of heads (G, H), groups (G,) and channels (C,), in float64 on the CPU."""
     g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
 
     def squared(weight: Tensor) -> Tensor:
