@@ -52,6 +52,14 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert heading in {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}, target
 
 
+def test_the_code_of_the_recipes_is_the_code_that_tests_run() -> None:
+    files = [file.read_text(encoding="utf-8") for file in (house.ROOT / "tests" / "recipes").glob("*.py")]
+    blocks = re.findall(r"```python\n(.*?)```", house.README.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert any(block in file for file in files), block
+
+
 def test_the_readme_is_short() -> None:
     assert len((house.ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
