@@ -200,6 +200,10 @@ class Architecture:
     def to_json(self) -> list[list[int]]:
         return [list(width) for width in self.widths]
 
+    def kept_layers(self) -> list[int]:
+        """The layers that keep anything."""
+        return [i for i, width in enumerate(self.widths) if width.has_attention or width.has_mlp]
+
     def kept_parameters(self, shape: ModelShape) -> int:
         """Decoder-layer parameters that remain."""
         return sum(shape.site_parameters(kind, width) for width in self.widths for kind in Kind)

@@ -69,3 +69,7 @@ def test_what_the_house_names_in_code_is_there() -> None:
     for page in PAGES:
         for name in re.findall(r"`((?:stages|tests)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
             assert (house.ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_no_two_rooms_need_each_other() -> None:
+    assert "<-->" not in house.drawn(house.house())

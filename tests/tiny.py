@@ -26,7 +26,7 @@ from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
 from stages.evaluate.results.scores import UnitOrder
-from stages.export.staging import replacing
+from stages.export.results.staging import replacing
 from stages.export.weights.huggingface import write_folder
 from stages.families import describe
 

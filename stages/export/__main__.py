@@ -22,8 +22,8 @@ from stages.export.report.data import ReportData, flat_metrics, metrics
 from stages.export.report.from_files import read_report
 from stages.export.report.model_card import body
 from stages.export.results import record
-from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, Part, Record
-from stages.export.staging import replacing, require_space
+from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, ExportPart, Record
+from stages.export.results.staging import replacing, require_space
 from stages.sample.limits import BYTES
 from stages.sample.source import read_shape
 from stages.search import outcome
@@ -40,8 +40,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     candidates = outcome.read(DATA / "search" / "outcome.json")
     wanted = keys(params, DATA, candidates)
     before = record.read_if_there(HERE / RECORD)
-    todo = [part for part in Part if before is None or not before.holds(part, wanted[part], HERE)]
-    if Part.WEIGHTS in todo:
+    todo = [part for part in ExportPart if before is None or not before.holds(part, wanted[part], HERE)]
+    if ExportPart.WEIGHTS in todo:
         winner = outcome.architecture_of(candidates, outcome.WINNER)
         size = _size_bytes(winner, read_shape(params.model), params.export)
         require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
@@ -58,18 +58,18 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             else:
                 print("export: all of the export before is as asked for: the report alone is made anew")
                 found = _registered(before, new, tracker)
-            proven = new / PROOF if Part.PROOF in todo else HERE / PROOF
+            proven = new / PROOF if ExportPart.PROOF in todo else HERE / PROOF
             data = read_report(DATA, found, comparison.read(proven))
             write_report(data, new)
-            if Part.WEIGHTS in todo:
+            if ExportPart.WEIGHTS in todo:
                 write_card(data, found, new, new / PICTURES)
         card = write_card(data, found, HERE, HERE / PICTURES)
         _tell(data, found, card, journal, tracker)
     _print_table(data)
 
 
-def _say(todo: Sequence[Part]) -> None:
-    kept = [part.value for part in Part if part not in todo]
+def _say(todo: Sequence[ExportPart]) -> None:
+    kept = [part.value for part in ExportPart if part not in todo]
     if kept:
         print(f"export: as asked for already, and kept: {', '.join(kept)}", flush=True)
 

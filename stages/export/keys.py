@@ -8,21 +8,21 @@ from pathlib import Path
 
 from stages.config.params import ModelSection, Params
 from stages.evaluate.results import context, journal
-from stages.export.results.record import Part
+from stages.export.results.record import ExportPart
 from stages.files import digest, digest_of_file
 from stages.sample.designs import BASELINES
 from stages.sample.source import locate
 from stages.search import outcome
 from stages.search.outcome import Candidate
 
-VERSIONS = {Part.WEIGHTS: 1, Part.TABLE: 1, Part.PROOF: 1}
+VERSIONS = {ExportPart.WEIGHTS: 1, ExportPart.TABLE: 1, ExportPart.PROOF: 1}
 """Raised by hand with every change of the code that makes a part, where what is made changes."""
 
 _NO_VALUES = {"prefix_cache_mb", "cache_mb"}  # of the section `evaluate`: they decide memory and disk alone
 _OF_A_MODEL = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Part, str]:
+def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[ExportPart, str]:
     """A key a part, of everything that decides it.
 
     What the finalists were measured in, and the digest of the winner's own weights if it has some, follow
@@ -45,11 +45,11 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Pa
         "evaluate": evaluate,
         "repair_again": params.search.repair_again,
     }
-    weights = _key(Part.WEIGHTS, cut_from, winner.id, export.dtype, list(export.gguf))
+    weights = _key(ExportPart.WEIGHTS, cut_from, winner.id, export.dtype, list(export.gguf))
     return {
-        Part.WEIGHTS: weights,
-        Part.TABLE: _key(
-            Part.TABLE,
+        ExportPart.WEIGHTS: weights,
+        ExportPart.TABLE: _key(
+            ExportPart.TABLE,
             weights,
             [outcome.architecture_of(candidates, name).id for name in BASELINES],
             params.corpora.model_dump(),
@@ -58,8 +58,8 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Pa
             params.search.measurement.model_dump(),
             export.measurement.model_dump(),
         ),
-        Part.PROOF: _key(
-            Part.PROOF,
+        ExportPart.PROOF: _key(
+            ExportPart.PROOF,
             weights,
             None if export.proof is None else export.proof.model_dump(),
             export.measurement.text.__dict__,
@@ -68,7 +68,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Pa
     }
 
 
-def _key(part: Part, *parts: object) -> str:
+def _key(part: ExportPart, *parts: object) -> str:
     return digest(part, VERSIONS[part], *parts)
 
 

@@ -21,7 +21,7 @@ from stages.export.benchmark import comparison, proof
 from stages.export.benchmark.comparison import Proof
 from stages.export.benchmark.speed import Load
 from stages.export.results import record
-from stages.export.results.record import MODEL, PROOF, RECORD, Part, Record
+from stages.export.results.record import MODEL, PROOF, RECORD, ExportPart, Record
 from stages.export.weights.export import export_weights
 from stages.search import outcome
 from stages.search.outcome import Candidate
@@ -34,8 +34,8 @@ from stages.tracking.tracker import Tracker
 def produce(
     params: Params,
     candidates: Sequence[Candidate],
-    keys: Mapping[Part, str],
-    todo: Collection[Part],
+    keys: Mapping[ExportPart, str],
+    todo: Collection[ExportPart],
     before: Record | None,
     here: Path,
     new: Path,
@@ -54,7 +54,7 @@ def produce(
     winner = outcome.architecture_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
-    if before is None or Part.WEIGHTS in todo:
+    if before is None or ExportPart.WEIGHTS in todo:
         dtype: torch.dtype = getattr(torch, params.export.dtype)
         exact = bench.exact()
         weights = exact.weights(winner, params.search.repair_again)
@@ -66,14 +66,14 @@ def produce(
         written = new
     else:
         checks, base, written = list(before.checks), before.base, here
-    if before is None or Part.TABLE in todo:
+    if before is None or ExportPart.TABLE in todo:
         table = final_table.measure(bench, candidates, written / MODEL, journal, tracker)
     else:
         table = before.table
-    if Part.PROOF in todo:
+    if ExportPart.PROOF in todo:
         comparison.write(new / PROOF, _prove(bench, winner, written, new / "dense", load))
     kept: dict[str, int] = {}
-    for part in Part:
+    for part in ExportPart:
         kept |= before.files_of(part) if before is not None and part not in todo else {}
     made = Record(
         keys=keys,

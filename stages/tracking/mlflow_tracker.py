@@ -26,9 +26,9 @@ from stages.tracking.names import KEY, NONE, NamedRun
 from stages.tracking.pipeline_run import COMMIT, DIRTY, PipelineRun
 from stages.tracking.records import (
     ExportedModel,
-    Figures,
     FittedPredictor,
     MeasuredRow,
+    Numbers,
     Role,
     SearchRound,
     Values,
@@ -64,7 +64,7 @@ class MlflowTracker:
             with store.environment(store.BRIEF), store.exclusive(self.uri):
                 self._mlflow = _import_mlflow()
                 self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
-                self._registry = registry.Registry(self._client, self.uri)
+                self._registry = registry.ModelRegistry(self._client, self.uri)
                 self._pipeline = PipelineRun(self._client, self.uri, self.stage, self._params)
                 if self._pipeline.begin():
                     content = self._params.model_dump(mode="json")
@@ -157,7 +157,7 @@ class MlflowTracker:
             tags = self._origin | dict(about.tags)
             return self._registry.add_folder(name, run, folder, exported.source, tags, description)
 
-    def log_stage(self, metrics: Figures = NONE, artifacts: Sequence[Path] = ()) -> None:
+    def log_stage(self, metrics: Numbers = NONE, artifacts: Sequence[Path] = ()) -> None:
         """Log onto the run of the pipeline. A folder goes whole, under its own name."""
         store.check_metrics(self.stage, metrics)
         self._log(self._pipeline.id, NONE, metrics, artifacts)
@@ -193,7 +193,7 @@ class MlflowTracker:
             raise
         self._client.set_terminated(run)
 
-    def _log(self, run: str, params: Values, metrics: Figures = NONE, artifacts: Sequence[Path] = ()) -> None:
+    def _log(self, run: str, params: Values, metrics: Numbers = NONE, artifacts: Sequence[Path] = ()) -> None:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)

@@ -13,9 +13,9 @@ from typing import Any
 from stages.architecture import ModelShape
 from stages.tracking.records import (
     ExportedModel,
-    Figures,
     FittedPredictor,
     MeasuredRow,
+    Numbers,
     Role,
     SearchRound,
     Values,
@@ -34,7 +34,7 @@ class NamedRun:
 
     name: str
     params: Values = field(default_factory=dict)
-    metrics: Figures = field(default_factory=dict)
+    metrics: Numbers = field(default_factory=dict)
     tags: Tags = field(default_factory=dict)
 
 

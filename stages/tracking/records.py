@@ -13,7 +13,7 @@ from typing import Protocol
 from stages.architecture import Architecture
 
 Values = Mapping[str, str | float | int]
-Figures = Mapping[str, float]
+Numbers = Mapping[str, float]
 
 
 class MeasuredRow(Protocol):
@@ -30,7 +30,7 @@ class MeasuredRow(Protocol):
     @property
     def overall_ratio(self) -> float: ...
     @property
-    def metrics(self) -> Figures: ...
+    def metrics(self) -> Numbers: ...
     @property
     def seconds(self) -> float: ...
     @property
@@ -59,7 +59,7 @@ class SearchRound:
     measured: int
     best_forecast: float
     """The lowest objective among the forecasts."""
-    errors: Figures
+    errors: Numbers
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ class ExportedModel:
     """The source of the dense model, as params name it."""
     overall_ratio: float
     parameters: int
-    metrics: Figures
+    metrics: Numbers

@@ -29,7 +29,7 @@ _CARD = (".md", ".png")
 Tags = Mapping[str, str]
 
 
-class Registry:
+class ModelRegistry:
     """What one store has registered, and how models come there."""
 
     def __init__(self, client: Any, uri: str) -> None:

@@ -16,9 +16,9 @@ from stages.tracking.mlflow_tracker import MlflowTracker
 from stages.tracking.nothing import Nothing
 from stages.tracking.records import (
     ExportedModel,
-    Figures,
     FittedPredictor,
     MeasuredRow,
+    Numbers,
     Role,
     SearchRound,
 )
@@ -80,7 +80,7 @@ class Tracker(Protocol):
         The same weights are kept once. `description` is Markdown.
         """
 
-    def log_stage(self, metrics: Figures = ..., artifacts: Sequence[Path] = ()) -> None:
+    def log_stage(self, metrics: Numbers = ..., artifacts: Sequence[Path] = ()) -> None:
         """Keep figures and files with the run of the pipeline; a folder whole, under its own name."""
 
 

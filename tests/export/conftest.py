@@ -11,7 +11,7 @@ import pytest
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.config.params import PARTS
 from stages.evaluate.results.division import DividedCorpus, DividedPart
-from stages.export.report.data import FrontPoint, Measured, ReportData, Trust
+from stages.export.report.data import FrontPoint, MeasuredPoint, ReportData, Trust
 from stages.export.results.final_table import Contender, QuestionGroup
 from stages.sample.space import Interval, options
 from stages.search.narrowed_space import Class, NarrowedSite
@@ -229,11 +229,11 @@ class _World:
 
     def measure(
         self, architecture: Architecture, design: str, held_out: bool = False, noise: float = 0.06
-    ) -> Measured:
+    ) -> MeasuredPoint:
         added = self.log_ppl(architecture)
         true = {text: dense + added * (1 + 0.1 * (text == "news")) for text, dense in TEXTS.items()}
         blur = 0.1 if held_out or design == "search" else 0.04
-        return Measured(
+        return MeasuredPoint(
             architecture.id,
             design,
             architecture.overall_ratio(self.shape),

@@ -11,13 +11,13 @@ from stages.evaluate.results import context
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal
 from stages.export import keys
-from stages.export.results.record import Part
+from stages.export.results.record import ExportPart
 from stages.sample.designs import BASELINES
 from stages.search.outcome import WINNER, Candidate
 from tests.evaluate.results.journal_writer import make_row
 from tests.small import COMMITTED, SMALL, random_architectures
 
-ALL = set(Part)
+ALL = set(ExportPart)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def candidates(seed: int = 0) -> list[Candidate]:
     return [Candidate(name, a, 0.2, {}, {}, 1.0) for name, a in zip((*BASELINES, WINNER), made, strict=True)]
 
 
-def keys_of(data: Path, found: list[Candidate], **sections: dict[str, Any]) -> dict[Part, str]:
+def keys_of(data: Path, found: list[Candidate], **sections: dict[str, Any]) -> dict[ExportPart, str]:
     params = COMMITTED.model_copy(
         update={
             name: getattr(COMMITTED, name).model_copy(update=changes)
@@ -52,8 +52,8 @@ def keys_of(data: Path, found: list[Candidate], **sections: dict[str, Any]) -> d
     return keys.keys(params, data, found)
 
 
-def changed(before: dict[Part, str], after: dict[Part, str]) -> set[Part]:
-    return {part for part in Part if before[part] != after[part]}
+def changed(before: dict[ExportPart, str], after: dict[ExportPart, str]) -> set[ExportPart]:
+    return {part for part in ExportPart if before[part] != after[part]}
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def changed(before: dict[Part, str], after: dict[Part, str]) -> set[Part]:
     [
         ("export", {"dtype": "float16"}, ALL),
         ("export", {"gguf": []}, ALL),
-        ("export", {"proof": None}, {Part.PROOF}),
+        ("export", {"proof": None}, {ExportPart.PROOF}),
         ("search", {"repair_again": True}, ALL),
         ("search", {"trials": 7}, set()),
         ("evaluate", {"importance": "random"}, ALL),
         ("evaluate", {"prefix_cache_mb": 1, "cache_mb": 1}, set()),
-        ("budget", {"size_bytes": 10**9}, {Part.TABLE}),
+        ("budget", {"size_bytes": 10**9}, {ExportPart.TABLE}),
         ("tracking", {"experiment": "another"}, set()),
     ],
 )
 def test_a_parameter_decides_the_parts_that_it_names(
-    data: Path, section: str, changes: dict[str, Any], parts: set[Part]
+    data: Path, section: str, changes: dict[str, Any], parts: set[ExportPart]
 ) -> None:
     before = keys_of(data, candidates())
     assert before == keys_of(data, candidates())
@@ -84,10 +84,10 @@ def test_a_parameter_decides_the_parts_that_it_names(
         ("model/model.safetensors", ALL),
         ("data/evaluate/importance.safetensors", ALL),
         ("data/evaluate/division.json", ALL),
-        ("data/sample/architectures.json", {Part.TABLE}),
+        ("data/sample/architectures.json", {ExportPart.TABLE}),
     ],
 )
-def test_a_file_decides_the_parts_that_are_made_of_it(data: Path, file: str, parts: set[Part]) -> None:
+def test_a_file_decides_the_parts_that_are_made_of_it(data: Path, file: str, parts: set[ExportPart]) -> None:
     before = keys_of(data, candidates())
     (data.parent / file).write_text("other")
     assert changed(before, keys_of(data, candidates())) == parts
@@ -96,9 +96,9 @@ def test_a_file_decides_the_parts_that_are_made_of_it(data: Path, file: str, par
 def test_winner_context_and_versions_decide(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys_of(data, candidates())
     assert changed(before, keys_of(data, candidates(seed=1))) == ALL
-    monkeypatch.setitem(keys.VERSIONS, Part.PROOF, 2)
-    assert changed(before, keys_of(data, candidates())) == {Part.PROOF}
-    monkeypatch.setitem(keys.VERSIONS, Part.PROOF, 1)
+    monkeypatch.setitem(keys.VERSIONS, ExportPart.PROOF, 2)
+    assert changed(before, keys_of(data, candidates())) == {ExportPart.PROOF}
+    monkeypatch.setitem(keys.VERSIONS, ExportPart.PROOF, 1)
     content = {"measurement": {"question_formats": ["likelihood"]}}
     context.write(data / "search" / "context.json", Context("decaf", content))
     assert changed(before, keys_of(data, candidates())) == ALL

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.export.gguf.fields import Fields, UnsupportedError
-from stages.export.weights.huggingface import kept_layers
 from stages.families import FAMILIES, BlockRecipe, Family, llama_cpp
 from stages.families.recipe import Rotary
 from stages.files import atomically
@@ -64,7 +63,7 @@ def check_supported(model: PrunedModel) -> None:
     """Raise UnsupportedError, saying why, unless llama.cpp computes what the model does."""
     if reason := llama_cpp.refusal(model.shape.family, model.recipe):
         raise UnsupportedError(reason)
-    if not kept_layers(model.architecture):
+    if not model.architecture.kept_layers():
         raise UnsupportedError("every layer is gone, and llama.cpp loads no model without layers")
 
 
@@ -81,7 +80,7 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
     check_supported(model)
     tensors = dict(_tensors(model))
     types = {name: _type_of(name, tensor, file_type, model.shape) for name, tensor in tensors.items()}
-    blocks = [model.architecture.widths[layer] for layer in kept_layers(model.architecture)]
+    blocks = [model.architecture.widths[layer] for layer in model.architecture.kept_layers()]
     writer = GGUFWriter(None, "llama" if len(set(_written(blocks))) == 1 else "deci")
     _describe(writer, model, _written(blocks), file_type)
     for name, tensor in tensors.items():
@@ -160,7 +159,7 @@ def _tensors(model: PrunedModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under llama.cpp's name, in float32, shaped as the file says."""
     family, state, shape = FAMILIES[model.shape.family], model.state, model.shape
     yield "token_embd.weight", state[family.embedding]
-    for index, layer in enumerate(kept_layers(model.architecture)):
+    for index, layer in enumerate(model.architecture.kept_layers()):
         width, prefix = model.architecture.widths[layer], family.layer.format(layer=layer)
         if width.has_attention:
             attention = _attention(family, state, prefix, shape.head_dim)

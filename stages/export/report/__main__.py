@@ -14,7 +14,7 @@ from stages.export.report.build import PICTURES, REPORT, write_card, write_repor
 from stages.export.report.from_files import read_report
 from stages.export.results import record
 from stages.export.results.record import PROOF, RECORD
-from stages.export.staging import replacing
+from stages.export.results.staging import replacing
 from stages.files import InputError
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from stages.architecture import Kind, Site
-from stages.export.report.data import Measured, ReportData
+from stages.export.report.data import MeasuredPoint, ReportData
 from stages.export.results.final_table import Contender
 from stages.metrics.perplexity import LOG_PPL
 
@@ -33,7 +33,7 @@ LAYERS_A_BAND = 30
 GROUP_HEIGHT = 2.35  # of a contender's two rows and the gap below, in cells
 
 
-def has_forecast(measured: Measured, text: str) -> bool:
+def has_forecast(measured: MeasuredPoint, text: str) -> bool:
     """Whether both values of the text are there and finite."""
     forecast = (measured.forecast_log_ppl or {}).get(text, math.inf)
     return math.isfinite(forecast) and math.isfinite(measured.log_ppl.get(text, math.inf))
@@ -107,7 +107,7 @@ def draw_tradeoff(figure: FigureBase, data: ReportData, text: str) -> None:
     """Overall ratio against perplexity, logarithmic: all pairs, finalists and contenders."""
     axes = figure.subplots()
 
-    def points(measured: Sequence[Measured]) -> tuple[list[float], list[float]]:
+    def points(measured: Sequence[MeasuredPoint]) -> tuple[list[float], list[float]]:
         finite = [m for m in measured if math.isfinite(m.log_ppl.get(text, math.inf))]
         finite.sort(key=lambda m: m.overall_ratio)
         return [100 * m.overall_ratio for m in finite], [math.exp(m.log_ppl[text]) for m in finite]
@@ -172,7 +172,7 @@ def draw_forecast(figure: FigureBase, data: ReportData, text: str) -> None:
     front = [m for m in data.finalists if has_forecast(m, text) and m.design == "front"]
     pairs = [m for m in data.pairs if has_forecast(m, text)]
     hollow = {"color": "white", "edgecolors": COLOURS["front"], "linewidths": 1.1}
-    groups: list[tuple[str, list[Measured], dict[str, Any]]] = [
+    groups: list[tuple[str, list[MeasuredPoint], dict[str, Any]]] = [
         ("training pairs", [m for m in pairs if not m.held_out], {"s": 12, "color": COLOURS["pairs"]}),
         ("held-out pairs", [m for m in pairs if m.held_out], {"s": 20, "color": COLOURS["held out"]}),
         (
@@ -220,13 +220,13 @@ def draw_search(figure: FigureBase, data: ReportData) -> None:
     axes.margins(x=0.01)
 
 
-def _of_design(data: ReportData, design: str) -> list[Measured]:
+def _of_design(data: ReportData, design: str) -> list[MeasuredPoint]:
     """The finalists of that design, or else the pairs: never both, they may rest on other windows."""
     finalists = [m for m in data.finalists if m.design == design]
     return finalists or [m for m in data.pairs if m.design == design]
 
 
-def _winner(data: ReportData) -> list[Measured]:
+def _winner(data: ReportData) -> list[MeasuredPoint]:
     winner = data.winner.architecture.id
     everything = (*data.finalists, *data.pairs)
     return [m for m in everything if m.architecture == winner][:1]

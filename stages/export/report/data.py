@@ -25,7 +25,7 @@ LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPoint:
     """One architecture measured on the selection part; `architecture` is its id.
 
     `log_ppl` and `forecast_log_ppl` are keyed by text corpus: {"wikipedia": 3.41}.
@@ -92,8 +92,8 @@ class ReportData:
     model: str
     shape: ModelShape
     contenders: Sequence[Contender]
-    pairs: Sequence[Measured]
-    finalists: Sequence[Measured]
+    pairs: Sequence[MeasuredPoint]
+    finalists: Sequence[MeasuredPoint]
     predictor: Mapping[str, Mapping[str, float]]
     narrowed: Mapping[str, NarrowedSite]
     protocol: Sequence[tuple[str, str]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.evaluate.results import division
 from stages.export.benchmark.comparison import Proof
-from stages.export.report.data import FrontPoint, Measured, ReportData, Trust
+from stages.export.report.data import FrontPoint, MeasuredPoint, ReportData, Trust
 from stages.export.results.final_table import PRUNED_BASELINES
 from stages.export.results.record import Record
 from stages.metrics.perplexity import LOG_PPL, PPL
@@ -61,10 +61,10 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
     )
 
 
-def _pairs(pairs: Sequence[ForecastPair], texts: Sequence[str]) -> list[Measured]:
+def _pairs(pairs: Sequence[ForecastPair], texts: Sequence[str]) -> list[MeasuredPoint]:
     """The pairs with the forecasts of a predictor that saw the training pairs only."""
     return [
-        Measured(
+        MeasuredPoint(
             architecture=pair.architecture,
             design=pair.design,
             overall_ratio=pair.overall_ratio,
@@ -76,10 +76,10 @@ def _pairs(pairs: Sequence[ForecastPair], texts: Sequence[str]) -> list[Measured
     ]
 
 
-def _finalists(candidates: Sequence[Candidate], texts: Sequence[str]) -> list[Measured]:
+def _finalists(candidates: Sequence[Candidate], texts: Sequence[str]) -> list[MeasuredPoint]:
     """Finalists, winner and baselines as the search measured them."""
     return [
-        Measured(
+        MeasuredPoint(
             architecture=c.architecture.id,
             design=outcome.FINALIST if c.name == outcome.WINNER else c.name,
             overall_ratio=c.overall_ratio,

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
 from stages.export.report import charts, front_chart, narrowing_chart
-from stages.export.report.data import Measured, ReportData
+from stages.export.report.data import MeasuredPoint, ReportData
 from stages.search.outcome import FRONT
 
 STYLE: dict[Any, Any] = {
@@ -208,5 +208,5 @@ def _search(data: ReportData) -> Picture:
     )
 
 
-def _all_measured(data: ReportData) -> list[Measured]:
+def _all_measured(data: ReportData) -> list[MeasuredPoint]:
     return [*data.pairs, *data.finalists]

@@ -26,7 +26,7 @@ MODEL, GGUF, PROOF = "model", "gguf", "proof.json"
 _OF_THE_REPORT = (".md", ".png")  # what lies in the model's folder and is made anew with the report
 
 
-class Part(StrEnum):
+class ExportPart(StrEnum):
     """What an export is made of, in the order in which it is made."""
 
     WEIGHTS = "weights"
@@ -56,7 +56,7 @@ class BaseModel:
 class Record:
     """What was exported, as far as no other file says it."""
 
-    keys: Mapping[Part, str]
+    keys: Mapping[ExportPart, str]
     files: Mapping[str, int]
     """Sizes in bytes of the files of weights, GGUF and proof, by path within the export."""
     model: str
@@ -71,20 +71,22 @@ class Record:
     registered: str
     """The name under which MLflow's registry has the model, or nothing."""
 
-    def holds(self, part: Part, key: str, folder: Path) -> bool:
+    def holds(self, part: ExportPart, key: str, folder: Path) -> bool:
         """Whether the part in `folder` is what `key` asks for, and whole."""
         if self.keys.get(part) != key:
             return False
-        if part is Part.TABLE:
+        if part is ExportPart.TABLE:
             return set(self.table.rows.values()) <= journal.read(folder / JOURNAL).keys()
         own = self.files_of(part)
         return bool(own) and all(_size(folder / name) == size for name, size in own.items())
 
-    def files_of(self, part: Part) -> dict[str, int]:
+    def files_of(self, part: ExportPart) -> dict[str, int]:
         """Sizes in bytes of the part's own files; the final table has none."""
-        if part is Part.TABLE:
+        if part is ExportPart.TABLE:
             return {}
-        return {name: size for name, size in self.files.items() if (name == PROOF) == (part is Part.PROOF)}
+        return {
+            name: size for name, size in self.files.items() if (name == PROOF) == (part is ExportPart.PROOF)
+        }
 
 
 def sizes(folder: Path) -> dict[str, int]:

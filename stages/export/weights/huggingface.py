@@ -103,7 +103,7 @@ def _plain_config(
     family: Family, settings: Mapping[str, Any], architecture: Architecture
 ) -> transformers.PretrainedConfig | None:
     """The family's own configuration, or None if it cannot say what the architecture keeps."""
-    kept = kept_layers(architecture)
+    kept = architecture.kept_layers()
     widths = {architecture.widths[layer] for layer in kept}
     if len(widths) != 1:
         return None
@@ -121,16 +121,11 @@ def _plain_config(
     return config
 
 
-def kept_layers(architecture: Architecture) -> list[int]:
-    """The layers that kept anything."""
-    return [i for i, width in enumerate(architecture.widths) if width.has_attention or width.has_mlp]
-
-
 def _renumbered(
     state: Mapping[str, torch.Tensor], architecture: Architecture, family: Family
 ) -> dict[str, torch.Tensor]:
     """The tensors under the numbers that their layers have once empty layers are left out."""
-    numbers = {old: new for new, old in enumerate(kept_layers(architecture))}
+    numbers = {old: new for new, old in enumerate(architecture.kept_layers())}
     pattern = re.compile(re.escape(family.layer).replace(r"\{layer\}", r"(\d+)"))
 
     def renamed(name: str) -> str:

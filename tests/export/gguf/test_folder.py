@@ -10,7 +10,7 @@ from gguf import GGUFReader
 from stages.config.params import ModelSection
 from stages.export.gguf import folder as gguf_folder
 from stages.export.gguf.writer import write_file
-from stages.export.staging import replacing
+from stages.export.results.staging import replacing
 from tests import tiny
 from tests.export.deployable import (
     SIZES,

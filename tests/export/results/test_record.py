@@ -12,7 +12,7 @@ from stages.evaluate.results.journal import Journal
 from stages.export.report.data import ReportData
 from stages.export.results import record
 from stages.export.results.final_table import FinalTable
-from stages.export.results.record import BaseModel, Part, Record
+from stages.export.results.record import BaseModel, ExportPart, Record
 from stages.files import InputError
 from tests.evaluate.results.journal_writer import make_row
 
@@ -37,7 +37,7 @@ def export(tmp_path: Path, report_data: ReportData) -> tuple[Path, Record]:
         rows={"winner": make_row(16).key},
     )
     made = Record(
-        keys={part: f"key of {part}" for part in Part},
+        keys={part: f"key of {part}" for part in ExportPart},
         files=record.sizes(tmp_path),
         model="a model",
         texts=["news"],
@@ -75,21 +75,21 @@ def test_what_is_not_finite_is_unknown(export: tuple[Path, Record]) -> None:
 @pytest.mark.parametrize(
     ("file", "lost"),
     [
-        ("model/model.safetensors", Part.WEIGHTS),
-        ("gguf/README.md", Part.WEIGHTS),
-        ("proof.json", Part.PROOF),
-        ("journal.jsonl", Part.TABLE),
+        ("model/model.safetensors", ExportPart.WEIGHTS),
+        ("gguf/README.md", ExportPart.WEIGHTS),
+        ("proof.json", ExportPart.PROOF),
+        ("journal.jsonl", ExportPart.TABLE),
         ("model/README.md", None),
     ],
 )
 def test_a_part_holds_while_its_key_does_and_its_files_are_whole(
-    export: tuple[Path, Record], file: str, lost: Part | None
+    export: tuple[Path, Record], file: str, lost: ExportPart | None
 ) -> None:
     folder, made = export
-    assert all(made.holds(part, f"key of {part}", folder) for part in Part)
-    assert not any(made.holds(part, "another key", folder) for part in Part)
+    assert all(made.holds(part, f"key of {part}", folder) for part in ExportPart)
+    assert not any(made.holds(part, "another key", folder) for part in ExportPart)
     (folder / file).write_text("")
-    assert [part for part in Part if not made.holds(part, f"key of {part}", folder)] == (
+    assert [part for part in ExportPart if not made.holds(part, f"key of {part}", folder)] == (
         [] if lost is None else [lost]
     )
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from stages.export import staging
-from stages.export.staging import replacing, require_space
+from stages.export.results import staging
+from stages.export.results.staging import replacing, require_space
 from stages.files import InputError
 from tests import tiny
 from tests.small import REPOSITORY
@@ -99,7 +99,7 @@ def test_a_kill_leaves_what_was_there(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from stages.export.staging import replacing\n"
+        "from stages.export.results.staging import replacing\n"
         "with replacing(Path(sys.argv[1])) as new:\n"
         "    (new / 'model').mkdir()\n"
         "    (new / 'model' / 'weights').write_text('half')\n"
