@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +103,7 @@ class Bench:
     """A tiny model and all that is computed of it."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         tiny.write_model(folder / "model", "llama", attention_bias=True, mlp_bias=True)
         self.dense = tiny.network_of(folder / "model")
         self.network = self.dense.sorted(tiny.random_order(self.dense.shape))
@@ -119,6 +121,13 @@ class Bench:
             "VERSION in stages/evaluate/network/decoder.py",
             lambda: likelihoods,
         )
+        for name, (family, options) in {**tiny.VARIANTS, **tiny.TOYS}.items():
+            yield Kept(
+                f"network {name}",
+                decoder.VERSION,
+                "VERSION in stages/evaluate/network/decoder.py",
+                partial(some_likelihoods, self.folder / name, family, options),
+            )
         yield Kept(
             "statistics",
             statistics.VERSION,
@@ -182,6 +191,15 @@ class Bench:
             "VALUES in stages/sample/latency.py",
             lambda: table_by_law(self.dense.shape),
         )
+
+
+def some_likelihoods(folder: Path, family: str, options: dict[str, Any]) -> list[float]:
+    """Of a model of that family, cut and its units sorted."""
+    dense = tiny.network_of(tiny.write_model(folder, family, **options))
+    architecture = tiny.fitted(tiny.MIXED, dense.shape)
+    with torch.inference_mode():
+        found = dense.sorted(tiny.random_order(dense.shape)).log_likelihoods(architecture, BATCHES[0])
+    return [float(value) for value in found]
 
 
 def some_scores(importance: Importance, data: CalibrationData) -> list[float]:
@@ -248,6 +266,8 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="write golden.json")
     parser.add_argument("--context", action="store_true", help="print the digest of a measurement's context")
     arguments = parser.parse_args()
+    for family in sorted({toy.family for toy in tiny.TOYS.values()}):
+        runpy.run_path(str(FILE.with_name("recipes") / f"{family}.py"))
     with tempfile.TemporaryDirectory() as name:
         if arguments.context:
             print(Bench(Path(name)).evaluator.digest)

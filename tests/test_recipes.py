@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +151,36 @@ def test_the_toy_metric_is_measured_forecast_searched_for_and_reported(
     for text in ("prose", "verse"):
         assert f"probability of the next token, {text}" in report
         assert f"probability of the next token, {text} ↑" in card
+
+
+def test_the_report_is_made_anew_with_the_toy_metric(run: tuple[Repository, dict[str, str]]) -> None:
+    repository, _ = run
+    report = repository.path / "data" / "export" / "report.html"
+    before = report.read_text()
+    report.unlink()
+    made = repository.run(sys.executable, "-m", "stages.export.report")
+    assert "report: data/export/report.html" in made.stdout
+    assert report.read_text() == before
+
+
+def test_a_report_of_another_search_than_the_export_is_refused(
+    run: tuple[Repository, dict[str, str]],
+) -> None:
+    repository, _ = run
+    path = repository.path / "data" / "search" / "outcome.json"
+    content = path.read_text()
+    names = {'"name": "winner"': '"name": "other"', '"name": "finalist"': '"name": "winner"'}
+    changed = content
+    for old, new in names.items():
+        changed = changed.replace(old, new, 1)
+    path.write_text(changed)
+    try:
+        refused = repository.run(sys.executable, "-m", "stages.export.report", check=False)
+    finally:
+        path.write_text(content)
+    assert refused.returncode == 2
+    assert "data/export is of architecture" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_the_toy_importance_sorts_the_units(run: tuple[Repository, dict[str, str]]) -> None:

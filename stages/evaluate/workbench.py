@@ -89,7 +89,7 @@ class Workbench:
         if self.network.device.type == "cpu" and self.network.dtype == torch.float32:
             return self
         loaded = checkpoint.load(self.params.model)
-        network = DenseNetwork(loaded, torch.device("cpu")).sorted(self.network.order)
+        network = DenseNetwork(loaded, torch.device("cpu")).sorted(self.network.order, keep=False)
         return replace(self, checkpoint=loaded, network=network, repair=self.calibration.repair(network))
 
 
@@ -145,5 +145,6 @@ def open_workbench(
     batches = calibration_batches(loaded, texts, params.evaluate.calibration)
     calibration = Calibrator(params.evaluate, loaded, device, batches)
     dense = DenseNetwork(loaded, device)
-    network = dense.sorted(calibration.scores(scores_path, dense).order())
+    order = calibration.scores(scores_path, dense).order()
+    network = dense.sorted(order, keep=False)
     return Workbench(params, loaded, network, calibration.repair(network), calibration, texts, questions)

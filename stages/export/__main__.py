@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from stages.architecture import Architecture, ModelShape
 from stages.config.params import Export, Params
@@ -42,7 +41,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     before = record.read_if_there(HERE / RECORD)
     todo = [part for part in ExportPart if before is None or not before.holds(part, wanted[part], HERE)]
     if ExportPart.WEIGHTS in todo:
-        winner = outcome.architecture_of(candidates, outcome.WINNER)
+        winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
         size = _size_bytes(winner, read_shape(params.model), params.export)
         require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
     with (
@@ -57,11 +56,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
                 found = produce(params, candidates, wanted, todo, before, HERE, new, journal, tracker)
             else:
                 print("export: all of the export before is as asked for: the report alone is made anew")
-                found = _registered(before, new, tracker)
+                found = before
+            anew = ExportPart.WEIGHTS in todo
+            found = replace(found, registered=_registered(before or found, anew, tracker))
+            record.write(new / RECORD, found)
             proven = new / PROOF if ExportPart.PROOF in todo else HERE / PROOF
             data = read_report(DATA, found, comparison.read(proven))
             write_report(data, new)
-            if ExportPart.WEIGHTS in todo:
+            if anew:
                 write_card(data, found, new, new / PICTURES)
         card = write_card(data, found, HERE, HERE / PICTURES)
         _tell(data, found, card, journal, tracker)
@@ -74,14 +76,14 @@ def _say(todo: Sequence[ExportPart]) -> None:
         print(f"export: as asked for already, and kept: {', '.join(kept)}", flush=True)
 
 
-def _registered(before: Record, new: Path, tracker: Tracker) -> Record:
-    """The record, with the name under which this run registers the model, if it does."""
-    name = names.registered(MODEL) if tracker.run else before.registered
-    if name == before.registered:
-        return before
-    found = replace(before, registered=name)
-    record.write(new / RECORD, found)
-    return found
+def _registered(found: Record, anew: bool, tracker: Tracker) -> str:
+    """The name under which MLflow's registry has the model, or nothing.
+
+    Where this run does not track, a model that was not written `anew` is registered as it was before.
+    """
+    if tracker.run:
+        return names.registered(MODEL)
+    return "" if anew else found.registered
 
 
 def _size_bytes(winner: Architecture, shape: ModelShape, section: Export) -> int:

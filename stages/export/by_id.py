@@ -17,48 +17,46 @@ from pathlib import Path
 
 import torch
 
-from stages.architecture import Architecture
 from stages.config.params import Params, load_params
 from stages.evaluate.workbench import open_workbench
 from stages.export.base_model import read_base_model
 from stages.export.results.record import MODEL
-from stages.export.weights.export import export_weights
+from stages.export.weights.export import export_weights, weights_of
 from stages.files import InputError
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA
 
 
-def find(candidates: Sequence[Candidate], architecture_id: str) -> Architecture:
-    """The measured architecture of that id.
+def find(candidates: Sequence[Candidate], architecture_id: str) -> Candidate:
+    """The measured candidate of that id.
 
     Raises:
         InputError: there is none; the message lists those that there are.
     """
     for candidate in candidates:
         if candidate.architecture.id == architecture_id:
-            return candidate.architecture
+            return candidate
     there = ", ".join(f"{c.architecture.id} ({c.name}, {c.overall_ratio:.3f})" for c in candidates)
     raise InputError(f"the search measured no architecture {architecture_id}; it measured {there}")
 
 
-def run(section: Params, architecture_id: str, folder: Path) -> None:
+def run(params: Params, architecture_id: str, folder: Path) -> None:
     """Write and prove `folder`.
 
     Raises:
         InputError: the architecture is unknown, or the folder is there already.
     """
-    architecture = find(outcome.read(DATA / "search" / "outcome.json"), architecture_id)
+    candidate = find(outcome.read(DATA / "search" / "outcome.json"), architecture_id)
     if folder.exists():
         raise InputError(f"{folder} is there already; name a folder that is not")
-    bench = open_workbench(section, DATA / "evaluate" / "importance.safetensors")
+    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
     folder.mkdir(parents=True)
     exact = bench.exact()
-    weights = exact.weights(architecture, section.search.repair_again)
-    export_weights(exact, weights, folder / MODEL, getattr(torch, section.export.dtype))
-    for file in read_base_model(section.model).terms:
+    export_weights(exact, weights_of(exact, candidate), folder / MODEL, getattr(torch, params.export.dtype))
+    for file in read_base_model(params.model).terms:
         shutil.copy(file, folder / MODEL)
-    print(f"{100 * architecture.overall_ratio(bench.network.shape):.2f} % pruned: {folder / MODEL}")
+    print(f"{100 * candidate.overall_ratio:.2f} % pruned: {folder / MODEL}")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from stages.evaluate.workbench import Workbench
 from stages.export.benchmark.limits import taken
 from stages.export.question_groups import question_groups
 from stages.export.results.final_table import PRUNED_BASELINES, Contender, FinalTable
+from stages.export.weights.export import weights_of
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
 from stages.sample import designs
@@ -34,13 +35,13 @@ def measure(
         InputError: the report part of a corpus is too small.
     """
     params, shape = bench.params, bench.network.shape
-    again = params.search.repair_again
     evaluator = bench.evaluator("report", params.export.measurement)
-    contenders = {name: outcome.architecture_of(candidates, name) for name in (*BASELINES, WINNER)}
+    chosen = [outcome.candidate_of(candidates, name) for name in (*BASELINES, WINNER)]
+    contenders = {candidate.name: candidate.architecture for candidate in chosen}
     table = designs.read_latency(DATA / "sample" / "architectures.json")
     takes = taken(shape, params.budget, table, contenders, folder)
     words = evaluator.selection.words()
-    work = [Work(a, name, bench.weights(a, again)) for name, a in contenders.items()]
+    work = [Work(c.architecture, c.name, weights_of(bench, c)) for c in chosen]
 
     def log(row: Row) -> None:
         tracker.log_evaluation(row, shape, words)
@@ -104,16 +105,8 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
     for use, evaluator in evaluators.items():
         for corpus, words in evaluator.selection.words().items():
             lines.append((f"{corpus}, {use}", words))
-    calibration, repair = section.calibration, section.reconstruction
-    if repair.method == "none":
-        refitted = "none: output projections are cut, not refitted"
-    else:
-        again = "; finalists again, layer after layer" if bench.params.search.repair_again else ""
-        refitted = (
-            "output projections of pruned sites refitted by least squares on the same calibration text, "
-            f"damping {repair.damping:g}{again}; uniform and simple alike"
-        )
-    lines.append(("Repair", refitted))
+    calibration = section.calibration
+    lines.append(("Repair", _repair_words(bench)))
     lines.append(
         (
             "Importance",
@@ -125,3 +118,12 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
         ("Arithmetic", f"{bench.network.dtype} on {bench.network.device.type}".replace("torch.", ""))
     )
     return lines
+
+
+def _repair_words(bench: Workbench) -> str:
+    """What was done to output projections, of the pruned baselines as of the winner."""
+    damping = bench.params.evaluate.reconstruction.damping
+    words = bench.repair.words
+    if bench.params.search.repair_again:
+        words += f"; finalists refitted again, layer after layer, on their own inputs, damping {damping:g}"
+    return f"{words}; uniform and simple alike"

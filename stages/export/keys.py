@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.config.params import ModelSection, Params
-from stages.evaluate.results import context, journal
+from stages.evaluate.results import context
 from stages.export.results.record import ExportPart
 from stages.files import digest, digest_of_file
 from stages.sample.designs import BASELINES
@@ -31,9 +31,8 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
     Raises:
         InputError: the model is not there, or a file of a stage before.
     """
-    winner = outcome.architecture_of(candidates, outcome.WINNER)
+    winner = outcome.candidate_of(candidates, outcome.WINNER)
     measured_in = context.read(data / "search" / "context.json").digest
-    rows = journal.read(data / "search" / "journal.jsonl").values()
     evaluate, export = params.evaluate.model_dump(exclude=_NO_VALUES), params.export
     cut_from = {
         "model": params.model.model_dump(),
@@ -41,17 +40,17 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
         "importance": digest_of_file(data / "evaluate" / "importance.safetensors"),
         "division": digest_of_file(data / "evaluate" / "division.json"),
         "context": measured_in,
-        "weights": [row.weights for row in rows if (row.context, row.architecture) == (measured_in, winner)],
+        "weights": winner.weights,
         "evaluate": evaluate,
         "repair_again": params.search.repair_again,
     }
-    weights = _key(ExportPart.WEIGHTS, cut_from, winner.id, export.dtype, list(export.gguf))
+    weights = _key(ExportPart.WEIGHTS, cut_from, winner.architecture.id, export.dtype, list(export.gguf))
     return {
         ExportPart.WEIGHTS: weights,
         ExportPart.TABLE: _key(
             ExportPart.TABLE,
             weights,
-            [outcome.architecture_of(candidates, name).id for name in BASELINES],
+            [outcome.candidate_of(candidates, name).architecture.id for name in BASELINES],
             params.corpora.model_dump(),
             params.budget.model_dump(),
             digest_of_file(data / "sample" / "architectures.json"),

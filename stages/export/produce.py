@@ -21,13 +21,12 @@ from stages.export.benchmark import comparison, proof
 from stages.export.benchmark.comparison import Proof
 from stages.export.benchmark.speed import Load
 from stages.export.results import record
-from stages.export.results.record import MODEL, PROOF, RECORD, ExportPart, Record
-from stages.export.weights.export import export_weights
+from stages.export.results.record import MODEL, PROOF, ExportPart, Record
+from stages.export.weights.export import export_weights, weights_of
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA
 from stages.tracking import invocation
-from stages.tracking.names import registered as registered_name
 from stages.tracking.tracker import Tracker
 
 
@@ -42,7 +41,7 @@ def produce(
     journal: Journal,
     tracker: Tracker,
 ) -> Record:
-    """Make the parts `todo` of the winner's export, and write them and the record into `new`.
+    """Make the parts `todo` of the winner's export, write them into `new`, and say what was made.
 
     The other parts are those of the export `before`, whose files are in `here`.
 
@@ -51,13 +50,13 @@ def produce(
     """
     start = time.perf_counter()
     bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
-    winner = outcome.architecture_of(candidates, outcome.WINNER)
+    winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
     if before is None or ExportPart.WEIGHTS in todo:
         dtype: torch.dtype = getattr(torch, params.export.dtype)
         exact = bench.exact()
-        weights = exact.weights(winner, params.search.repair_again)
+        weights = weights_of(exact, winner)
         checks = export_weights(exact, weights, new / MODEL, dtype)
         base = read_base_model(params.model)
         for file in base.terms:
@@ -71,11 +70,11 @@ def produce(
     else:
         table = before.table
     if ExportPart.PROOF in todo:
-        comparison.write(new / PROOF, _prove(bench, winner, written, new / "dense", load))
+        comparison.write(new / PROOF, _prove(bench, winner.architecture, written, new / "dense", load))
     kept: dict[str, int] = {}
     for part in ExportPart:
         kept |= before.files_of(part) if before is not None and part not in todo else {}
-    made = Record(
+    return Record(
         keys=keys,
         files=kept | record.sizes(new),
         model=params.model.source,
@@ -83,11 +82,10 @@ def produce(
         base=base,
         checks=checks,
         table=table,
-        provenance=_provenance(winner, bench, tracker.run, round(time.perf_counter() - start)),
-        registered=registered_name(MODEL) if tracker.run else "",
+        provenance=_provenance(winner.architecture, bench, tracker.run, round(time.perf_counter() - start)),
+        extensions=params.extensions,
+        registered="",
     )
-    record.write(new / RECORD, made)
-    return made
 
 
 def _prove(bench: Workbench, winner: Architecture, written: Path, scratch: Path, load: Load | None) -> Proof:

@@ -10,7 +10,7 @@ from typing import Any
 from stages.architecture import Architecture
 from stages.files import InputError, read_json, write_json
 
-SCHEMA, VERSION = "prunecast.search-outcome", 1
+SCHEMA, VERSION = "prunecast.search-outcome", 2
 WINNER, FINALIST = "winner", "finalist"
 FRONT = "front"  # the best at a further overall ratio
 
@@ -28,11 +28,13 @@ class Candidate:
     """The predictor's estimates of the targets."""
     objective: float
     """The search's objective on the measured values; lower is better."""
+    weights: str = ""
+    """Digest of the weights of its own that were measured; empty where a prefix view was."""
 
 
-def architecture_of(candidates: Sequence[Candidate], name: str) -> Architecture:
-    """The architecture of the first candidate of that name."""
-    return next(c.architecture for c in candidates if c.name == name)
+def candidate_of(candidates: Sequence[Candidate], name: str) -> Candidate:
+    """The first candidate of that name."""
+    return next(c for c in candidates if c.name == name)
 
 
 def write(path: Path, candidates: list[Candidate]) -> None:
@@ -45,6 +47,7 @@ def write(path: Path, candidates: list[Candidate]) -> None:
             "metrics": dict(c.metrics),
             "forecast": dict(c.forecast),
             "widths": c.architecture.to_json(),
+            "weights": c.weights,
         }
         for c in candidates
     ]
@@ -72,5 +75,11 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
     if architecture.id != row["id"]:
         raise ValueError(f"candidate {row['id']} has widths whose id is {architecture.id}")
     return Candidate(
-        row["name"], architecture, row["overall_ratio"], row["metrics"], row["forecast"], row["objective"]
+        row["name"],
+        architecture,
+        row["overall_ratio"],
+        row["metrics"],
+        row["forecast"],
+        row["objective"],
+        row["weights"],
     )

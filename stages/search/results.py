@@ -43,7 +43,15 @@ def ranked(
         forecast = before.get(item.architecture, last)
         measured = objective_of(row.metrics, weights)
         found.append(
-            Candidate(item.design, item.architecture, row.overall_ratio, row.metrics, forecast, measured)
+            Candidate(
+                item.design,
+                item.architecture,
+                row.overall_ratio,
+                row.metrics,
+                forecast,
+                measured,
+                row.weights,
+            )
         )
     finalists = sorted(
         (c for c in found if c.name == outcome.FINALIST), key=lambda c: (c.objective, c.architecture.id)

@@ -141,7 +141,7 @@ class GuidedSearch:
             found = predictor.forecast(self.features.row(architecture)[None])
             return {target: float(values[0]) for target, values in found.items()}
 
-        identity = [predictor.digest, self.search.model_dump(), ratio, self.budget.tolerance]
+        identity = [studies.VERSION, predictor.digest, self.search.model_dump(), ratio, self.budget.tolerance]
         identity += [sorted(space.limits.items()), space.granularity]
         if limited is not None:
             identity += [[(limit.name, limit.most, limit.constant) for limit in limited.limits]]

@@ -58,7 +58,8 @@ def evaluation(row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str])
             "prunecast.design": row.design,
             "prunecast.context": row.context,
             "prunecast.measured_at": row.measured_at,
-        },
+        }
+        | ({"prunecast.weights": row.weights} if row.weights else {}),
     )
 
 

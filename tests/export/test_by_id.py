@@ -20,7 +20,7 @@ CANDIDATES = [
 
 def test_it_is_found_by_its_id():
     for candidate in CANDIDATES:
-        assert by_id.find(CANDIDATES, candidate.architecture.id) == candidate.architecture
+        assert by_id.find(CANDIDATES, candidate.architecture.id) == candidate
 
 
 def test_an_unknown_id_is_answered_with_those_that_there_are():

@@ -88,6 +88,14 @@ class LeastSquares:
         """What decides the projections besides the network and its calibration."""
         return {"method": "least-squares", "damping": self._damping, "version": VERSION}
 
+    @property
+    def words(self) -> str:
+        """What it does to output projections, for the reader of a report."""
+        return (
+            "output projections of pruned sites refitted by least squares on the same calibration text, "
+            f"damping {self._damping:g}"
+        )
+
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         """The repaired projection (D, kept elements) in the network's dtype; None for a dense site."""
         kept = width.of(site.kind)

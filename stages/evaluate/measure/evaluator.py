@@ -115,7 +115,7 @@ class Evaluator:
         """Metrics of one architecture by key, and the samples, a window or a question each, behind them.
 
         It is a prefix view, whose hidden states are kept at the depths in `branches` for the ones after
-        it; or `weights`, which share nothing.
+        it; or `weights`, which share nothing where a step has made others of what was cut.
         """
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
@@ -136,7 +136,7 @@ class Evaluator:
     def _log_likelihoods(
         self, architecture: Architecture, branches: set[int], weights: PrunedWeights | None
     ) -> list[Tensor]:
-        if weights is None:
+        if weights is None or weights.is_view:
             return self._prefix.log_likelihoods(architecture, branches)
         network = PrunedNetwork(architecture, weights.make(), self.network)
         return [network.log_likelihoods(architecture, batch) for batch in self._batches]

@@ -29,7 +29,6 @@ from stages.files import InputError, cache_folder
 from stages.sample.source import ModelSource, locate, read_config
 
 _METADATA = {"format": "pt"}  # transformers insists on it
-_ARITHMETIC = ("hidden_act", "rms_norm_eps", "rope_parameters", "max_position_embeddings", "sliding_window")
 _SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -49,7 +48,7 @@ class Checkpoint:
     generation_config: GenerationConfig | None
     state: Mapping[str, torch.Tensor]
     digest: str
-    """SHA-256 of the weight files and of the configuration's arithmetic: part of every journal key."""
+    """SHA-256 of the weight files, the shape and the block recipe: part of every journal key."""
 
 
 def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -225,8 +224,9 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, config: Any) -> str:
-    arithmetic = {name: getattr(config, name, None) for name in _ARITHMETIC} | recipe.scaled
-    text = json.dumps([_digest(files), asdict(shape), arithmetic], sort_keys=True, default=str)
+    rope = getattr(config, "rope_parameters", None)  # the recipe's, and what transformers makes of it
+    parts = [_digest(files), asdict(shape), asdict(recipe), rope]
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

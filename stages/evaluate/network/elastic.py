@@ -5,6 +5,8 @@ Any architecture is a *prefix view* of the elastic network: what a width keeps o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from stages.evaluate.network.checkpoint import Checkpoint
@@ -23,22 +25,27 @@ class DenseNetwork(Decoder):
         surroundings = Surroundings.of(shape, family, checkpoint.recipe, checkpoint.config, state)
         super().__init__(surroundings, layers)
 
-    def sorted(self, order: UnitOrder) -> ElasticNetwork:
-        """This network with the units of every site in `order`; outputs at full width do not change."""
-        return ElasticNetwork(self.surroundings, self.layers, order)
+    def sorted(self, order: UnitOrder, keep: bool = True) -> ElasticNetwork:
+        """Put the units of every site into `order`, which changes no output at full width.
+
+        Unless `keep`, this network gives its layers up one by one, and is of no use afterwards: so a device
+        never holds them twice.
+        """
+        shape, parts = self.shape, (order.groups, order.heads, order.channels)
+        layers: list[Layer] = []
+        for index in range(shape.layers):
+            layer = self.layers[index] if keep else self.layers.pop(0)
+            units = (torch.from_numpy(part[index]).to(self.device) for part in parts)
+            layers.append(permuted(layer, shape, *units))
+        return ElasticNetwork(self.surroundings, layers, order)
 
 
 class ElasticNetwork(Decoder):
-    """A network whose units stand in `order`, the most important first: any prefix view is worth running."""
+    """A network whose units stand in `order`, the most important first: any prefix view is worth running.
 
-    def __init__(self, surroundings: Surroundings, layers: list[Layer], order: UnitOrder) -> None:
-        shape, device = surroundings.shape, surroundings.device
-        parts = (order.groups, order.heads, order.channels)
-        super().__init__(
-            surroundings,
-            [
-                permuted(layer, shape, *(torch.from_numpy(part[index]).to(device) for part in parts))
-                for index, layer in enumerate(layers)
-            ],
-        )
+    `DenseNetwork.sorted` makes it.
+    """
+
+    def __init__(self, surroundings: Surroundings, layers: Sequence[Layer], order: UnitOrder) -> None:
+        super().__init__(surroundings, layers)
         self.order = order

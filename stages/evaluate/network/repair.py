@@ -18,6 +18,10 @@ class Repair(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Everything that decides the projections besides the network and its calibration, for keys."""
 
+    @property
+    def words(self) -> str:
+        """What it does to output projections, for the reader of a report."""
+
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         """The refitted projection (D, kept) in the network's dtype; None where the site's prefix stands."""
 
@@ -32,6 +36,7 @@ class _Nothing:
     """Pruned sites keep the prefixes of their own projections."""
 
     identity: Mapping[str, Any] = {"method": "none"}
+    words = "none: output projections are cut, not refitted"
 
     def projection(self, site: Site, width: LayerWidth) -> None:
         return None
@@ -56,6 +61,7 @@ class Given:
 
     projections: Mapping[Site, Tensor]
     identity: Mapping[str, Any] = field(default_factory=dict)
+    words: str = "output projections as given"
 
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         return self.projections.get(site)

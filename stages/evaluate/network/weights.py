@@ -43,6 +43,11 @@ class PrunedWeights:
         """Sixteen hexadecimal digits of the architecture and of how its tensors were made."""
         return digest(self.architecture.id, *self.made)
 
+    @property
+    def is_view(self) -> bool:
+        """Whether they were cut from the elastic network and nothing more: its prefix view is the same."""
+        return len(self.made) == 1
+
     def then(self, step: Mapping[str, Any], make: Callable[[], State]) -> PrunedWeights:
         """The weights that a further step makes of these."""
         return replace(self, made=(*self.made, step), make=make)

@@ -230,12 +230,13 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     try:
-        section = load_params(arguments.params)
-        winner = outcome.architecture_of(outcome.read(DATA / "search" / "outcome.json"), outcome.WINNER)
-        loaded = checkpoint.load(section.model)
-        load = load_of(section, loaded, load_texts(section.corpora), asked_for(arguments))
+        params = load_params(arguments.params)
+        candidates = outcome.read(DATA / "search" / "outcome.json")
+        winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+        loaded = checkpoint.load(params.model)
+        load = load_of(params, loaded, load_texts(params.corpora), asked_for(arguments))
         with tempfile.TemporaryDirectory(prefix="prunecast-dense-") as scratch:
-            proof = prove(section.model, loaded, HERE, winner, load, Path(scratch) / "dense")
+            proof = prove(params.model, loaded, HERE, winner, load, Path(scratch) / "dense")
     except InputError as error:
         print(f"prunecast proof: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from stages.config import extensions
 from stages.export.benchmark import comparison
 from stages.export.report.build import PICTURES, REPORT, write_card, write_report
 from stages.export.report.from_files import read_report
@@ -26,6 +27,7 @@ def run(data: Path) -> None:
     """
     here = data / "export"
     found = record.read(here / RECORD)
+    extensions.load(found.extensions)
     shown = read_report(data, found, comparison.read(here / PROOF))
     with replacing(here) as new:
         write_report(shown, new)

@@ -10,6 +10,7 @@ from stages.export.benchmark.comparison import Proof
 from stages.export.report.data import FrontPoint, MeasuredPoint, ReportData, Trust
 from stages.export.results.final_table import PRUNED_BASELINES
 from stages.export.results.record import Record
+from stages.files import InputError
 from stages.metrics.perplexity import LOG_PPL, PPL
 from stages.metrics.registered import by_corpus
 from stages.sample import designs
@@ -24,19 +25,28 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
     """The report of an export, with what the stages before it left in `data`.
 
     Raises:
-        InputError: a file is missing, damaged or of another release; the message says which stage to run.
+        InputError: a file is missing, damaged or of another release, or the export is of another search; the
+            message says which stage to run.
     """
     trained, searched = data / "train_predictor", data / "search"
     shape, _ = designs.read(data / "sample" / "architectures.json")
     errors = results.read_errors(trained / results.ERRORS)
     narrowed = narrowed_space.read(searched / "narrowed_space.json")
     table = record.table
+    candidates = outcome.read(searched / "outcome.json")
+    winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+    exported = next(c.architecture for c in table.contenders if c.name == outcome.WINNER)
+    if exported != winner:
+        raise InputError(
+            f"{data / 'export'} is of architecture {exported.id}, but the search's winner is {winner.id}: "
+            "run `dvc repro export`"
+        )
     return ReportData(
         model=record.model,
         shape=shape,
         contenders=table.contenders,
         pairs=_pairs(results.read_forecasts(trained / results.FORECASTS), record.texts),
-        finalists=_finalists(outcome.read(searched / "outcome.json"), record.texts),
+        finalists=_finalists(candidates, record.texts),
         predictor=_held_out(errors),
         narrowed={str(site.site): site for site in narrowed.sites},
         protocol=table.protocol,

@@ -68,6 +68,8 @@ class Record:
     """What was proved of the written weights: lines of a label and a sentence."""
     table: FinalTable
     provenance: Sequence[tuple[str, str]]
+    extensions: Sequence[str]
+    """The files that params name as extensions: metrics of theirs may stand in the table."""
     registered: str
     """The name under which MLflow's registry has the model, or nothing."""
 

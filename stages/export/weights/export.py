@@ -12,6 +12,24 @@ from stages.export.gguf import folder as gguf_folder
 from stages.export.results.record import GGUF
 from stages.export.weights import check
 from stages.export.weights.huggingface import write_folder
+from stages.files import InputError
+from stages.search.outcome import Candidate
+
+
+def weights_of(bench: Workbench, candidate: Candidate) -> PrunedWeights:
+    """The weights that the search measured of a candidate.
+
+    Raises:
+        InputError: the params or the model of today would make others.
+    """
+    made = bench.weights(candidate.architecture, again=bool(candidate.weights))
+    if candidate.weights not in ("", made.digest):
+        raise InputError(
+            f"the search measured architecture {candidate.architecture.id} with the weights "
+            f"{candidate.weights}, and today's params and model make {made.digest} of it; run `dvc repro`, "
+            "which measures them"
+        )
+    return made
 
 
 def export_weights(

@@ -302,3 +302,30 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"broken\.gguf is not a readable GGUF file"):
         checkpoint.load(ModelSection(source=str(path), revision=None, trust_remote_code=False))
+
+
+@pytest.mark.usefixtures("toy_families")
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}),
+        ("granite", tiny.GRANITE | {"residual_multiplier": 0.7}),
+        ("granite", tiny.GRANITE | {"attention_multiplier": 0.3}),
+        ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("llama", {"rms_norm_eps": 1e-4}),
+        ("mistral", {"sliding_window": 7}),
+        ("llama", {"rope_parameters": tiny.YARN_ROPE}),
+    ],
+)
+def test_whatever_the_block_recipe_says_is_in_the_digest(
+    family: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same weights in another network must not be taken for what was measured."""
+    before = tiny.TOYS[family].options if family in tiny.TOYS else {}
+    one, other = (
+        tiny.load(tiny.write_model(tmp_path / name, family, **given))
+        for name, given in (("before", before), ("after", options))
+    )
+    assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+    assert one.recipe != other.recipe
+    assert one.digest != other.digest

@@ -45,6 +45,7 @@ def export(tmp_path: Path, report_data: ReportData) -> tuple[Path, Record]:
         checks=[("loads", "yes")],
         table=table,
         provenance=[("git commit", "abc")],
+        extensions=[],
         registered="prunecast-model",
     )
     return tmp_path, made
