@@ -6,11 +6,14 @@ import contextlib
 import csv
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(Exception):
@@ -71,6 +74,11 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def finite(values: Mapping[str, T]) -> dict[str, T]:
+    """What JSON can hold of these: all but floats that are infinite or not a number."""
+    return {name: v for name, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
 def write_text(path: Path, text: str) -> None:

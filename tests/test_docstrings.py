@@ -16,8 +16,8 @@ EXAMPLES = [
     for path in sorted(STAGES.rglob("*.py"))
     if ">>>" in path.read_text(encoding="utf-8")
 ]
-FRAGMENT = re.compile(r"(Of|With|Without|As|At|By|For|From|In|Those|The same)\b")
-"""What begins a docstring that reads on from a name: "Of all layers", "With three digits"."""
+FRAGMENT = re.compile(r"(Of|With|Without|As|At|By|For|From|In|On|When|Those|The same)\b|[a-z]+ (?![=(])")
+"""What begins a docstring that reads on from a name: "Of all layers", "With three digits", "makes it"."""
 
 
 @pytest.mark.parametrize("module", EXAMPLES)

@@ -287,13 +287,13 @@ def test_the_plan_counts_what_was_run(repository: Repository, monkeypatch: pytes
     """Evaluations, windows and questions of the plan are those in the journals."""
     import torch
 
-    from stages.plan.token_counts import readings
+    from stages.plan.token_counts import token_counts
     from stages.plan.workload import steps
     from stages.sample.source import read_shape
 
     monkeypatch.chdir(repository.path)
     loaded = load_params()
-    measured = readings(loaded, "cpu", 1024, count=True)
+    measured = token_counts(loaded, "cpu", 1024, count=True)
     planned: Counter[str] = Counter()
     for step in steps(loaded, read_shape(loaded.model), measured, torch.float32):
         planned[step.stage] += step.evaluations

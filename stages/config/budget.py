@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stages.config.fields import Count, Fraction, Positive, Section
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number of each dtype that a model is exported in."""
+
 
 class Latency(Section):
-    """On what, and how, milliseconds are measured: the exported folder in PyTorch.
+    """How milliseconds are measured, and on what device: of the exported folder in PyTorch.
 
     A prompt of `prompt` tokens at once, then `continuation` tokens one by one; the median of `rounds`.
     """
@@ -35,7 +40,7 @@ class Budget(Section):
     size_bytes: Count | None
     prefill_ms: Positive | None
     decode_ms: Positive | None
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
     latency: Latency
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Interval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
+RatioInterval = Annotated[list[Ratio], Field(min_length=2, max_length=2)]
 
 
 class Section(BaseModel):

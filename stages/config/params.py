@@ -10,9 +10,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stages.config import extensions
-from stages.config.budget import Budget
+from stages.config.budget import Budget, Dtype
 from stages.config.choices import METRICS, ExecutorName, ImportanceName, RepairName, SamplerName
-from stages.config.fields import Count, Fraction, Interval, Natural, Positive, Ratio, Section
+from stages.config.fields import Count, Fraction, Natural, Positive, Ratio, RatioInterval, Section
 from stages.files import InputError
 from stages.metrics.metric import QuestionFormat
 from stages.metrics.registered import targets
@@ -80,8 +80,8 @@ class Sample(Section):
     free: Natural
     single_site_ratios: list[Annotated[float, Field(gt=0, le=1)]]
     spread: Natural
-    spread_overall_ratios: Interval
-    spread_site_ratios: Interval
+    spread_overall_ratios: RatioInterval
+    spread_site_ratios: RatioInterval
 
     @model_validator(mode="after")
     def _samples_something(self) -> Sample:
@@ -210,10 +210,10 @@ class TrainPredictor(Section):
 class Narrowing(Section):
     by: Literal["importance", "damage"]
     sensitive: Ratio
-    sensitive_ratios: Interval
+    sensitive_ratios: RatioInterval
     insensitive: Ratio
-    insensitive_ratios: Interval
-    other_ratios: Interval
+    insensitive_ratios: RatioInterval
+    other_ratios: RatioInterval
 
     @model_validator(mode="after")
     def _intervals(self) -> Narrowing:
@@ -253,7 +253,7 @@ class ProofSection(Section):
 
 
 class Export(Section):
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
     gguf: list[Literal["F16", "Q8_0", "Q4_0"]]
     proof: ProofSection | None
     measurement: Measurement

@@ -1,3 +1,3 @@
-"""Where cards of folders exported before said that `register` is."""
+"""The import of `register` that older model cards name, kept so that it still works."""
 
 from stages.families import register as register

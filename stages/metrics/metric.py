@@ -153,10 +153,6 @@ class Metric(ABC):
         """A value, or an array of them, with the sign by which lower is better."""
         return value if self.lower_is_better else -value
 
-    def is_a(self, other: Metric) -> bool:
-        """Whether both are the same metric, of whatever text or questions."""
-        return self.name == other.name
-
 
 @dataclass(frozen=True, kw_only=True)
 class _OfText(Metric):

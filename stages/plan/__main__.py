@@ -24,7 +24,7 @@ from stages.families import describe
 from stages.files import InputError
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
-from stages.plan.token_counts import TokenCount, at_hand, readings
+from stages.plan.token_counts import TokenCount, at_hand, token_counts
 from stages.plan.workload import Step, steps
 from stages.sample.designs import check_budget
 from stages.sample.source import read_shape
@@ -65,7 +65,7 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount]
         f"on {machine.name}: {machine.flops / 1e12:.3g} TFLOP/s, of which {100 * machine.fraction:.0f} % are "
         "reckoned with",
         "",
-        *_readings(measured),
+        *_token_counts(measured),
         "",
         *_work(work, machine),
         "",
@@ -77,8 +77,8 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount]
     return "\n".join(lines)
 
 
-def _readings(measured: Mapping[str, TokenCount]) -> list[str]:
-    how = "counted" if all(reading.exact for reading in measured.values()) else "estimated"
+def _token_counts(measured: Mapping[str, TokenCount]) -> list[str]:
+    how = "counted" if all(count.exact for count in measured.values()) else "estimated"
     lines = [f"an evaluation reads ({how})   windows  questions     tokens  predicted"]
     for name, r in measured.items():
         lines.append(f"  {name:26} {r.windows:9,} {r.questions:10,} {r.tokens:10,} {r.predicted:10,}")
@@ -139,7 +139,7 @@ def main() -> None:
         check_budget(shape, loaded.sample, loaded.budget)
         machine = machines.named(arguments.gpu, shape.hidden)
         count = at_hand(loaded) if arguments.count is None else arguments.count
-        measured = readings(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
+        measured = token_counts(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
         print(report(loaded, shape, measured, machine))
     except InputError as error:
         print(f"prunecast plan: {error}", file=sys.stderr)

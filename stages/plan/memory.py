@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from stages.architecture import Kind, ModelShape
+from stages.config.budget import BYTES
 from stages.config.choices import IMPORTANCES
 from stages.config.params import Params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
@@ -18,17 +19,17 @@ from stages.sample import designs
 
 
 def on_device(
-    params: Params, shape: ModelShape, readings: Mapping[str, TokenCount], machine: Machine
+    params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], machine: Machine
 ) -> dict[str, float]:
     """Bytes by what holds them. Calibration and evaluation come one after the other: see `peak`."""
     each, statistics = machine.bytes_each, needs_statistics(params)
     weights = shape.total_parameters * each
     copies = 2 if statistics or machine.device == "cpu" else 1  # unsorted, and sorted by importance
-    largest = max(readings.values(), key=lambda reading: reading.tokens)
+    largest = max(token_counts.values(), key=lambda count: count.tokens)
     batch = min(largest.tokens, TOKENS_PER_BATCH[machine.device])
     limit = params.evaluate.prefix_cache_mb * 2**20
     columns = min(VOCABULARY_AT_ONCE, shape.vocabulary) if machine.device == "cpu" else shape.vocabulary
-    states = [reading.tokens * shape.hidden * each for reading in readings.values()]
+    states = [count.tokens * shape.hidden * each for count in token_counts.values()]
     found: dict[str, float] = {
         "weights" + (", twice" if copies == 2 else ""): copies * weights,
         "hidden states in common": max(min(limit // s, shape.layers) * s for s in states),
@@ -64,10 +65,9 @@ def peak(parts: Mapping[str, float]) -> float:
 
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
     """Bytes by what takes them."""
-    export = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}[params.export.dtype]
     removed = params.budget.overall_ratio or 0.0  # where limits decide alone: at most the dense size
     kept = shape.total_parameters - removed * shape.decoder_parameters
-    found = {"export, and MLflow's copy": 2 * kept * export}
+    found = {"export, and MLflow's copy": 2 * kept * BYTES[params.export.dtype]}
     wanted = 0.0
     if needs_statistics(params):
         wanted += 4.0 * shape.layers * sum(elements(shape, kind) ** 2 for kind in Kind)

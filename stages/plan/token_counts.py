@@ -175,17 +175,17 @@ def _row(edge: str | None, rows: int, otherwise: int) -> int:
     return min(rows, number) if number >= 0 else max(0, rows + number)
 
 
-def readings(params: Params, device: str, batch_tokens: int, count: bool) -> Mapping[str, TokenCount]:
+def token_counts(params: Params, device: str, batch_tokens: int, count: bool) -> Mapping[str, TokenCount]:
     """What an evaluation reads as a pair, as a finalist and for the final table."""
     counter = TokenCounter(params, device) if count else None
 
-    def reading(part: Part, measurement: Measurement) -> TokenCount:
+    def count_of(part: Part, measurement: Measurement) -> TokenCount:
         if counter is not None:
             return counter(part, measurement)
         return estimated(params.corpora, part, measurement, batch_tokens)
 
     return {
-        "pair": reading("selection", params.evaluate.measurement),
-        "finalist": reading("selection", params.search.measurement),
-        "final table": reading("report", params.export.measurement),
+        "pair": count_of("selection", params.evaluate.measurement),
+        "finalist": count_of("selection", params.search.measurement),
+        "final table": count_of("report", params.export.measurement),
     }

@@ -47,22 +47,22 @@ class Step:
 
 
 def evaluation_flops(
-    shape: ModelShape, architecture: Architecture, reading: TokenCount, start: int = 0
+    shape: ModelShape, architecture: Architecture, count: TokenCount, start: int = 0
 ) -> float:
     """FLOPs of measuring an architecture, its first `start` layers being known."""
-    attended = reading.attended / reading.tokens
-    layers = reading.tokens * token_flops(shape, architecture.widths[start:], attended)
-    return layers + head_flops(shape, reading.predicted)
+    attended = count.attended / count.tokens
+    layers = count.tokens * token_flops(shape, architecture.widths[start:], attended)
+    return layers + head_flops(shape, count.predicted)
 
 
 class _Meter:
     """Stands in place of the elastic network, where SharedPrefix asks it for work: adds that work up."""
 
-    def __init__(self, shape: ModelShape, reading: TokenCount, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelShape, count: TokenCount, dtype: torch.dtype) -> None:
         self.shape = shape
         self.embedding = torch.empty(0, dtype=dtype)
         self.flops, self.layers = 0.0, 0
-        self._reading = reading
+        self._count = count
 
     def hidden_states(
         self,
@@ -73,8 +73,8 @@ class _Meter:
         keep: Iterable[int],
         repair: Any,
     ) -> tuple[None, dict[int, str]]:
-        self.flops += evaluation_flops(self.shape, architecture, self._reading, start)
-        self.layers += (self.shape.layers - start) * self._reading.batches
+        self.flops += evaluation_flops(self.shape, architecture, self._count, start)
+        self.layers += (self.shape.layers - start) * self._count.batches
         return None, {depth: "a state" for depth in keep if start <= depth < self.shape.layers}
 
     def read(self, hidden: Any, batch: Any) -> None:
@@ -84,13 +84,13 @@ class _Meter:
 def measured_together(
     shape: ModelShape,
     architectures: Sequence[Architecture],
-    reading: TokenCount,
+    count: TokenCount,
     dtype: torch.dtype,
     cache_bytes: int,
 ) -> tuple[float, int]:
     """FLOPs of measuring architectures that share their first layers, and calls of layers."""
-    meter = _Meter(shape, reading, dtype)
-    text = SimpleNamespace(tokens=torch.empty(reading.tokens, device="meta"))
+    meter = _Meter(shape, count, dtype)
+    text = SimpleNamespace(tokens=torch.empty(count.tokens, device="meta"))
     prefix = SharedPrefix(cast(ElasticNetwork, meter), [cast(Any, text)], cache_bytes)
     ordered = tree_order(architectures)
     for architecture, branches in zip(ordered, branch_depths(ordered), strict=True):
@@ -193,14 +193,14 @@ def further_repair_flops(
 
 
 def steps(
-    params: Params, shape: ModelShape, readings: Mapping[str, TokenCount], dtype: torch.dtype
+    params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], dtype: torch.dtype
 ) -> list[Step]:
     """The pipeline's work, in the order in which it is done."""
     made = designs.all_designs(shape, params.sample, params.budget)
     architectures = list({d.architecture: None for d in made})
     cache = params.evaluate.prefix_cache_mb * 2**20
-    flops, layers = measured_together(shape, architectures, readings["pair"], dtype, cache)
-    count = len(architectures)
+    evaluations, pair = len(architectures), token_counts["pair"]
+    flops, layers = measured_together(shape, architectures, pair, dtype, cache)
     found = [calibration(params, shape)]
     if params.evaluate.curvature_tokens:
         found.append(curvature(params, shape))
@@ -208,12 +208,12 @@ def steps(
     repairs = params.evaluate.reconstruction.method != "none"
     if repairs:
         found.append(Step("evaluate", "repair widths", flops64=repair_flops(shape, solved)))
-    pairs = Step("evaluate", "measure pairs", count, count * readings["pair"].tokens, flops, 0, layers)
-    return [*found, pairs, *_search(params, shape, readings, solved), *_export(params, shape, readings)]
+    found.append(Step("evaluate", "measure pairs", evaluations, evaluations * pair.tokens, flops, 0, layers))
+    return [*found, *_search(params, shape, token_counts, solved), *_export(params, shape, token_counts)]
 
 
 def _search(
-    params: Params, shape: ModelShape, readings: Mapping[str, TokenCount], solved: Solved
+    params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], solved: Solved
 ) -> list[Step]:
     section = params.search
     chosen = section.rounds * section.per_round
@@ -227,31 +227,33 @@ def _search(
         found.append(Step("search", "repair widths", flops64=work))
     what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
     uniform = designs.uniform(shape, params.sample, params.budget)
-    found.append(_alone("search", what, shape, uniform, readings["pair"], chosen))
+    found.append(_alone("search", what, shape, uniform, token_counts["pair"], chosen))
     if section.repair_again:
         found.append(_repair_again(params, shape, uniform, last - 1))
-    reading = readings["finalist"]
-    return [*found, _alone("search", "measure finalists and baselines", shape, uniform, reading, last)]
+    count = token_counts["finalist"]
+    return [*found, _alone("search", "measure finalists and baselines", shape, uniform, count, last)]
 
 
-def _export(params: Params, shape: ModelShape, readings: Mapping[str, TokenCount]) -> list[Step]:
+def _export(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount]) -> list[Step]:
     uniform = designs.uniform(shape, params.sample, params.budget)
     contenders = len(designs.BASELINES) + 1
-    found = [_alone("export", "measure the final table", shape, uniform, readings["final table"], contenders)]
+    count = token_counts["final table"]
+    found = [_alone("export", "measure the final table", shape, uniform, count, contenders)]
     if params.export.proof is not None:
         found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
     return found
 
 
 def _alone(
-    stage: str, what: str, shape: ModelShape, like: Architecture, reading: TokenCount, count: int
+    stage: str, what: str, shape: ModelShape, like: Architecture, count: TokenCount, evaluations: int
 ) -> Step:
     """Evaluations that share no layers."""
-    flops, layers = count * evaluation_flops(shape, like, reading), count * shape.layers * reading.batches
-    return Step(stage, what, count, count * reading.tokens, flops, 0, layers)
+    flops = evaluations * evaluation_flops(shape, like, count)
+    layers = evaluations * shape.layers * count.batches
+    return Step(stage, what, evaluations, evaluations * count.tokens, flops, 0, layers)
 
 
-def _repair_again(params: Params, shape: ModelShape, like: Architecture, count: int) -> Step:
+def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
     """`search.repair_again`: the dense and the pruned network on the calibration text, and a solve a site."""
     section = params.evaluate.calibration
     tokens = section.samples * section.sequence_length
@@ -262,8 +264,8 @@ def _repair_again(params: Params, shape: ModelShape, like: Architecture, count: 
         n = channels if site.kind is Kind.MLP else groups * heads * shape.head_dim
         grams += 2.0 * tokens * n * (n + shape.hidden)
         solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
-    layers = 2 * shape.layers * count
-    return Step("search", "repair finalists again", 0, 0, count * (forward + grams), count * solves, layers)
+    flops, layers = finalists * (forward + grams), finalists * 2 * shape.layers
+    return Step("search", "repair finalists again", 0, 0, flops, finalists * solves, layers)
 
 
 def forecast_s(params: Params) -> float:

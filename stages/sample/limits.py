@@ -15,12 +15,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
+from stages.config.budget import BYTES as BYTES
 from stages.config.budget import Budget
 from stages.files import InputError
 from stages.sample.latency import LatencyTable
 from stages.sample.space import Option, Space
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EPSILON = 1e-9  # relative; costs are sums of floats
 
 Costs = tuple[float, ...]

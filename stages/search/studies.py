@@ -88,7 +88,7 @@ class _Dimension:
 
 
 def search(
-    question: SearchTask,
+    task: SearchTask,
     section: Search,
     starts: Sequence[Architecture] = (),
     storage: Path | None = None,
@@ -105,21 +105,21 @@ def search(
     an interrupted one goes on (its later trials then differ from an uninterrupted one's).
     """
     kept = None if storage is None else _open(storage)
-    bundled = _bundles(question, section, kept)
+    bundled = _bundles(task, section, kept)
     trials = bundled.run(section.trials - section.trials // 2, [bundled.even])
     if section.trials < 2:
         return trials
-    if question.damage is not None:
+    if task.damage is not None:
         of_sites: dict[tuple[Site, ...], float] = {
             (site,): price for group, price in bundled.best.items() for site in group
         }
-        priced = _prices(question, section, kept, "prices of sites", of_sites)
+        priced = _prices(task, section, kept, "prices of sites", of_sites)
         trials += priced.run(round(_PRICED * section.trials), [priced.even], len(trials))
     best = min(trials, key=lambda t: (t.objective, t.number))
     promising = [best.architecture, *starts]
-    forecasts = [best.objective, *(objective_of(question.forecast(a), section.objective) for a in starts)]
+    forecasts = [best.objective, *(objective_of(task.forecast(a), section.objective) for a in starts)]
     around = promising[forecasts.index(min(forecasts))]
-    single = _Phase(question, section, kept, "sites", _single(question.space, around), _ratios)
+    single = _Phase(task, section, kept, "sites", _single(task.space, around), _ratios)
     begin = [_wishes(single, a) for a in promising]
     return trials + single.run(section.trials - len(trials), begin, len(trials))
 
@@ -130,43 +130,43 @@ def _open(storage: Path) -> BaseStorage:
 
 
 def forget_others(storage: Path, name: str) -> None:
-    """Delete the storage of another search: one that holds no study of the question `name`."""
+    """Delete the storage of another search: one that holds no study of the task `name`."""
     if storage.is_file() and not any(
         study.startswith(name) for study in optuna.get_all_study_names(_open(storage))
     ):
         storage.unlink()
 
 
-def _bundles(question: SearchTask, section: Search, storage: BaseStorage | None) -> _Phase:
+def _bundles(task: SearchTask, section: Search, storage: BaseStorage | None) -> _Phase:
     """The study over bundles: of prices where damage curves are known, else of ratios."""
-    groups = bundles(question.space.limits, section.bundle)
-    if question.damage is not None:
-        return _prices(question, section, storage, "prices", {tuple(group): 0.0 for group in groups})
+    groups = bundles(task.space.limits, section.bundle)
+    if task.damage is not None:
+        return _prices(task, section, storage, "prices", {tuple(group): 0.0 for group in groups})
     made = []
     for group in groups:
-        limits = [question.space.limits[site] for site in group]
+        limits = [task.space.limits[site] for site in group]
         low, high = min(low for low, _ in limits), max(high for _, high in limits)
-        made.append(_Dimension(_name(group), group, low, high, question.overall_ratio))
-    return _Phase(question, section, storage, "bundles", made, _ratios)
+        made.append(_Dimension(_name(group), group, low, high, task.overall_ratio))
+    return _Phase(task, section, storage, "bundles", made, _ratios)
 
 
 def _prices(
-    question: SearchTask,
+    task: SearchTask,
     section: Search,
     storage: BaseStorage | None,
     label: str,
     around: Mapping[tuple[Site, ...], float],
 ) -> _Phase:
     """A study of prices: logarithms within `PRICE` of those that groups of sites have `around`."""
-    assert question.damage is not None
-    allocation = Allocation(question.space, question.damage)
+    assert task.damage is not None
+    allocation = Allocation(task.space, task.damage)
     made = [_Dimension(_name(g), g, price - PRICE, price + PRICE, price) for g, price in around.items()]
 
     def cheapest(dimensions: Sequence[_Dimension], values: Mapping[str, float]) -> Wishes:
         prices = {site: math.exp(values[d.name]) for d in dimensions for site in d.sites}
-        return allocation.cheapest(question.overall_ratio, prices)
+        return allocation.cheapest(task.overall_ratio, prices)
 
-    return _Phase(question, section, storage, label, made, cheapest)
+    return _Phase(task, section, storage, label, made, cheapest)
 
 
 def _name(group: Sequence[Site]) -> str:
@@ -188,7 +188,7 @@ def _single(space: Space, around: Architecture) -> list[_Dimension]:
 
 
 def _wishes(phase: _Phase, architecture: Architecture) -> dict[str, float]:
-    shape = phase.question.space.shape
+    shape = phase.task.space.shape
     return {d.name: d.clip(architecture.site_ratio(shape, d.sites[0])) for d in phase.dimensions}
 
 
@@ -197,23 +197,23 @@ class _Phase:
 
     def __init__(
         self,
-        question: SearchTask,
+        task: SearchTask,
         section: Search,
         storage: BaseStorage | None,
         label: str,
         dimensions: Sequence[_Dimension],
         wishes: Callable[[Sequence[_Dimension], Mapping[str, float]], Wishes],
     ) -> None:
-        self.question = question
+        self.task = task
         self._wishes = wishes
         self.dimensions = dimensions
         self._weights = section.objective
         self._label = label
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        name = f"{question.name} {label}"
+        name = f"{task.name} {label}"
         self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         done = len(self._study.get_trials(deepcopy=False, states=_TOLD))
-        self._study.sampler = SAMPLERS[section.sampler](question.seed + done, section)
+        self._study.sampler = SAMPLERS[section.sampler](task.seed + done, section)
 
     def run(self, count: int, starts: Sequence[Mapping[str, float]], first: int = 0) -> list[Trial]:
         """`count` trials, those of an interrupted run among them, numbered from `first`."""
@@ -223,7 +223,7 @@ class _Phase:
             for start in {tuple(s.items()): s for s in starts}.values():
                 self._study.enqueue_trial(dict(start))
         best = min((t.objective for t in trials), default=float("inf"))
-        label = f"{self.question.name.split(' ')[0]}, {self._label}"
+        label = f"{self.task.name.split(' ')[0]}, {self._label}"
         bar = tqdm(range(len(trials), count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
         for index in bar:
             asked = self._study.ask()
@@ -247,10 +247,10 @@ class _Phase:
         return {tuple(d.sites): float(values[d.name]) for d in self.dimensions}
 
     def _project(self, values: Mapping[str, float]) -> Architecture:
-        return self.question.project(self._wishes(self.dimensions, values))
+        return self.task.project(self._wishes(self.dimensions, values))
 
     def _trial(self, number: int, values: Mapping[str, float], architecture: Architecture) -> Trial:
-        forecast = self.question.forecast(architecture)
+        forecast = self.task.forecast(architecture)
         return Trial(number, architecture, forecast, objective_of(forecast, self._weights))
 
 

@@ -21,7 +21,7 @@ from stages.train_predictor.additive import Array
 from stages.train_predictor.models import Forecast, Roles, TargetModel
 from stages.train_predictor.predictor import COVERAGE, Predictor, errors
 
-NEAR = 0.02
+NEAR_BUDGET = 0.02
 """Overall ratios this far from the budget are where the search lives."""
 TOP = 20
 FEW = 8
@@ -99,14 +99,14 @@ def out_of_fold(contestant: Contestant, pairs: pd.DataFrame, target: str, folds:
 def judge(
     measured: Array, forecast: Array, metric: Metric, overall_ratios: Array, budget: Budget
 ) -> dict[str, float]:
-    """R², MAE, RMSE, Spearman; Spearman within `NEAR` of the budget; recall of the `TOP` best.
+    """R², MAE, RMSE, Spearman; Spearman within `NEAR_BUDGET` of the budget; recall of the `TOP` best.
 
     The best are the lowest or the highest, as the metric says; of fewer than 2 `TOP` pairs half are the
     best, and ``top`` says how many. NaN where fewer than `FEW` pairs lie near the budget, too few to
     rank, or it states no overall ratio.
     """
     wanted = float("inf") if budget.overall_ratio is None else budget.overall_ratio
-    near = np.abs(overall_ratios - wanted) <= NEAR
+    near = np.abs(overall_ratios - wanted) <= NEAR_BUDGET
     top = min(TOP, len(measured) // 2)
     first, forecast_first = (np.argsort(metric.cost(v), kind="stable")[:top] for v in (measured, forecast))
     best = set(first.tolist()) & set(forecast_first.tolist())

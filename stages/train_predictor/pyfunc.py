@@ -13,7 +13,7 @@ import pandas as pd
 from stages.train_predictor.predictor import Predictor
 
 
-class Served:
+class ServedPredictor:
     """A predictor behind MLflow's `pyfunc` interface."""
 
     def __init__(self, predictor: Predictor) -> None:
@@ -25,5 +25,5 @@ class Served:
         return pd.DataFrame(self._predictor.forecast(values), index=rows.index)
 
 
-def _load_pyfunc(path: str) -> Served:
-    return Served(Predictor.load(Path(path)))
+def _load_pyfunc(path: str) -> ServedPredictor:
+    return ServedPredictor(Predictor.load(Path(path)))

@@ -125,8 +125,8 @@ def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
     def seconds(proof: Any) -> list[float]:
         export = COMMITTED.export.model_copy(update={"proof": proof})
         loaded = COMMITTED.model_copy(update={"export": export})
-        reading = estimated(loaded.corpora, "report", export.measurement, 1024)
-        measured = dict.fromkeys(("pair", "finalist", "final table"), reading)
+        count = estimated(loaded.corpora, "report", export.measurement, 1024)
+        measured = dict.fromkeys(("pair", "finalist", "final table"), count)
         found = workload.steps(loaded, SMOLLM2, measured, torch.float32)
         return [step.cpu_s for step in found if step.what.startswith("prove speed")]
 
@@ -142,7 +142,7 @@ def test_memory_of_the_taylor_pass_grows_by_the_states_of_its_tokens_alone() -> 
     assert many - few == (16384 - 4096) * 32 * 576 * 2  # of 30 layers, and those before and after
     evaluate = COMMITTED.evaluate.model_copy(update={"importance": "taylor"})
     loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
-    reading = estimated(loaded.corpora, "selection", evaluate.measurement, 1024)
-    parts = memory.on_device(loaded, SMOLLM2, {"pair": reading}, GPUS["H100"])
+    count = estimated(loaded.corpora, "selection", evaluate.measurement, 1024)
+    parts = memory.on_device(loaded, SMOLLM2, {"pair": count}, GPUS["H100"])
     assert parts["scoring"] == many
     assert memory.peak(parts) < sum(parts.values())

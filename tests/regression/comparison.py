@@ -159,18 +159,20 @@ def _compared(
     old, new = statistics.fmean(before), statistics.fmean(now)
     metric = metric_of(key)
     worse = metric.cost(mean)
-    if metric.is_a(LOG_PPL):
+    if metric.name == LOG_PPL.name:
         allowed = tolerance.all_ppl_percent if key == ALL_TEXTS else tolerance.ppl_percent
         verdict = judge(worse, error, math.log1p(allowed / 100), standard_errors)
         percent = 100 * math.exp(mean)
         values = (math.exp(old), math.exp(new), percent - 100, percent * error, allowed)
         return Comparison(name, PPL.of(metric.on).key, *values, "%", verdict)
-    if metric.is_a(ACCURACY):
+    if metric.name == ACCURACY.name:
         verdict = judge(worse, error, tolerance.accuracy_points / 100, standard_errors)
         values = (100 * old, 100 * new, 100 * mean, 100 * error, tolerance.accuracy_points)
         return Comparison(name, key, *values, "points", verdict)
     # A metric of an extension has no tolerance of its own: it may be worse by no more than noise.
-    allowed, unit = (tolerance.log_likelihood_nats, "nats") if metric.is_a(LOG_LIKELIHOOD) else (0.0, "")
+    allowed, unit = 0.0, ""
+    if metric.name == LOG_LIKELIHOOD.name:
+        allowed, unit = tolerance.log_likelihood_nats, "nats"
     verdict = judge(worse, error, allowed, standard_errors)
     return Comparison(name, key, old, new, mean, error, allowed, unit, verdict)
 

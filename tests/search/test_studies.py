@@ -59,7 +59,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     return features_of(tmp_path_factory.mktemp("features"))
 
 
-def question(
+def task(
     features: Features, space: Space = SPACE, seed: int = 0, ratio: float = RATIO, name: str = "a"
 ) -> SearchTask:
     known = KnownLaw(features)
@@ -72,7 +72,7 @@ def question(
 
 
 def search(features: Features, seed: int = 0, **section: Any) -> list[Trial]:
-    return studies.search(question(features, seed=seed), SECTION.model_copy(update=section))
+    return studies.search(task(features, seed=seed), SECTION.model_copy(update=section))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_neighbours_of_a_bundle_share_their_wish_in_the_first_half(features: Fea
     """With one interval for all, sites of a kind in a bundle end at most a step apart."""
     space = Space(SMALL, 4, dict.fromkeys(PRUNABLE, (0.0, 0.7)))
     section = SECTION.model_copy(update={"trials": 40, "bundle": bundle})
-    found = studies.search(question(features, space), section)
+    found = studies.search(task(features, space), section)
     groups = [range(start, min(start + bundle, 6)) for start in range(1, 6, bundle)]
 
     def apart(trial: Trial) -> int:
@@ -143,7 +143,7 @@ def test_the_second_half_stays_near_the_best_of_the_first(features: Features):
 def test_the_second_half_begins_with_what_is_known_to_be_good(features: Features):
     good = search(features, seed=5, trials=200)
     best = min(good, key=lambda t: t.objective).architecture
-    found = studies.search(question(features), SECTION.model_copy(update={"trials": 60}), [best])
+    found = studies.search(task(features), SECTION.model_copy(update={"trials": 60}), [best])
     near = min(studies.distance(best, trial.architecture) for trial in found[30:32])
     assert near <= min(studies.distance(best, trial.architecture) for trial in found[:30])
 
@@ -166,15 +166,15 @@ def test_an_interrupted_search_goes_on_where_it_was(features: Features, tmp_path
         asked += 1
         if asked == 45:
             raise KeyboardInterrupt
-        return dict(question(features).forecast(architecture))
+        return dict(task(features).forecast(architecture))
 
     with pytest.raises(KeyboardInterrupt):
-        studies.search(replace(question(features), forecast=dying), SECTION, storage=storage)
-    found = studies.search(question(features), SECTION, storage=storage)
+        studies.search(replace(task(features), forecast=dying), SECTION, storage=storage)
+    found = studies.search(task(features), SECTION, storage=storage)
     assert [t.number for t in found] == list(range(60))
     uninterrupted = search(features)
     assert found[:44] == uninterrupted[:44]
-    assert studies.search(question(features), SECTION, storage=storage) == found
+    assert studies.search(task(features), SECTION, storage=storage) == found
     names = optuna.get_all_study_names(JournalStorage(JournalFileBackend(str(storage))))
     assert sorted(names) == ["a bundles", "a sites"]
 
@@ -182,7 +182,7 @@ def test_an_interrupted_search_goes_on_where_it_was(features: Features, tmp_path
 def test_the_studies_of_another_search_are_forgotten(features: Features, tmp_path: Path):
     storage = tmp_path / "studies.log"
     studies.forget_others(storage, "a")
-    studies.search(question(features), SECTION, storage=storage)
+    studies.search(task(features), SECTION, storage=storage)
     studies.forget_others(storage, "a")
     assert storage.is_file()
     studies.forget_others(storage, "b")
@@ -257,14 +257,14 @@ def test_what_is_taken_is_not_chosen_again(trials: list[Trial]):
 
 def test_an_unreachable_budget_is_told(features: Features):
     with pytest.raises(InputError, match="this space reaches only"):
-        studies.search(question(features, ratio=0.9), SECTION)
+        studies.search(task(features, ratio=0.9), SECTION)
 
 
 def test_no_site_of_an_exempt_kind_is_touched(features: Features):
     """A space of MLPs alone leaves all attention dense."""
     space = Space(SMALL, 4, {site: (0.0, 0.8) for site in SMALL.sites() if site.kind is Kind.MLP})
     section = SECTION.model_copy(update={"trials": 10})
-    for trial in studies.search(question(features, space), section):
+    for trial in studies.search(task(features, space), section):
         ratios = [trial.architecture.site_ratio(SMALL, Site(layer, Kind.ATTENTION)) for layer in range(6)]
         assert ratios == [0.0] * 6
 
@@ -279,7 +279,7 @@ def test_with_damage_curves_every_trial_meets_the_budget_and_the_first_is_the_ch
     def damage(site: Site, ratio: float) -> float:
         return float(weights[site]) * (ratio + 3 * ratio**2) / 4  # what the objective of SECTION costs
 
-    priced = replace(question(features), damage=damage)
+    priced = replace(task(features), damage=damage)
     trials = studies.search(priced, SECTION.model_copy(update={"sampler": sampler}))
     ratios = [t.architecture.overall_ratio(SMALL) for t in trials]
     assert len(trials) == SECTION.trials

@@ -58,8 +58,8 @@ def load_texts(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Docume
             if isinstance(source, str):
                 loaded[name] = _divided(name, read_texts(source, root, whole=False), corpora.division)
             else:
-                readings = {part: read_texts(getattr(source, part), root, whole=True) for part in PARTS}
-                loaded[name] = _joined(name, readings)
+                contents = {part: read_texts(getattr(source, part), root, whole=True) for part in PARTS}
+                loaded[name] = _joined(name, contents)
     return loaded
 
 
@@ -80,9 +80,9 @@ def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Qu
             if isinstance(source, str):
                 loaded[name] = _divided(name, read_questions(source, root), corpora.division)
             else:
-                readings = {part: read_questions(getattr(source, part), root) for part in PARTS}
-                readings["selection"] = _without(readings["selection"], readings["report"])
-                joined = _joined(name, readings)
+                contents = {part: read_questions(getattr(source, part), root) for part in PARTS}
+                contents["selection"] = _without(contents["selection"], contents["report"])
+                joined = _joined(name, contents)
                 parts = {part: tuple(_ordered(joined.parts[part])) for part in PARTS}
                 loaded[name] = replace(joined, parts=parts)
     return loaded
@@ -113,10 +113,10 @@ def _described(corpus: Corpus[Document] | Corpus[Question], part: Part) -> Divid
     )
 
 
-def _divided(name: str, reading: SourceContent[T], fractions: Division) -> Corpus[T]:
+def _divided(name: str, content: SourceContent[T], fractions: Division) -> Corpus[T]:
     """Divide one source by document, in the order of the documents' hashes: no seed, no file order."""
     unique: dict[str, T] = {}
-    for item in _ordered(reading.items):
+    for item in _ordered(content.items):
         unique.setdefault(_identity(item), item)
     items = tuple(unique.values())
     first = round(fractions.calibration * len(items))
@@ -129,44 +129,44 @@ def _divided(name: str, reading: SourceContent[T], fractions: Division) -> Corpu
     for part in PARTS:
         if not parts[part]:
             raise InputError(
-                f"{reading.citation!r} has {len(items)} different documents, "
+                f"{content.citation!r} has {len(items)} different documents, "
                 f"which leaves the part {part} empty; give a larger source, another corpora.division, "
                 "or one source a part"
             )
-    duplicates = len(reading.items) - len(items)
+    duplicates = len(content.items) - len(items)
     notes: list[str] = [
-        reading.note,
+        content.note,
         f"{duplicates} duplicates dropped" if duplicates else "",
         "divided by document, in the order of their SHA-256",
     ]
-    return Corpus(name, reading.citation, parts, reading.found, len(items), "; ".join(filter(None, notes)))
+    return Corpus(name, content.citation, parts, content.found, len(items), "; ".join(filter(None, notes)))
 
 
-def _joined(name: str, readings: Mapping[Part, SourceContent[T]]) -> Corpus[T]:
-    """A corpus that keeps its own splits: one reading a part."""
-    notes: list[str] = [f"{part}: {reading.note}" for part, reading in readings.items() if reading.note]
+def _joined(name: str, contents: Mapping[Part, SourceContent[T]]) -> Corpus[T]:
+    """A corpus that keeps its own splits: one source a part."""
+    notes: list[str] = [f"{part}: {content.note}" for part, content in contents.items() if content.note]
     return Corpus(
         name,
-        source="; ".join(f"{part}: {reading.citation}" for part, reading in readings.items()),
-        parts={part: reading.items for part, reading in readings.items()},
-        found=sum(reading.found for reading in readings.values()),
-        used=sum(len(reading.items) for reading in readings.values()),
+        source="; ".join(f"{part}: {content.citation}" for part, content in contents.items()),
+        parts={part: content.items for part, content in contents.items()},
+        found=sum(content.found for content in contents.values()),
+        used=sum(len(content.items) for content in contents.values()),
         note="; ".join(["one source a part", *notes]),
     )
 
 
-def _without(reading: SourceContent[Question], other: SourceContent[Question]) -> SourceContent[Question]:
+def _without(content: SourceContent[Question], other: SourceContent[Question]) -> SourceContent[Question]:
     """The selection part's questions that the report part does not ask."""
     asked = {_identity(item) for item in other.items}
-    items = tuple(item for item in reading.items if _identity(item) not in asked)
+    items = tuple(item for item in content.items if _identity(item) not in asked)
     if not items:
         raise InputError(
-            f"the report part asks all {len(reading.items)} questions of the selection part's source "
-            f"{reading.citation!r}; expected sources that differ"
+            f"the report part asks all {len(content.items)} questions of the selection part's source "
+            f"{content.citation!r}; expected sources that differ"
         )
-    dropped = len(reading.items) - len(items)
+    dropped = len(content.items) - len(items)
     note = f"{dropped} dropped that the report part asks" if dropped else ""
-    return replace(reading, items=items, note="; ".join(filter(None, [reading.note, note])))
+    return replace(content, items=items, note="; ".join(filter(None, [content.note, note])))
 
 
 def _ordered(items: Iterable[T]) -> Iterator[T]:

@@ -28,7 +28,7 @@ class Runtime(Protocol):
 
 
 class PyTorch:
-    """transformers on the CPU, in the dtype of the folder's weights."""
+    """The model in transformers on the CPU, in the dtype of the folder's weights."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import torch

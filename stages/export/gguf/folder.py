@@ -39,7 +39,7 @@ llama.cpp tokenises otherwise than transformers:
 {departures}"""
 
 
-def pruned_model(
+def gguf_model(
     source: ModelSection, loaded: Checkpoint, state: Mapping[str, Tensor], architecture: Architecture
 ) -> PrunedModel:
     """What a GGUF file of that architecture is made from.
@@ -96,7 +96,7 @@ def _write(
         return [], _README.format(name=title, body="`export.gguf` in params.yaml asks for no file.")
     lines = []
     try:
-        model = pruned_model(source, loaded, state, architecture)
+        model = gguf_model(source, loaded, state, architecture)
         title = model.name
         for kind in types:
             path = folder / f"model-{kind}.gguf"

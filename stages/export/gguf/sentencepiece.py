@@ -80,7 +80,7 @@ def departures(content: dict[str, Any]) -> list[str]:
 
 
 def _prefix(content: dict[str, Any]) -> str:
-    """When a space is put before text: by the "normalizer", "always", "first" or "never".
+    """The moments when a space is put before text: the "normalizer", "always", "first" or "never".
 
     Raises:
         UnsupportedError: the text is changed or divided in another way.

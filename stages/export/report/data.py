@@ -12,7 +12,7 @@ from stages.architecture import ModelShape
 from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Proof
 from stages.export.results.final_table import PRUNED_BASELINES, Contender, QuestionGroup, Taken
-from stages.files import write_json
+from stages.files import finite, write_json
 from stages.metrics.metric import Metric, Shown
 from stages.metrics.registered import metric_of
 from stages.sample.designs import DENSE
@@ -229,15 +229,15 @@ def metrics(data: ReportData) -> dict[str, Any]:
     }
     return ({"limits": limits} if limits else {}) | {
         "contenders": {
-            c.name: {"overall_ratio": c.overall_ratio, "parameters": c.parameters, **_finite(c.metrics)}
+            c.name: {"overall_ratio": c.overall_ratio, "parameters": c.parameters, **finite(c.metrics)}
             for c in data.contenders
         },
-        "standard_errors": {c.name: _finite(c.standard_errors) for c in data.contenders},
+        "standard_errors": {c.name: finite(c.standard_errors) for c in data.contenders},
         "winner_change_percent": changes,
         "predictor": {target: _predictor(data, target) for target in data.predictor},
         # Lists, which `dvc metrics show` leaves out: it would print hundreds of columns.
         "question_groups": [
-            asdict(group) | {"standard_errors": _finite(group.standard_errors)}
+            asdict(group) | {"standard_errors": finite(group.standard_errors)}
             for group in data.question_groups
         ],
         "protocol": [dict(entry) for entry in data.protocol_entries],
@@ -260,10 +260,6 @@ def write_metrics(path: Path, data: ReportData) -> None:
 
 def _predictor(data: ReportData, target: str) -> dict[str, Any]:
     validated = data.trust.cross_validated.get(target)
-    return _finite(data.predictor[target]) | (
-        {"cross_validated": _finite(validated)} if validated is not None else {}
+    return finite(data.predictor[target]) | (
+        {"cross_validated": finite(validated)} if validated is not None else {}
     )
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.architecture import Kind, Site
+from stages.config.params import PARTS
 from stages.export.report import proof_tables, tables
 from stages.export.report.charts import COLOURS
 from stages.export.report.data import ReportData, change_percent, inseparable, judge
@@ -21,7 +22,6 @@ from stages.export.report.verdict import percent, signed_percent, verdict
 from stages.export.results.final_table import PRUNED_BASELINES, Taken
 from stages.metrics.registered import metric_of
 
-PARTS = ("calibration", "selection", "report")
 LIMITS_NOTE = (
     "Forecast: the sum of what every site of its width takes, from the latency table of the sample stage. "
     "Measured: the exported folder in PyTorch and the dense model, in turn; medians. As shares of the dense "

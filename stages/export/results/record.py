@@ -7,7 +7,6 @@ still the same, and whose files are whole, is not made again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -18,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from stages.evaluate.results import journal
 from stages.export.results.final_table import FinalTable
-from stages.files import InputError, read_json, write_json
+from stages.files import InputError, finite, read_json, write_json
 
 SCHEMA, VERSION = "prunecast.export-record", 1
 RECORD, JOURNAL = "record.json", "journal.jsonl"
@@ -104,7 +103,7 @@ def _size(path: Path) -> int | None:
 
 def write(path: Path, record: Record) -> None:
     """Write the record; a figure that is not finite, and so unknown, is left out."""
-    write_json(path, SCHEMA, VERSION, _finite(asdict(record)))
+    write_json(path, SCHEMA, VERSION, _plain(asdict(record)))
 
 
 def read(path: Path) -> Record:
@@ -133,10 +132,9 @@ def read_if_there(path: Path) -> Record | None:
         return None
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        known = {k: v for k, v in value.items() if not isinstance(v, float) or math.isfinite(v)}
-        return {k: _finite(v) for k, v in known.items()}
+        return {k: _plain(v) for k, v in finite(value).items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value

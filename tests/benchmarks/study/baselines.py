@@ -1,6 +1,6 @@
 """Other ways to choose an architecture, under one interface and one counter of real evaluations.
 
-Each takes a `Problem` and a `Counter`, and returns the best architecture that it measured. What
+Each takes a `Problem` and an `EvaluationCounter`, and returns the best architecture that it measured. What
 it knows of the model comes through the counter alone, so that methods compare at equal cost.
 `stages.search.rounds` is ours, `stages.sample.designs` has uniform and simple.
 """

@@ -118,7 +118,7 @@ def _cell(values: pd.DataFrame, name: str) -> str:
     found = values[name]
     if found.isna().any():  # a mean of some seeds alone would be compared with one of all
         return ""
-    if metric_of(name).is_a(PPL):
+    if metric_of(name).name == PPL.name:
         spread = f" ({found.min():.2f} to {found.max():.2f})" if found.nunique() > 1 else ""
         return f"{found.mean():.2f}{spread}"
     return f"{100 * found.mean():.2f} ± {100 * values[f'se.{name}'].mean():.2f} %"

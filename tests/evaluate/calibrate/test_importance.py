@@ -129,7 +129,7 @@ def test_the_grouping_of_predictions_changes_no_score(
 ) -> None:
     network, batches = tiny.network_of(tiny_folder("llama")), [tiny.causal(TOKENS)]
     whole = taylor(network, batches)
-    monkeypatch.setattr("stages.evaluate.calibrate.importance.taylor.PREDICTIONS_AT_ONCE", 7)  # of 45
+    monkeypatch.setattr("stages.evaluate.calibrate.importance.taylor.GRADIENTS_AT_ONCE", 7)  # of 45
     assert_same_scores(taylor(network, batches), whole)
 
 

@@ -34,7 +34,7 @@ from stages.evaluate.results.scores import UnitScores
 
 Fold = Callable[[Tensor], Tensor]
 
-PREDICTIONS_AT_ONCE = 256
+GRADIENTS_AT_ONCE = 256
 """Predictions whose logits and their gradients over the whole vocabulary are held at once."""
 
 
@@ -72,7 +72,7 @@ def taylor(network: DenseNetwork, batches: Sequence[Batch], order: int = 1) -> U
 def loss_gradient(network: Decoder, last: Tensor, batch: Batch, predictions: int) -> Tensor:
     """Gradient (B, L, D) of a batch's part of the mean loss by the last hidden states."""
     last.requires_grad_(True)
-    chunks = zip(batch.at.split(PREDICTIONS_AT_ONCE), batch.targets.split(PREDICTIONS_AT_ONCE), strict=True)
+    chunks = zip(batch.at.split(GRADIENTS_AT_ONCE), batch.targets.split(GRADIENTS_AT_ONCE), strict=True)
     for at, targets in chunks:
         (-network.read(last, replace(batch, at=at, targets=targets)).sum() / predictions).backward()
     assert last.grad is not None
@@ -156,7 +156,7 @@ def held_bytes(shape: ModelShape, tokens: int, batch_tokens: int, element_bytes:
     weights times its gradient in float32, and the activations of a batch that autograd keeps.
     """
     states = (shape.layers + 2) * tokens * shape.hidden * element_bytes
-    predictions = min(PREDICTIONS_AT_ONCE, batch_tokens)
+    predictions = min(GRADIENTS_AT_ONCE, batch_tokens)
     logits = predictions * shape.vocabulary * (2 * element_bytes + 2 * 4)
     weights = shape.decoder_parameters // shape.layers
     query, key = (n * shape.head_dim for n in (shape.kv_groups * shape.heads_per_group, shape.kv_groups))
