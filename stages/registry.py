@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Registry:
-    """Things by name. `key` is where params name one, for errors.
+    """Things by name. `key` is where params name one, for errors; `places` says where ours are.
 
     >>> samplers = Registry("search.sampler", {"random": "stages.search.samplers:uniform"})
     >>> samplers.add("mine", print)
@@ -23,13 +23,13 @@ class Registry:
 
     def __init__(self, key: str, ours: Mapping[str, str]) -> None:
         self.key = key
-        self._places = dict(ours)
+        self.places = dict(ours)
         self._things: dict[str, Any] = {}
 
     @property
     def names(self) -> list[str]:
         """Every name, ours first."""
-        return [*self._places, *(name for name in self._things if name not in self._places)]
+        return [*self.places, *(name for name in self._things if name not in self.places)]
 
     def add(self, name: str, thing: Any) -> None:
         """Enter a thing of an extension.
@@ -48,8 +48,8 @@ class Registry:
             KeyError: there is none; the message lists those that there are.
         """
         if name not in self._things:
-            if name not in self._places:
+            if name not in self.places:
                 raise KeyError(f"{self.key} has no {name!r}; there are {', '.join(self.names)}")
-            module, _, attribute = self._places[name].partition(":")
+            module, _, attribute = self.places[name].partition(":")
             self._things[name] = getattr(importlib.import_module(module), attribute)
         return self._things[name]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.config import choices
+from stages.registry import Registry
 from tests.house import HALL, ROOMS, ROOT, imported
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -49,6 +51,43 @@ def test_dependencies_cover_the_code_that_runs(room: str) -> None:
         if not any(path == d or path.is_relative_to(d) for d in [*dependencies, TRACKING])
     ]
     assert not uncovered, f"stage {room} runs code that dvc.yaml does not list: {uncovered}"
+
+
+REGISTRIES = {name: thing for name, thing in vars(choices).items() if isinstance(thing, Registry)}
+RESOLVE = {
+    "IMPORTANCES": {"evaluate", "search", "export"},
+    "REPAIRS": {"evaluate", "search", "export"},
+    "EXECUTORS": {"evaluate", "search", "export"},
+    "SAMPLERS": {"search", "export"},
+    "METRICS": set(ROOMS),
+}
+"""The stages whose code asks for ``REGISTRY[name]``, by the registry; export imports the search whole."""
+
+
+def test_registries_are_resolved_by_these_stages() -> None:
+    resolved = {
+        name: {
+            room
+            for room in ROOMS
+            if any(f"{name}[" in p.read_text() for p in reached(ROOT / "stages" / room / "__main__.py"))
+        }
+        for name in REGISTRIES
+    }
+    assert resolved == RESOLVE
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_dependencies_cover_what_registries_name(name: str) -> None:
+    """No import says so: a thing of ours is named as ``"module:attribute"`` and imported when asked for."""
+    modules = {place.partition(":")[0] for place in REGISTRIES[name].places.values()}
+    assert modules
+    for room in RESOLVE[name]:
+        dependencies = [ROOT / d for d in STAGES[room]["deps"]]
+        for module in modules:
+            start = ROOT / (module.replace(".", "/") + ".py")
+            for path in reached(start):
+                covered = any(path == d or path.is_relative_to(d) for d in [*dependencies, TRACKING])
+                assert covered, f"stage {room} resolves {module}, which needs {path.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -42,11 +42,11 @@ IMPORTANCES = Registry(
 REPAIRS = Registry(
     "evaluate.reconstruction.method",
     {
-        "none": "stages.evaluate.network.repair:nothing_repaired",
-        "least-squares": "stages.evaluate.calibrate.least_squares:repair",
+        "none": "stages.evaluate.network.repair:NONE",
+        "least-squares": "stages.evaluate.calibrate.least_squares:LEAST_SQUARES",
     },
 )
-"""Functions that make a `stages.evaluate.network.repair.Repair` of an elastic network and a calibrator."""
+"""Each a `stages.evaluate.network.repair.RepairMethod`: how pruned sites are repaired."""
 
 EXECUTORS = Registry("evaluate.executor", {"local": "stages.evaluate.measure.executors:local"})
 """Functions from params to a `stages.evaluate.measure.executors.Executor`: who measures."""

@@ -13,6 +13,7 @@ from stages.config import extensions
 from stages.config.budget import Budget, Dtype
 from stages.config.choices import METRICS, ExecutorName, ImportanceName, RepairName, SamplerName
 from stages.config.fields import Count, Fraction, Natural, Positive, Ratio, RatioInterval, Section
+from stages.config.predictors import PREDICTORS, PredictorName
 from stages.files import InputError
 from stages.metrics.metric import QuestionFormat
 from stages.metrics.registered import targets
@@ -197,7 +198,7 @@ class BuildDataset(Section):
 
 class TrainPredictor(Section):
     seed: Natural
-    model: Literal["curves+xgboost", "curves", "additive+xgboost", "xgboost", "additive"]
+    model: PredictorName
     folds: Annotated[int, Field(ge=2)]
     trees: Count
     depth: Count
@@ -305,7 +306,7 @@ class Params(Section):
     def _curves_are_known(self) -> Params:
         kind = self.train_predictor.model
         known = self.evaluate.curvature_tokens or self.sample.single_site_ratios
-        if kind.startswith("curves") and not known:
+        if PREDICTORS[kind].curves and not known:
             raise ValueError(
                 f"train_predictor.model is {kind!r}, which needs damage curves, but "
                 "evaluate.curvature_tokens is 0 and sample.single_site_ratios is empty; "

@@ -14,7 +14,7 @@ from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount
-from stages.plan.workload import elements, needs_statistics, widths_to_solve
+from stages.plan.workload import elements, needs_statistics, solves_projections, widths_to_solve
 from stages.sample import designs
 
 
@@ -42,7 +42,7 @@ def on_device(
     if statistics:
         grams = [elements(shape, kind) ** 2 for kind in Kind]
         found["statistics"] = 4 * shape.layers * sum(grams)
-        if params.evaluate.reconstruction.method != "none":
+        if solves_projections(params):
             found["repair of one site"] = 8 * 4 * max(grams)
     return found
 
@@ -71,7 +71,7 @@ def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
     wanted = 0.0
     if needs_statistics(params):
         wanted += 4.0 * shape.layers * sum(elements(shape, kind) ** 2 for kind in Kind)
-    if params.evaluate.reconstruction.method != "none":
+    if solves_projections(params):
         made = designs.all_designs(shape, params.sample, params.budget)
         for site, widths in widths_to_solve(shape, [d.architecture for d in made]).items():
             sizes = [w[0] if site.kind is Kind.MLP else w[0] * w[1] * shape.head_dim for w in widths]

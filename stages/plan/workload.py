@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 
 from stages.architecture import Architecture, Kind, ModelShape, Site, Width
-from stages.config.choices import IMPORTANCES
+from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
+from stages.evaluate.network.repair import RepairMethod
 from stages.flops import head_flops, token_flops
 from stages.plan.token_counts import TokenCount
 from stages.sample import designs
@@ -131,7 +132,13 @@ def curvature(params: Params, shape: ModelShape) -> Step:
 def needs_statistics(params: Params) -> bool:
     """Whether the second moments of every site's activations are gathered."""
     by_moments: bool = IMPORTANCES[params.evaluate.importance].by_statistics
-    return by_moments or params.evaluate.reconstruction.method != "none"
+    return by_moments or solves_projections(params)
+
+
+def solves_projections(params: Params) -> bool:
+    """Whether pruned sites are repaired by these moments, each site and width once."""
+    method: RepairMethod = REPAIRS[params.evaluate.reconstruction.method]
+    return method.by_statistics
 
 
 def elements(shape: ModelShape, kind: Kind) -> int:
@@ -205,8 +212,7 @@ def steps(
     if params.evaluate.curvature_tokens:
         found.append(curvature(params, shape))
     solved = widths_to_solve(shape, architectures)
-    repairs = params.evaluate.reconstruction.method != "none"
-    if repairs:
+    if solves_projections(params):
         found.append(Step("evaluate", "repair widths", flops64=repair_flops(shape, solved)))
     found.append(Step("evaluate", "measure pairs", evaluations, evaluations * pair.tokens, flops, 0, layers))
     return [*found, *_search(params, shape, token_counts, solved), *_export(params, shape, token_counts)]
@@ -222,7 +228,7 @@ def _search(
         last -= min(section.finalists, chosen)  # measured in the rounds, and in this stage's journal
     studies = section.rounds + len(section.front)
     found = [Step("search", f"{studies * section.trials:,} forecasts", cpu_s=studies * forecast_s(params))]
-    if params.evaluate.reconstruction.method != "none":
+    if solves_projections(params):
         work = further_repair_flops(shape, params.sample.mlp_granularity, solved, chosen, section.rounds + 1)
         found.append(Step("search", "repair widths", flops64=work))
     what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"

@@ -10,6 +10,7 @@ import pandas as pd
 from stages.build_dataset.features import is_damage, is_of_site
 from stages.config.budget import Budget
 from stages.config.params import TrainPredictor
+from stages.config.predictors import PREDICTORS
 from stages.metrics.registered import metric_of
 from stages.train_predictor import comparison
 from stages.train_predictor.comparison import own
@@ -71,9 +72,10 @@ def ablate(
         kept = [name for name in features if name not in set(without)]
         if not kept:
             continue
-        if section.model.startswith("curves") and not any(is_of_site(name) for name in kept):
-            additive = section.model_copy(update={"model": section.model.replace("curves", "additive")})
-            contestants.append(own(f"without {group}: {additive.model}", additive, kept))
+        instead = PREDICTORS[section.model].without_curves
+        if instead is not None and not any(is_of_site(name) for name in kept):
+            other = section.model_copy(update={"model": instead})
+            contestants.append(own(f"without {group}: {instead}", other, kept))
         else:
             contestants.append(own(f"without {group}", section, kept))
     tables = [

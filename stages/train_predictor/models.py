@@ -29,6 +29,7 @@ from xgboost.core import XGBoostError
 
 from stages.build_dataset.features import is_of_site, is_trusted
 from stages.config.params import TrainPredictor
+from stages.config.predictors import PREDICTORS
 from stages.files import InputError
 from stages.train_predictor.additive import Additive, Array
 from stages.train_predictor.curves import Curves
@@ -78,13 +79,14 @@ class TargetModel:
         Raises:
             InputError: the kind needs damage curves, and the features have none.
         """
+        kind = PREDICTORS[section.model]
         roles = roles or Roles.of([""] * features.shape[1])
         plain = features[:, roles.plain]
         additive = curves = None
-        if section.model.startswith("additive"):
+        if kind.additive:
             additive = Additive.fit(plain, target, sign, section.seed, roles.trusted[roles.plain])
             target, sign = target - additive.forecast(plain), 0
-        if section.model.startswith("curves"):
+        if kind.curves:
             if not len(roles.damages):
                 raise InputError(
                     f"train_predictor.model is {section.model}, but no damage curves are known; set "
@@ -92,7 +94,7 @@ class TargetModel:
                 )
             curves, target = Curves.fit(features[:, roles.damages], target)
             sign = 0
-        if not section.model.endswith("xgboost"):
+        if not kind.trees:
             return cls(additive, curves, None, roles)
         trees = _trees(section, sign, plain.shape[1]).fit(plain, target)
         return cls(additive, curves, trees, roles)

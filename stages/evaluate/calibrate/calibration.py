@@ -25,7 +25,7 @@ from stages.evaluate.network import decoder
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
-from stages.evaluate.network.repair import Given, Repair
+from stages.evaluate.network.repair import Given, Repair, RepairMethod
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
@@ -97,8 +97,8 @@ class Calibrator:
 
     def repair(self, network: ElasticNetwork) -> Repair:
         """The repair of the network that params ask for."""
-        made: Repair = REPAIRS[self.section.reconstruction.method](network, self)
-        return made
+        method: RepairMethod = REPAIRS[self.section.reconstruction.method]
+        return method.make(network, self)
 
     def curves(self, network: ElasticNetwork, repair: Repair, path: Path) -> DamageCurves:
         """What cutting each site is expected to cost (`curvature`).

@@ -25,6 +25,7 @@ from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.statistics import Statistics
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.layers import sorted_elements
+from stages.evaluate.network.repair import RepairMethod
 
 VERSION = 1
 """The version of the projections, set by hand: raise it when they change."""
@@ -179,3 +180,6 @@ def repair(network: ElasticNetwork, calibrator: Calibrator) -> LeastSquares:
     return LeastSquares(
         network, calibrator.lazy_statistics(), damping, calibrator.cache, key, HELD_BYTES[network.device.type]
     )
+
+
+LEAST_SQUARES = RepairMethod(repair, by_statistics=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,9 +50,21 @@ class _Nothing:
 NOTHING_REPAIRED: Repair = _Nothing()
 
 
-def nothing_repaired(network: object, calibrator: object) -> Repair:
-    """No repair, whatever the network and its calibration are."""
-    return NOTHING_REPAIRED
+@dataclass(frozen=True)
+class RepairMethod:
+    """A method of repairing pruned sites.
+
+    `make` gives the `Repair` of an elastic network by a calibrator
+    (`stages.evaluate.calibrate.calibration.Calibrator`). `by_statistics` says, for the plan of a run, that
+    it reads the Gram matrices of activations (a forward pass and a matrix a site), and solves a projection
+    for every site and width.
+    """
+
+    make: Callable[[Any, Any], Repair]
+    by_statistics: bool = False
+
+
+NONE = RepairMethod(lambda network, calibrator: NOTHING_REPAIRED)
 
 
 @dataclass(frozen=True)
