@@ -10,8 +10,11 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -112,6 +115,21 @@ def read_json(path: Path, schema: str, version: int) -> dict[str, Any]:
             "Another release wrote it: delete it and run `dvc repro`"
         )
     return dict(document)
+
+
+def read_dataclass(path: Path, schema: str, version: int, kind: type[T], stage: str) -> T:
+    """Read the fields of a dataclass, which `write_json` wrote for the stage of that name.
+
+    Raises:
+        InputError: the file is missing, of another schema or version, or damaged.
+    """
+    document = read_json(path, schema, version)
+    try:
+        content = {field.name: document[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+        return TypeAdapter(kind).validate_python(content)
+    except (KeyError, ValidationError) as error:
+        first = str(error).split("\n")[0]
+        raise InputError(f"{path} is damaged ({first}); delete it and run `dvc repro {stage}`") from error
 
 
 def read_csv(path: Path, columns: Sequence[str], stage: str) -> list[dict[str, str]]:

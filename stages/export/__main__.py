@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stages.architecture import Architecture, ModelShape
+from stages.config.budget import BYTES
 from stages.config.params import Export, Params
 from stages.evaluate.results.journal import Journal
 from stages.export.benchmark import comparison
@@ -23,7 +24,6 @@ from stages.export.report.model_card import body
 from stages.export.results import record
 from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, ExportPart, Record
 from stages.export.results.staging import replacing, require_space
-from stages.sample.limits import BYTES
 from stages.sample.source import read_shape
 from stages.search import outcome
 from stages.stage import DATA, main

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.config.params import ModelSection, Params
 from stages.evaluate.results import context
+from stages.export.benchmark.runtimes import has_llama_cpp
 from stages.export.results.record import ExportPart
 from stages.files import digest, digest_of_file
 from stages.sample.designs import BASELINES
@@ -62,7 +62,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
             weights,
             None if export.proof is None else export.proof.model_dump(),
             export.measurement.text.__dict__,
-            importlib.util.find_spec("llama_cpp") is not None,
+            has_llama_cpp(),
         ),
     }
 

@@ -15,8 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
-from stages.config.budget import BYTES as BYTES
-from stages.config.budget import Budget
+from stages.config.budget import BYTES, Budget
 from stages.files import InputError
 from stages.sample.latency import LatencyTable
 from stages.sample.space import Option, Space

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from stages.files import InputError, read_json, write_json
+from stages.files import read_dataclass, write_json
 
 SCHEMA, VERSION = "prunecast.proof", 2
 
@@ -116,13 +114,7 @@ def read(path: Path) -> Proof:
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
-        names = ("comparisons", "conditions", "remarks")
-        return TypeAdapter(Proof).validate_python({name: document[name] for name in names})
-    except (KeyError, ValidationError) as error:
-        first = str(error).split("\n")[0]
-        raise InputError(f"{path} is damaged ({first}); delete it and run `dvc repro export`") from error
+    return read_dataclass(path, SCHEMA, VERSION, Proof, "export")
 
 
 def table(comparisons: Sequence[Comparison]) -> str:

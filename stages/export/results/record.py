@@ -13,11 +13,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from stages.evaluate.results import journal
 from stages.export.results.final_table import FinalTable
-from stages.files import InputError, finite, read_json, write_json
+from stages.files import InputError, finite, read_dataclass, write_json
 
 SCHEMA, VERSION = "prunecast.export-record", 1
 RECORD, JOURNAL = "record.json", "journal.jsonl"
@@ -112,13 +110,7 @@ def read(path: Path) -> Record:
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
-        content = {name: document[name] for name in Record.__dataclass_fields__}
-        return TypeAdapter(Record).validate_python(content)
-    except (KeyError, ValidationError) as error:
-        first = str(error).split("\n")[0]
-        raise InputError(f"{path} is damaged ({first}); delete it and run `dvc repro export`") from error
+    return read_dataclass(path, SCHEMA, VERSION, Record, "export")
 
 
 def read_if_there(path: Path) -> Record | None:
