@@ -21,7 +21,9 @@ from stages.tracking.tracker import open_tracker
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
     here = DATA / "evaluate"
-    shape, designed = designs.read(DATA / "sample" / "architectures.json")
+    drawn = DATA / "sample" / "architectures.json"
+    shape, designed = designs.read(drawn)
+    designs.check_model(drawn, shape, params.model)
     with (
         Journal(here / "journal.jsonl") as journal,
         open_tracker("evaluate", params, enabled=not arguments.no_tracking) as tracker,

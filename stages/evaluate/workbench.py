@@ -22,9 +22,11 @@ from stages.evaluate.network.device import device_and_dtype
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.repair import Repair
 from stages.evaluate.network.weights import PrunedWeights
+from stages.evaluate.results import context
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
 from stages.evaluate.text.selection import Selection, select
+from stages.files import InputError
 
 CALIBRATION_BATCH_TOKENS = 2048
 """Fixed, because the grouping decides the last digits of scores and statistics."""
@@ -60,9 +62,8 @@ class Workbench:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the tensors of a prefix view, besides its widths."""
+        """What decides the tensors of a prefix view, besides its widths: no name and no path."""
         return {
-            "model": self.checkpoint.name,
             "weights": self.checkpoint.digest,
             "calibration": self.calibration.key,
             "importance": self.params.evaluate.importance,
@@ -85,10 +86,18 @@ class Workbench:
         return self.calibration.repair_again(self.network, self.repair, cut)
 
     def exact(self) -> Workbench:
-        """This workbench in float32 on the CPU: exports are cut from it, whatever dtype measured them."""
+        """This workbench in float32 on the CPU: exports are cut from it, whatever dtype measured them.
+
+        Raises:
+            InputError: the model's files are not those that were opened.
+        """
         if self.network.device.type == "cpu" and self.network.dtype == torch.float32:
             return self
         loaded = checkpoint.load(self.params.model)
+        if loaded.digest != self.checkpoint.digest:
+            raise InputError(
+                f"model.source {loaded.name!r} was replaced while this stage ran; run the stage again"
+            )
         network = DenseNetwork(loaded, torch.device("cpu")).sorted(self.network.order, keep=False)
         return replace(self, checkpoint=loaded, network=network, repair=self.calibration.repair(network))
 
@@ -125,17 +134,24 @@ def chosen(
 
 
 def open_workbench(
-    params: Params, scores_path: Path, needed: Sequence[tuple[Part, Measurement]] = ()
+    params: Params,
+    scores_path: Path,
+    needed: Sequence[tuple[Part, Measurement]] = (),
+    measured: Path | None = None,
 ) -> Workbench:
     """Load model and corpora, sort the units by importance, and set up the repair.
 
     That the corpora suffice for the `needed` measurements, those of later stages too, is checked
     before anything expensive starts. Scores at `scores_path` are used if they were computed from the
-    same things; otherwise they are computed and written there.
+    same things; otherwise they are computed and written there. `measured` is the context.json of what the
+    caller goes on from: the model must be the one that was measured there.
 
     Raises:
-        InputError: anything that `params` names is missing, empty, too short or unsupported.
+        InputError: anything that `params` names is missing, empty, too short or unsupported, or the
+            model's weights are not those of `measured`.
     """
+    if measured is not None:
+        context.require_weights(measured, checkpoint.digest_of(params.model), params.model.source)
     texts = load_texts(params.corpora)
     questions = load_questions(params.corpora)
     device, dtype = device_and_dtype(params.evaluate)

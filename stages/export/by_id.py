@@ -45,12 +45,14 @@ def run(params: Params, architecture_id: str, folder: Path) -> None:
     """Write and prove `folder`.
 
     Raises:
-        InputError: the architecture is unknown, or the folder is there already.
+        InputError: the architecture is unknown, the folder is there already, or the model's weights are not
+            those that the search measured.
     """
     candidate = find(outcome.read(DATA / "search" / "outcome.json"), architecture_id)
     if folder.exists():
         raise InputError(f"{folder} is there already; name a folder that is not")
-    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
+    searched = DATA / "search" / "context.json"
+    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", measured=searched)
     folder.mkdir(parents=True)
     exact = bench.exact()
     export_weights(exact, weights_of(exact, candidate), folder / MODEL, getattr(torch, params.export.dtype))

@@ -11,6 +11,7 @@ from stages.export.benchmark.runtimes import has_llama_cpp
 from stages.export.results.record import ExportPart
 from stages.files import digest, digest_of_file
 from stages.sample.designs import BASELINES
+from stages.sample.digests import noted_digest
 from stages.sample.source import locate
 from stages.search import outcome
 from stages.search.outcome import Candidate
@@ -36,7 +37,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
     evaluate, export = params.evaluate.model_dump(exclude=_NO_VALUES), params.export
     cut_from = {
         "model": params.model.model_dump(),
-        "source": {file.name: digest_of_file(file) for file in _source_files(params.model)},
+        "source": {file.name: noted_digest(file)[:16] for file in _source_files(params.model)},
         "importance": digest_of_file(data / "evaluate" / "importance.safetensors"),
         "division": digest_of_file(data / "evaluate" / "division.json"),
         "context": measured_in,

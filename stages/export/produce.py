@@ -46,10 +46,12 @@ def produce(
     The other parts are those of the export `before`, whose files are in `here`.
 
     Raises:
-        InputError: a corpus is too small, or what was written is not what was measured.
+        InputError: the model's weights are not those that the search measured, a corpus is too small, or
+            what was written is not what was measured.
     """
     start = time.perf_counter()
-    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
+    searched = DATA / "search" / "context.json"
+    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", measured=searched)
     winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.config.budget import Budget
-from stages.config.params import Sample
+from stages.config.params import ModelSection, Sample
 from stages.files import InputError, read_json, write_json
 from stages.sample.latency import LatencyTable
 from stages.sample.limits import Limit, Limited
+from stages.sample.source import read_shape
 from stages.sample.space import Interval, Space, bundles, prunable_sites
 
 SCHEMA, VERSION = "prunecast.architectures", 1
@@ -244,6 +245,18 @@ def read(path: Path) -> tuple[ModelShape, list[Designed]]:
         return shape, [_designed(row, shape) for row in document["architectures"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro sample`") from error
+
+
+def check_model(path: Path, shape: ModelShape, model: ModelSection) -> None:
+    """Raise InputError if the architectures at `path`, drawn for a shape, are not of the model of today."""
+    found = read_shape(model)
+    odd = [f.name for f in fields(shape) if getattr(shape, f.name) != getattr(found, f.name)]
+    if odd:
+        then, now = ([f"{name} {getattr(s, name)}" for name in odd] for s in (shape, found))
+        raise InputError(
+            f"{path} was drawn for a model with {', '.join(then)}, and model.source {model.source!r} now has "
+            f"{', '.join(now)}: it was replaced since. Run `dvc repro -f sample`, then `dvc repro`"
+        )
 
 
 def read_latency(path: Path) -> LatencyTable | None:

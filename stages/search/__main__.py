@@ -33,6 +33,7 @@ from stages.tracking.tracker import open_tracker
 from stages.train_predictor.predictor import Predictor
 
 HERE = DATA / "search"
+PAIRS_CONTEXT = DATA / "evaluate" / "context.json"
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
@@ -56,7 +57,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         Journal(HERE / "journal.jsonl") as journal,
         open_tracker("search", params, enabled=not arguments.no_tracking) as tracker,
     ):
-        bench = open_workbench(params, scores)
+        bench = open_workbench(params, scores, measured=PAIRS_CONTEXT)
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)
         finally_ = bench.evaluator("selection", section.measurement)
@@ -109,12 +110,11 @@ def _known(
 
 
 def _check_context(evaluator: Evaluator) -> None:
-    path = DATA / "evaluate" / "context.json"
-    found = context.read(path).digest
+    found = context.read(PAIRS_CONTEXT).digest
     if found != evaluator.digest:
         raise InputError(
-            f"{path}: the pairs were measured in context {found}, and now it is {evaluator.digest}: model, "
-            "text, parameters or code have changed since. Run `dvc repro`, which measures them again"
+            f"{PAIRS_CONTEXT}: the pairs were measured in context {found}, and now it is {evaluator.digest}: "
+            "model, text, parameters or code have changed since. Run `dvc repro`, which measures them again"
         )
 
 

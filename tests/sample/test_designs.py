@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
-from stages.config.params import Sample
+from stages.config.params import ModelSection, Sample
 from stages.families import describe
 from stages.families.family import usual_settings
 from stages.files import InputError
@@ -344,3 +345,19 @@ def test_a_tampered_file_is_refused(tmp_path: Path, tamper: Callable[[dict[str, 
         InputError, match=rf"architectures\.json is damaged \(.*{says}.*\); delete it and run"
     ):
         designs.read(path)
+
+
+def test_a_model_of_another_shape_is_noticed(tmp_path: Path):
+    """It stands where the model stood that the architectures were drawn for."""
+    model = ModelSection(source=str(tmp_path), revision=None, trust_remote_code=False)
+
+    def put(shape: ModelShape) -> None:
+        config = {"model_type": shape.family, "max_position_embeddings": 64, **usual_settings(shape)}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+
+    put(SHAPE)
+    designs.check_model(Path("architectures.json"), SHAPE, model)
+    put(replace(SHAPE, channels=96, layers=6))
+    says = r"drawn for a model with layers 12, channels 64, and .* now has layers 6, channels 96.*-f sample"
+    with pytest.raises(InputError, match=says):
+        designs.check_model(Path("architectures.json"), SHAPE, model)

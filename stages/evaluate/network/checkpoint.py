@@ -24,8 +24,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
-from stages.families import BlockRecipe, Family, describe, family_of
+from stages.families import BlockRecipe, Description, Family, describe, family_of
 from stages.files import InputError, cache_folder
+from stages.sample.digests import file_digest
 from stages.sample.source import ModelSource, locate, read_config
 
 _METADATA = {"format": "pt"}  # transformers insists on it
@@ -58,14 +59,10 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
         InputError: the model is missing, of an unsupported family, without safetensors, or
             lacks a tensor that its configuration announces.
     """
-    source = locate(model)
-    family_of(read_config(source), model.source)  # before anything is fetched
-    folder = _folder(model, source)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    described = describe(config.to_dict(), model.source)
+    opened = _open(model)
+    folder, config, described = opened.folder, opened.config, opened.described
     family, shape, recipe = described.family, described.shape, described.recipe
-    files = _weight_files(folder, model.source)
-    state = _read(files, dtype, model.source)
+    state = _read(opened.files, dtype, model.source)
     _check_tensors(state, family, recipe, shape, model.source)
     try:
         generation = GenerationConfig.from_pretrained(folder)
@@ -82,8 +79,37 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
         tokenizer=_tokenizer(folder, model),
         generation_config=generation,
         state=state,
-        digest=_network_digest(files, shape, recipe, config),
+        digest=opened.digest,
     )
+
+
+def digest_of(model: ModelSection) -> str:
+    """The digest of `load`'s checkpoint, before a tensor is loaded; raises as `load` does."""
+    return _open(model).digest
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model whose files are here, before a tensor is loaded."""
+
+    folder: Path
+    config: Any
+    described: Description
+    files: list[Path]
+
+    @property
+    def digest(self) -> str:
+        shape, recipe = self.described.shape, self.described.recipe
+        return _network_digest(self.files, shape, recipe, self.config)
+
+
+def _open(model: ModelSection) -> _Opened:
+    source = locate(model)
+    family_of(read_config(source), model.source)  # before anything is fetched
+    folder = _folder(model, source)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    described = describe(config.to_dict(), model.source)
+    return _Opened(folder, config, described, _weight_files(folder, model.source))
 
 
 def _weight_files(folder: Path, name: str) -> list[Path]:
@@ -233,6 +259,5 @@ def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, c
 def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()

@@ -25,6 +25,23 @@ class Context:
         """The formats in which the questions were asked."""
         return list(self.content["measurement"]["question_formats"])
 
+    @property
+    def weights(self) -> str:
+        """The digest of the weights that were measured (`Checkpoint.digest`)."""
+        return str(self.content.get("weights", "unknown"))
+
+
+def require_weights(path: Path, weights: str, source: str) -> None:
+    """Raise InputError unless what `path` is of was measured on weights of that digest, those of `source`."""
+    found = read(path).weights
+    if found != weights:
+        raise InputError(
+            f"model.source {source!r} holds other weights than {path} was measured on (SHA-256 "
+            f"{weights[:16]} today, {found[:16]} then): its files were replaced. Nothing was changed. To "
+            "measure the weights of today run `dvc repro -f evaluate`, then `dvc repro`; or put the files of "
+            "then back"
+        )
+
 
 def write(path: Path, context: Context) -> None:
     write_json(path, SCHEMA, VERSION, {"digest": context.digest, **context.content})

@@ -29,6 +29,7 @@ from stages.config.params import ModelSection, Params, ProofSection, load_params
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.elastic import DenseNetwork
+from stages.evaluate.results import context
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, load_texts
 from stages.export.benchmark import comparison
@@ -233,6 +234,8 @@ def main() -> None:
         params = load_params(arguments.params)
         candidates = outcome.read(DATA / "search" / "outcome.json")
         winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+        searched, weights = DATA / "search" / "context.json", checkpoint.digest_of(params.model)
+        context.require_weights(searched, weights, params.model.source)
         loaded = checkpoint.load(params.model)
         load = load_of(params, loaded, load_texts(params.corpora), asked_for(arguments))
         with tempfile.TemporaryDirectory(prefix="prunecast-dense-") as scratch:

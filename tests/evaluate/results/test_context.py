@@ -30,3 +30,11 @@ def test_a_damaged_file_says_which_stage_to_run(tmp_path: Path) -> None:
     write_json(path, division.SCHEMA, division.VERSION, {"news": {"source": "a"}})
     with pytest.raises(InputError, match="run `dvc repro evaluate`"):
         division.read(path)
+
+
+def test_other_weights_than_those_measured_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "context.json"
+    context.write(path, Context("c0ffee", {"weights": "a" * 64, "measurement": {"question_formats": []}}))
+    context.require_weights(path, "a" * 64, "some/model")
+    with pytest.raises(InputError, match=r"holds other weights.*\(SHA-256 b{16} today, a{16} then"):
+        context.require_weights(path, "b" * 64, "some/model")
