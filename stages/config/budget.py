@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.config.fields import Count, Fraction, Positive, Section
+from stages.config.fields import Count, Fraction, Positive, Section, Threads
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,10 +21,10 @@ class Latency(Section):
     """
 
     device: Literal["cpu", "cuda"]
-    threads: Count | None
+    threads: Threads | None
     prompt: Count
     continuation: Count
-    rounds: Annotated[int, Field(ge=3)]
+    rounds: Annotated[int, Field(ge=3, lt=2**31)]
 
 
 class Budget(Section):
@@ -37,7 +37,7 @@ class Budget(Section):
 
     overall_ratio: Fraction | None
     tolerance: Annotated[float, Field(gt=0, le=0.1)]
-    size_bytes: Count | None
+    size_bytes: Annotated[int, Field(ge=1, lt=2**63)] | None
     prefill_ms: Positive | None
     decode_ms: Positive | None
     dtype: Dtype

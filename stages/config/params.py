@@ -6,14 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from stages.config import extensions
 from stages.config.budget import Budget, Dtype
 from stages.config.choices import METRICS, ExecutorName, ImportanceName, RepairName, SamplerName
-from stages.config.fields import Count, Fraction, Natural, Positive, Ratio, RatioInterval, Section
+from stages.config.document import read_yaml
+from stages.config.fields import (
+    Count,
+    Drawn,
+    Fraction,
+    Natural,
+    Positive,
+    Ratio,
+    RatioInterval,
+    Section,
+    Seed,
+    Threads,
+)
 from stages.config.predictors import PREDICTORS, PredictorName
+from stages.config.problems import explained
 from stages.files import InputError
 from stages.metrics.metric import QuestionFormat
 from stages.metrics.registered import targets
@@ -71,16 +83,16 @@ class Corpora(Section):
 
 
 class Sample(Section):
-    seed: Natural
+    seed: Seed
     first_layers_kept: Natural
     last_layers_kept: Natural
     mlp_granularity: Count
     ratios: Annotated[list[Ratio], Field(min_length=1)]
     bundle: Count
-    bundled: Natural
-    free: Natural
+    bundled: Drawn
+    free: Drawn
     single_site_ratios: list[Annotated[float, Field(gt=0, le=1)]]
-    spread: Natural
+    spread: Drawn
     spread_overall_ratios: RatioInterval
     spread_site_ratios: RatioInterval
 
@@ -99,7 +111,7 @@ class Calibration(Section):
     """How much text of the calibration parts decides scores and repair."""
 
     samples: Count
-    sequence_length: Annotated[int, Field(ge=2)]
+    sequence_length: Annotated[int, Field(ge=2, lt=2**31)]
 
 
 class ReconstructionSection(Section):
@@ -146,7 +158,7 @@ class Measurement(Section):
     """
 
     protocol: Literal["standard", "llm-pruner", "evopress"]
-    sequence_length: Annotated[int, Field(ge=2)] | None
+    sequence_length: Annotated[int, Field(ge=2, lt=2**31)] | None
     stride: Count | None
     join: str | None
     bos: Bos | None
@@ -191,21 +203,21 @@ class Evaluate(Section):
 
 
 class BuildDataset(Section):
-    seed: Natural
+    seed: Seed
     held_out: Fraction
     band: Count
 
 
 class TrainPredictor(Section):
-    seed: Natural
+    seed: Seed
     model: PredictorName
-    folds: Annotated[int, Field(ge=2)]
+    folds: Annotated[int, Field(ge=2, lt=2**31)]
     trees: Count
     depth: Count
-    learning_rate: Positive
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
     row_sampling: Annotated[float, Field(gt=0, le=1)]
     feature_sampling: Annotated[float, Field(gt=0, le=1)]
-    min_child_weight: Annotated[float, Field(ge=0)]
+    min_child_weight: Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Narrowing(Section):
@@ -228,7 +240,7 @@ class Narrowing(Section):
 
 
 class Search(Section):
-    seed: Natural
+    seed: Seed
     objective: Annotated[dict[str, Positive], Field(min_length=1)]
     narrowing: Narrowing
     sampler: SamplerName
@@ -246,7 +258,7 @@ class Search(Section):
 class ProofSection(Section):
     """What the exported and the dense model are timed on, side by side: tokens, rounds, windows of text."""
 
-    threads: Count | None
+    threads: Threads | None
     prompt: Count
     continuation: Count
     rounds: Count
@@ -337,19 +349,12 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         InputError: the file is missing or not YAML, or a key or value is wrong; the message
             names each, with what was found and what was expected.
     """
-    try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} is not there; run from the repository's root, where params.yaml lies"
-        ) from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+    document = read_yaml(path)
     extensions.load(_extensions(path, document))
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+        raise InputError(explained(path, document, error)) from error
 
 
 def _extensions(path: Path, document: Any) -> list[str]:
@@ -358,17 +363,3 @@ def _extensions(path: Path, document: Any) -> list[str]:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise InputError(f"{path}: extensions is {named!r}; expected a list of Python files, or []")
     return named
-
-
-def _explain(path: Path, problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"]) or "the whole file"
-    match problem["type"]:
-        case "extra_forbidden":
-            return f"{path}: {key} is not a known key; remove it or correct its spelling"
-        case "missing":
-            return f"{path}: {key} is missing; add it (the committed params.yaml shows every key)"
-        case "value_error":
-            return f"{path}: {key}: {problem['ctx']['error']}"
-        case _:
-            expected = problem["msg"].removeprefix("Input should be ")
-            return f"{path}: {key} is {problem['input']!r}; expected {expected}"

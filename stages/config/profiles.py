@@ -15,8 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
+from stages.config.document import read_yaml
 from stages.config.params import load_params
 from stages.files import InputError
 
@@ -71,10 +70,7 @@ def switch(name: str, folder: Path = Path()) -> bool:
 
 def _profile(path: Path) -> str:
     """The key `profile` of a file, whose other keys may be wrong."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path)
     name = content.get("profile") if isinstance(content, Mapping) else None
     if not isinstance(name, str):
         raise InputError(f"{path}: profile is {name!r}; expected a name, such as default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import re
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,69 @@ def test_an_unknown_key_is_named(tmp_path: Path, key: str):
     message = message_of(tmp_path, {key: 1})
     assert message.endswith(f"{key.replace('/', '.')} is not a known key; remove it or correct its spelling")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("budget/tolerance", "tolerence"), ("sample", "sampel"), ("search/narrowing/by", "By")],
+)
+def test_a_misspelled_key_is_told_the_right_one(tmp_path: Path, key: str, wrong: str):
+    misspelled = "/".join([*key.split("/")[:-1], wrong])
+    message = message_of(tmp_path, {key: ABSENT, misspelled: 1})
+    dotted = key.replace("/", ".")
+    assert message.endswith(f"{misspelled.replace('/', '.')} is not a known key; did you mean {dotted}?")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("model/source", 3, "; write it in quotes"),
+        ("tracking/experiment", datetime.date(2026, 1, 1), "; write it in quotes"),
+        ("profile", True, "; write it in quotes"),
+        ("search/repair_again", "yes", ": true or false, without quotes"),
+        ("search/trials", 1000.0, "; write 1000"),
+    ],
+)
+def test_a_value_of_another_type_is_told_how_to_write_it(tmp_path: Path, key: str, value: Any, remedy: str):
+    assert message_of(tmp_path, {key: value}).endswith(remedy)
+
+
+def test_a_corpus_of_another_type_is_called_by_its_key(tmp_path: Path):
+    """Not by the forms that it could have had."""
+    keys = {
+        "params.yaml: corpora.texts.str is 3; expected": {"texts": {"str": 3}},
+        "params.yaml: corpora.texts.a.report is missing; add it": {
+            "texts": {"a": {"calibration": "x", "selection": "y"}}
+        },
+        "params.yaml: corpora.questions.a.report is 3; expected": {
+            "questions": {"a": {"calibration": "x", "selection": "y", "report": 3}}
+        },
+    }
+    for says, changed in keys.items():
+        section = CONTENT["corpora"] | changed
+        assert any(says in line for line in message_of(tmp_path, {"corpora": section}).split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sample/seed", 2**31),
+        ("sample/spread", 10**7),
+        ("export/proof/threads", 10**5),
+        ("search/objective/log_ppl.news", float("inf")),
+        ("train_predictor/min_child_weight", float("inf")),
+        ("evaluate/reconstruction/damping", 1e300),
+        ("search/trials", 10**300),
+        ("budget/overall_ratio", 10**400),
+        ("budget/size_bytes", 10**30),
+    ],
+)
+def test_a_number_beyond_measure_is_refused(tmp_path: Path, key: str, value: float):
+    """Before a library is handed it, in a stage after others."""
+    message = message_of(tmp_path, {key: value})
+    assert message.startswith(str(tmp_path / "params.yaml") + f": {key.replace('/', '.')} is ")
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize(
