@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install repro profile plan regression regression-update proof test ui report constraints \
+.PHONY: help install repro profile plan regression regression-update proof test faults ui report constraints \
 	clean-caches clean-venv
 
 help: ## list the targets
@@ -54,6 +54,9 @@ test: install ## lint, format check, types, tests
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
 	$(IN_VENV) pytest
+
+faults: install ## kill, starve and damage real stages, and print what became of it (ARGS=--short for a few of each kind)
+	@.venv/bin/python -W ignore -m tests.faults $(ARGS)
 
 regression: install ## measure a reduced pipeline and fail if a perplexity or MMLU is worse than the baseline's
 	@.venv/bin/python -m tests.regression $(ARGS)

@@ -1,8 +1,8 @@
 """Run the fault suite and print its table.  Run: make faults, or python -m tests.faults --short
 
-The long form does more than 200 kills and 2,000 damaged inputs, which takes most of an hour on two cores; the
-short one, which CI runs, a few of each kind within two minutes. Exit code 1 where anything was silent, lost or left
-behind, ended in a traceback, or hung.
+The long form, of more than 200 kills and 2,000 damaged inputs, takes most of an hour on two cores; the short
+one, which CI runs, tries a few of each kind within two minutes. Exit code 1 where anything was silent, lost or
+left behind, ended in a traceback, or hung.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRESH: dict[str, tuple[Campaign, int, int]] = {
     "full disks": (places.full_disk, 120, 6),
     "places": (places.in_the_way, 27, 3),
 }
-"""Campaigns that start from a world in which nothing has run: trials in the long form, and in the short one."""
+"""Campaigns from a world in which nothing has run: trials in the long form, and in the short one."""
 FINISHED: dict[str, tuple[Campaign, int, int]] = {"damage": (damage.trials, 600, 16)}
 """Those that start from a finished run."""
 

@@ -44,16 +44,16 @@ def damaged(world: World, name: str, ended: Ended, calm: Undisturbed, last: str)
     if wrong := started(ended):
         return wrong
     if ended.code == 0:
-        if wrong := differs(world.results(), calm.results, last):
-            return Verdict.SILENT, wrong
+        if other := differs(world.results(), calm.results, last):
+            return Verdict.SILENT, other
         return left_behind(world, calm) or (Verdict.UNHARMED, ended.last)
     if not _names(ended, name):
         return Verdict.SILENT, f"{name} is not named: {ended.last}"
     again = world.run(STAGES[: STAGES.index(last) + 1])
     if again.code != 0:
         return Verdict.LOST, f"not healed by running again: {again.last}"
-    if wrong := differs(world.results(), calm.results, last):
-        return Verdict.LOST, wrong
+    if other := differs(world.results(), calm.results, last):
+        return Verdict.LOST, other
     return left_behind(world, calm) or (Verdict.REFUSED, ended.last)
 
 
@@ -76,7 +76,7 @@ def differs(found: Results, calm: Results, last: str) -> str | None:
 
 
 def resumed(world: World, before: Mapping[str, Sequence[str]], ended: Ended, calm: Undisturbed) -> Judgement:
-    """After a kill and another start: rows that were there are there once, values are the undisturbed ones."""
+    """After a kill and another start: rows that were there are there once, with the undisturbed values."""
     if wrong := started(ended):
         return wrong
     if ended.code != 0:

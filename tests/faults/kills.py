@@ -25,9 +25,7 @@ def durations(fresh: World, scratch: Path) -> dict[str, float]:
     return found
 
 
-def trials(
-    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int
-) -> Iterator[Trial]:
+def trials(fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int) -> Iterator[Trial]:
     """A kill each: stages up to a random one run, that one is killed once or twice, then all go on."""
     seconds = durations(fresh, scratch)
     for number in range(count):

@@ -63,4 +63,6 @@ def _row(kind: str, trials: Sequence[Trial]) -> list[str]:
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
-    return (cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+    return (
+        cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+    )

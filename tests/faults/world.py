@@ -1,4 +1,4 @@
-"""A small world to do harm in: a tiny model, corpora, params, and what the six stages left there undisturbed."""
+"""A small world to do harm in: a tiny model, corpora and params, and how stages run in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,25 @@ STAGES = ("sample", "evaluate", "build_dataset", "train_predictor", "search", "e
 PARTS = ("calibration", "selection", "report")
 PATIENCE = 60.0
 """Seconds after which a stage of this world, which takes a few, hangs."""
-WORDS = "the model keeps what it needs and drops all that does not help while readers look on".split()
+WORDS = [
+    "the",
+    "model",
+    "keeps",
+    "what",
+    "it",
+    "needs",
+    "and",
+    "drops",
+    "all",
+    "that",
+    "does",
+    "not",
+    "help",
+    "while",
+    "readers",
+    "look",
+    "on",
+]
 MEASUREMENT: dict[str, Any] = {
     "protocol": "standard", "sequence_length": 32, "stride": None, "join": None, "bos": None,
     "windows": 2, "questions": 4, "question_tokens": None, "question_formats": ["likelihood"],
@@ -190,16 +208,6 @@ class Running:
             while heard := os.read(self.pipe, 65536):
                 self.said += heard
 
-@contextlib.contextmanager
-def finished(folder: Path) -> Iterator[World]:
-    """A world in which all six stages have run undisturbed."""
-    world = World.make(folder)
-    ended = world.run(STAGES)
-    if ended.code != 0:
-        raise RuntimeError(f"the undisturbed run failed in {ended.stage}:\n{ended.output}")
-    yield world
-    shutil.rmtree(folder, ignore_errors=True)
-
 
 def paragraphs(count: int, step: int) -> list[str]:
     """Documents that differ from each other."""
@@ -210,7 +218,7 @@ def paragraphs(count: int, step: int) -> list[str]:
 
 
 def questions(count: int) -> list[dict[str, Any]]:
-    ways = "north south east west up down left right".split()
+    ways = ["north", "south", "east", "west", "up", "down", "left", "right"]
     return [
         {
             "question": f"Where does number {i} go?",
