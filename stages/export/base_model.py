@@ -13,6 +13,7 @@ from huggingface_hub.repocard import metadata_load
 
 from stages.config.params import ModelSection
 from stages.export.results.record import BaseModel
+from stages.sample.gguf_header import read_header, stem
 from stages.sample.source import ModelSource, locate, read_licence
 
 TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
@@ -62,23 +63,19 @@ def _of_folder(name: str, origin: str, folder: Path, hub_id: str | None) -> Base
 
 
 def _of_gguf(source: ModelSource) -> BaseModel:
-    from gguf import GGUFReader, LlamaFileType
+    from gguf import LlamaFileType
 
-    fields = GGUFReader(source.path).fields
-
-    def field(name: str) -> Any:
-        return fields[name].contents() if name in fields else None
-
+    field = read_header(source.path).fields.get
     package = source.name.removeprefix("package:")
     origin = f"the file {source.path.name}"
     if package != source.name:
         origin += f" in the Python package {package} {metadata.version(package)}"
     if organisation := field("general.organization"):
         origin += f", by {organisation}"
-    kinds = {kind.value: kind.name for kind in LlamaFileType}
+    kinds: dict[Any, str] = {kind.value: kind.name for kind in LlamaFileType}
     stored = kinds.get(field("general.file_type"), "F32").removeprefix("MOSTLY_").removeprefix("ALL_")
     return BaseModel(
-        name=source.path.name.removesuffix(".gguf").removesuffix(f".{stored}"),
+        name=stem(source.path).removesuffix(f".{stored}"),
         origin=origin,
         licence=read_licence(source),
         languages=tuple(field("general.languages") or ()),

@@ -1,12 +1,19 @@
-"""Which recipes llama.cpp computes: what its architectures `llama` and `deci` are made of.
+"""llama.cpp's architectures: which recipes they compute, which files are read, and their names of tensors.
 
-`deci` reads a width for every layer, and `llama` one for all. Both have no norms of queries and keys and no
+The architectures `llama` and `deci` are written. `deci` reads a width for every layer, and `llama` one for all. Both have no norms of queries and keys and no
 scales but attention's usual one, gate with SiLU, and rotate every layer's heads alike.
 """
 
 from __future__ import annotations
 
+from stages.families.family import Family
 from stages.families.recipe import BlockRecipe, Rotary
+
+READ = ("llama", "qwen2", "qwen3")
+"""Architectures of llama.cpp that are our families of the same name, and whose files are read."""
+
+INTERLEAVED = ("llama",)
+"""Architectures of llama.cpp that turn neighbouring elements of a head; transformers turns i with i + d/2."""
 
 _YARN_USUAL = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _YARN_READ = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", *_YARN_USUAL}
@@ -38,3 +45,23 @@ def _unusual_yarn(rotary: Rotary) -> list[str]:
     return sorted(given.keys() - _YARN_READ) + [
         key for key, usual in _YARN_USUAL.items() if given.get(key, usual) != usual
     ]
+
+
+def tensor_names(family: Family, layers: int) -> dict[str, str]:
+    """Hugging Face's names of all tensors that a model of that family may have, by llama.cpp's."""
+    found = {
+        "token_embd.weight": family.embedding,
+        "output_norm.weight": family.final_norm,
+        "output.weight": family.head,
+    }
+    of_layer = {
+        "attn_norm": family.attention_norm, "attn_q": family.q, "attn_k": family.k, "attn_v": family.v,
+        "attn_output": family.o, "attn_q_norm": family.q_norm, "attn_k_norm": family.k_norm,
+        "ffn_norm": family.mlp_norm, "ffn_gate": family.gate, "ffn_up": family.up, "ffn_down": family.down,
+    }  # fmt: skip
+    for layer in range(layers):
+        prefix = family.layer.format(layer=layer)
+        for theirs, ours in of_layer.items():
+            for part in ("weight", "bias"):
+                found[f"blk.{layer}.{theirs}.{part}"] = f"{prefix}{ours}.{part}"
+    return found

@@ -111,33 +111,12 @@ def read_config(source: ModelSource) -> dict[str, Any]:
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:
-    from gguf import GGUFReader
+    from stages.sample import gguf_header
 
-    try:
-        reader = GGUFReader(path)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable GGUF file: {error}") from error
-
-    def field(name: str) -> Any:
-        entry = reader.fields.get(name)
-        return None if entry is None else entry.contents()
-
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    embedding = tensors.get("token_embd.weight")
-    architecture = field("general.architecture")
-    heads = field(f"{architecture}.attention.head_count")
-    return {
-        "model_type": architecture,
-        "num_hidden_layers": field(f"{architecture}.block_count"),
-        "hidden_size": field(f"{architecture}.embedding_length"),
-        "intermediate_size": field(f"{architecture}.feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": field(f"{architecture}.attention.head_count_kv"),
-        "head_dim": field(f"{architecture}.attention.key_length"),
-        # llama.cpp's converter writes a vocab_size for some families only; the embedding has a row a token
-        "vocab_size": None if embedding is None else int(embedding.shape[1]),
-        "tie_word_embeddings": "output.weight" not in tensors,
-    }
+    header = gguf_header.read_header(path)
+    found = gguf_header.configuration(header)
+    gguf_header.check_tokens(header)
+    return found
 
 
 def read_model(model: ModelSection) -> Description:
@@ -158,10 +137,9 @@ def read_shape(model: ModelSection) -> ModelShape:
 def read_licence(source: ModelSource) -> str:
     """The licence that the model's files state, or ``unknown``: for the model card of what is made of it."""
     if source.kind == "gguf":
-        from gguf import GGUFReader
+        from stages.sample.gguf_header import read_header
 
-        entry = GGUFReader(source.path).fields.get("general.license")
-        return "unknown" if entry is None else str(entry.contents())
+        return str(read_header(source.path).fields.get("general.license", "unknown"))
     card = source.path / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if not text.startswith("---\n"):

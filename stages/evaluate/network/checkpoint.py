@@ -6,30 +6,26 @@ cache folder; from there on every model is a folder with config.json and *.safet
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
+from stages.evaluate.network.gguf_source import dequantised
 from stages.families import BlockRecipe, Description, Family, describe, family_of
-from stages.files import InputError, cache_folder
+from stages.files import InputError
 from stages.sample.digests import file_digest
 from stages.sample.source import ModelSource, locate, read_config
 
-_METADATA = {"format": "pt"}  # transformers insists on it
 _SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -182,7 +178,7 @@ def _check_tensors(
 
 def _folder(model: ModelSection, source: ModelSource) -> Path:
     if source.kind == "gguf":
-        return _dequantised(source.path)
+        return dequantised(source.path)
     if source.path.resolve() == Path(model.source).expanduser().resolve():
         return source.path
     from huggingface_hub import snapshot_download
@@ -197,40 +193,6 @@ def _folder(model: ModelSection, source: ModelSource) -> Path:
     )
 
 
-def _dequantised(path: Path) -> Path:
-    """The folder in the cache that holds the GGUF file's weights as float32 safetensors."""
-    folder = cache_folder() / "models" / f"{path.stem}-{_digest([path])[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder.with_name(f"{folder.name}.lock")):
-        if not folder.is_dir():
-            print(f"Dequantising {path.name} to safetensors, once (about half a minute)", flush=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            try:
-                _convert(path, temporary)
-                temporary.rename(folder)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-    return folder
-
-
-def _convert(path: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    # save_pretrained refuses a model that was read from GGUF, although its weights are plain by now.
-    state = model.state_dict()
-    if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    save_file({name: t.contiguous() for name, t in state.items()}, folder / "model.safetensors", _METADATA)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-
-
 def _tokenizer(folder: Path, model: ModelSection) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     if not tokenizer.is_fast:  # which alone say what text a token covers
@@ -240,13 +202,6 @@ def _tokenizer(folder: Path, model: ModelSection) -> Any:
             "`PreTrainedTokenizerFast` and put the tokenizer.json beside the weights"
         )
     return tokenizer
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, config: Any) -> str:

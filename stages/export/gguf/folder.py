@@ -17,6 +17,7 @@ from stages.export.gguf.tokenizer import copied, departures, derived
 from stages.export.gguf.writer import PrunedModel, write_file
 from stages.families import llama_cpp
 from stages.files import write_text
+from stages.sample.gguf_header import stem
 from stages.sample.source import locate
 
 _QUANTISATION = re.compile(r"[.-](I?Q\d\w*|B?F16|F32)$", re.IGNORECASE)
@@ -51,8 +52,8 @@ def gguf_model(
         raise UnsupportedError(reason)
     ratio = architecture.overall_ratio(loaded.shape)
     located = locate(source)
-    stem = located.path.stem if located.kind == "gguf" else Path(source.source).name
-    name = _QUANTISATION.sub("", stem) + (f", {100 * ratio:.0f} % pruned" if ratio else "")
+    base = stem(located.path) if located.kind == "gguf" else Path(source.source).name
+    name = _QUANTISATION.sub("", base) + (f", {100 * ratio:.0f} % pruned" if ratio else "")
     tokenizer = _tokenizer(source, loaded.tokenizer, loaded.shape.vocabulary)
     return PrunedModel(name, state, loaded.recipe, loaded.config, architecture, loaded.shape, tokenizer)
 

@@ -1,4 +1,4 @@
-"""Loading: folders as transformers writes them, GGUF, and never a pickle."""
+"""Loading: folders as transformers writes them, and never a pickle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.config.params import ModelSection
-from stages.evaluate.network import checkpoint
 from stages.evaluate.network.elastic import DenseNetwork
 from stages.files import InputError
 from tests import tiny
@@ -199,109 +196,6 @@ def test_the_digest_is_of_what_decides_the_network(folder: Path) -> None:
 
     change_weights(folder, lambda state: state["model.norm.weight"].add_(1e-3))
     assert tiny.load(folder).digest != first
-
-
-# --- GGUF -----------------------------------------------------------------------------------------
-
-
-def write_gguf(path: Path) -> Any:
-    """Write a float32 GGUF file of a random Llama, as llama.cpp lays it out; returns the Llama."""
-    import gguf
-
-    # One token more than bytes, for a format without merges is refused.
-    model = tiny.random_model("llama", vocab_size=tiny.VOCABULARY + 1, tie_word_embeddings=True)
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = tiny.byte_tokenizer().get_vocab() | {"ab": tiny.VOCABULARY}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(sorted(vocabulary, key=lambda token: vocabulary[token]))
-    writer.add_token_types([3] * 4 + [1] * 257)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(3)
-    writer.add_pad_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        rows = tensor.numpy()
-        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-            if part in name:  # llama.cpp rotates neighbouring rows, not halves
-                halves = rows.reshape(heads, 2, config.head_dim // 2, -1)
-                rows = numpy.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
-        writer.add_tensor(str(names.get_name(name, try_suffixes=(".weight", ".bias"))), rows)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return model
-
-
-def test_a_gguf_file_is_dequantised_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "tiny.gguf"
-    model = write_gguf(path)
-    source = ModelSection(source=str(path), revision=None, trust_remote_code=False)
-    loaded = checkpoint.load(source)
-    assert "Dequantising tiny.gguf" in capsys.readouterr().out
-    expected = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
-    assert loaded.state.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(loaded.state[name], tensor), name
-    assert loaded.tokenizer("cab")["input_ids"] == [*loaded.tokenizer("c")["input_ids"], tiny.VOCABULARY]
-    network = DenseNetwork(loaded, tiny.CPU)
-    tokens = tiny.random_tokens()
-    torch.testing.assert_close(
-        tiny.elastic_logits(network, network.shape.dense(), tokens),
-        tiny.reference_logits(model, tokens),
-        rtol=1e-5,
-        atol=3e-5,
-    )
-    again = checkpoint.load(source)
-    assert capsys.readouterr().out == ""
-    assert again.digest == loaded.digest
-    assert loaded.folder.parent == tmp_path / "cache" / "models"
-    assert not list(loaded.folder.parent.glob(".*"))  # nothing half made
-
-
-def test_a_failed_conversion_leaves_nothing_half_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path)
-
-    def fails(_: Path, folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "_convert", fails)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.load(ModelSection(source=str(path), revision=None, trust_remote_code=False))
-    assert [p.suffix for p in (tmp_path / "cache" / "models").iterdir()] == [".lock"]
-
-
-def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(b"not a model")
-    with pytest.raises(InputError, match=r"broken\.gguf is not a readable GGUF file"):
-        checkpoint.load(ModelSection(source=str(path), revision=None, trust_remote_code=False))
 
 
 @pytest.mark.usefixtures("toy_families")
