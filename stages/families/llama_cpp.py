@@ -1,7 +1,8 @@
 """llama.cpp's architectures: which recipes they compute, which files are read, and their names of tensors.
 
-The architectures `llama` and `deci` are written. `deci` reads a width for every layer, and `llama` one for all. Both have no norms of queries and keys and no
-scales but attention's usual one, gate with SiLU, and rotate every layer's heads alike.
+The architectures `llama` and `deci` are written. `deci` reads a width for every layer, and `llama` one for
+all. Both have no norms of queries and keys and no scales but attention's usual one, gate with SiLU, and
+rotate every layer's heads alike.
 """
 
 from __future__ import annotations
