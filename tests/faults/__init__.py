@@ -1,1 +1,1 @@
-"""The fault suite: real stages are killed, starved, and fed damaged files; one table says what became of it."""
+"""The fault suite: real stages are killed, starved and fed damage; one table says what became of it."""

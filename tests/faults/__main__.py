@@ -1,8 +1,8 @@
 """Run the fault suite and print its table.  Run: make faults, or python -m tests.faults --short
 
-The long form, of more than 200 kills and 2,000 damaged inputs, takes most of an hour on two cores; the short
-one, which CI runs, tries a few of each kind within two minutes. Exit code 1 where anything was silent, lost or
-left behind, ended in a traceback, or hung.
+The long form, of more than 200 kills and 2,000 damaged inputs, takes about an hour on two cores; the
+short one, which CI runs, tries a few of each kind within two minutes. Exit code 1 where anything was silent,
+lost or left behind, ended in a traceback, or hung.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.faults import damage, kills, places
+from tests.faults import asked, damage, inputs, kills, models, places, texts
 from tests.faults.judge import Undisturbed
 from tests.faults.verdict import Trial, table
 from tests.faults.world import STAGES, World
@@ -28,6 +28,9 @@ FRESH: dict[str, tuple[Campaign, int, int]] = {
     "kills": (kills.trials, 210, 6),
     "full disks": (places.full_disk, 120, 6),
     "places": (places.in_the_way, 27, 3),
+    "models": (inputs.campaign(models.HARMS), 900, 40),
+    "texts": (inputs.campaign(texts.HARMS), 500, 20),
+    "params": (asked.trials, 400, 10),
 }
 """Campaigns from a world in which nothing has run: trials in the long form, and in the short one."""
 FINISHED: dict[str, tuple[Campaign, int, int]] = {"damage": (damage.trials, 600, 16)}
