@@ -1,4 +1,4 @@
-"""Wrong params: each key with values of other types and sizes. Refused in the first stages, or good to the end."""
+"""Wrong params: every key with values of other types and sizes, refused before measuring or good."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from tests.faults.verdict import Trial, Verdict
 from tests.faults.world import STAGES, Ended, World
 
 VALUES: tuple[Any, ...] = (
-    "text", "", -1, 0, 1, 2, 0.5, 1e-3, 0.99, 1.0, 1.5, None, [], {}, [0.1], [0.9, 0.1], [0.3, 0.3], True, False,
-    float("nan"), float("inf"), "~nobody/x", "5e-3", ["F16", "Q4_K"], ["odd"], {"a": 1}, 7, 31, "2026-01-01", -0.0,
+    "text", "", -1, 0, 1, 2, 0.5, 1e-3, 0.99, 1.0, 1.5, None, [], {}, [0.1], [0.9, 0.1], [0.3, 0.3],
+    True, False, float("nan"), float("inf"), "~nobody/x", "5e-3", ["F16", "Q4_K"], ["odd"], {"a": 1}, 7, 31,
+    "2026-01-01", -0.0,
 )  # fmt: skip
 DELETED = object()
 COSTLY = ("trials", "rounds", "seed")

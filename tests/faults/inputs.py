@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.architecture import Architecture
 from stages.evaluate.results import journal
 from tests.faults import judge
 from tests.faults.judge import Judgement, Undisturbed
@@ -47,7 +47,7 @@ def campaign(
         fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int
     ) -> Iterator[Trial]:
         undisturbed = fresh.copy(scratch / "undisturbed")
-        said = _sentences(undisturbed.run(stages).output)
+        said = _said(undisturbed, undisturbed.run(stages))
         expected = measured(undisturbed)
         for number in range(count):
             harm = harms[number % len(harms)]
@@ -70,21 +70,18 @@ def _judged(world: World, harm: Harm, ended: Ended, expected: Measured, said: se
         return (Verdict.REFUSED if named else Verdict.SILENT), ended.last
     if measured(world) == expected:
         return Verdict.UNHARMED, ended.last
-    if new := sorted(_sentences(ended.output) - said):
+    if new := sorted(_said(world, ended) - said):
         return Verdict.TOLD, new[0]
     if excuse := harm.excused(world):
         return Verdict.UNHARMED, excuse
     return Verdict.SILENT, "measured with other values, without a word"
 
 
-def _sentences(output: str) -> set[str]:
-    """The lines said, but for progress bars and figures."""
+def _said(world: World, ended: Ended) -> set[str]:
+    """The lines said, and the notes on how corpora were divided, but for progress bars and figures."""
+    path = world.folder / "data" / "evaluate" / "division.json"
+    division = json.loads(path.read_text()) if path.is_file() else {}
+    notes = [about["note"] for about in division.values() if isinstance(about, dict) and "note" in about]
+    output = "\n".join([ended.output, *notes])
     lines = (re.sub(r"[-0-9.]+", "#", line).strip() for line in re.split(r"[\r\n]", output))
     return {line for line in lines if line and "|" not in line and "'#" not in line and "{" not in line}
-
-
-def dense_of(world: World) -> Mapping[str, float]:
-    """The metrics of the dense model: the first row of the journal."""
-    rows = journal.read(world.folder / "data" / "evaluate" / "journal.jsonl")
-    dense: Architecture = next(iter(rows.values())).architecture
-    return measured(world)[dense.id]

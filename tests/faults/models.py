@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,11 +29,12 @@ def agrees_with_transformers(world: World) -> str | None:
     """Whether transformers loads the folder without a word, and its logits are ours."""
     folder = world.folder / "model"
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
     except Exception:
         return None
+    model, info = loaded
     if any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")):
         return None
     tokens = tiny.random_tokens()
@@ -214,15 +214,22 @@ def _unindexed(folder: Path, rng: random.Random) -> None:
     save_file({name: state[name] + 1}, folder / "b.safetensors", {"format": "pt"})
 
 
+def _a_folder(folder: Path, rng: random.Random) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+def _pickled(folder: Path, rng: random.Random) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
 FILES: Mapping[str, Callable[[Path, random.Random], str | None]] = {
     "header changed": _header,
     "header changed once more": _header,
     "cut": _cut,
     "no weights": lambda folder, rng: (folder / "model.safetensors").unlink(),
     "no configuration": lambda folder, rng: (folder / "config.json").unlink(),
-    "weights are a folder": lambda folder, rng: (
-        (folder / "model.safetensors").unlink() or (folder / "model.safetensors").mkdir()
-    ),
+    "weights are a folder": _a_folder,
     "a pointer of git-lfs": _pointer,
     "a link to nothing": _links,
     "sharded": _sharded(lambda index, folder: None),
@@ -243,10 +250,7 @@ FILES: Mapping[str, Callable[[Path, random.Random], str | None]] = {
     "a stray file": _beside("stray.safetensors", stray=torch.ones(3)),
     "an adapter beside": _beside("adapter_model.safetensors", lora=torch.ones(3)),
     "one tensor in two files": _unindexed,
-    "pickled weights": lambda folder, rng: (
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin") and None
-    ),
-    "weights without rights": lambda folder, rng: os.chmod(folder / "model.safetensors", 0),
+    "pickled weights": _pickled,
 }
 
 _HARMFUL: tuple[Any, ...] = (
@@ -281,7 +285,7 @@ def _config(world: World, rng: random.Random) -> str:
 
 
 _ADDED = {
-    "quantization_config": ({"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}, {"a": 1}, "awq", [], 3),
+    "quantization_config": ({"quant_method": "gptq", "bits": 4}, {"quant_method": "fp8"}, "awq", [], 3),
     "attention_bias": (True, "yes"),
     "mlp_bias": (True,),
     "num_local_experts": (8,),
@@ -351,12 +355,13 @@ def _tokenizer_key(world: World, rng: random.Random) -> str:
     return f"{path.name}, {key}: {'deleted' if value is ... else value!r}"
 
 
+CONFIG = ("config", "model.source", "quant")
 HARMS = [
     *(_tensor(name, change) for name, change in TENSORS.items()),
     *(_file(name, change) for name, change in FILES.items()),
     *[
-        Harm("configuration of a model", _config, ("config", "model.source"), agrees_with_transformers),
-        Harm("configuration of a model", _config_added, ("config", "model.source", "quant"), agrees_with_transformers),
+        Harm("configuration of a model", _config, CONFIG, agrees_with_transformers),
+        Harm("configuration of a model", _config_added, CONFIG, agrees_with_transformers),
         Harm("tokenizer", _tokenizer, ("tokenizer",), agrees_with_transformers),
         Harm("tokenizer", _tokenizer_key, ("tokenizer",), agrees_with_transformers),
     ] * 15,
