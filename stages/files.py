@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class InputError(Exception):
@@ -68,6 +69,24 @@ def ordinary_permissions(path: Path) -> None:
     umask = os.umask(0o077)
     os.umask(umask)
     path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def unreadable(path: Path) -> str | None:
+    """Why a file that a folder lists cannot be read, in words that follow its name; None if it can be.
+
+    A link may lead to nothing, and a clone without Git LFS has a short text in the place of a large file.
+    """
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which is not there; put the file there or fetch it again"
+    if path.is_dir():
+        return "is a folder; expected a file"
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return None
 
 
 def fsync(path: Path) -> None:

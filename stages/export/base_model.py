@@ -29,7 +29,7 @@ def read_base_model(model: ModelSection) -> BaseModel:
     source = locate(model)
     if source.kind == "gguf":
         return _of_gguf(source)
-    if source.path.resolve() == Path(model.source).expanduser().resolve():
+    if source.kind == "folder":
         return _of_folder(source.path.resolve().name, "a local folder", source.path, None)
     revision = model.revision or "main"
     origin = f"{model.source} on the Hugging Face hub, revision {revision}"

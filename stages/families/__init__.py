@@ -11,12 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.architecture import ModelShape
+from stages.families.configuration import USUAL_KEYS, Config, ConfigurationError, completed
 from stages.families.family import Family
-from stages.families.recipe import BlockRecipe, Config, UnsupportedPieceError, refuse_experts, usual_recipe
+from stages.families.recipe import BlockRecipe, UnsupportedPieceError, refuse_experts, usual_recipe
 from stages.files import InputError
 from stages.registry import Registry
 
-__all__ = ["FAMILIES", "BlockRecipe", "Description", "Family", "describe", "family_of", "usual_recipe"]
+__all__ = [
+    "FAMILIES",
+    "BlockRecipe",
+    "Config",
+    "Description",
+    "Family",
+    "describe",
+    "family_of",
+    "usual_recipe",
+]
 
 FAMILIES = Registry(
     "families",
@@ -28,6 +38,7 @@ FAMILIES = Registry(
     },
 )
 """Each family by its model type."""
+_WIDTHS_BY_LAYER = ("per_layer_config", "block_configs")
 
 
 @dataclass(frozen=True)
@@ -45,20 +56,26 @@ def describe(config: Config, source: str) -> Description:
     """What a configuration under the names of Hugging Face's config.json says of a model.
 
     Raises:
-        InputError: the family is unknown, the configuration asks for a piece that no recipe can say, or it
-            lacks a size or holds a bad one.
+        InputError: the family is unknown, the layers are of unlike widths, the configuration asks for a piece
+            that no recipe can say, or it lacks a size or holds a bad one.
     """
     family = family_of(config, source)
     try:
-        recipe = family.recipe(config)
-        shape = family.shape(config, recipe)
-        limits = [config.get("max_position_embeddings"), *recipe.windows]
+        given = completed(config, {**USUAL_KEYS, **family.keys})
+        recipe = family.recipe(given)
+        shape = family.shape(given, recipe)
+        limits = [given["max_position_embeddings"], *recipe.windows]
         context = min(int(limit) for limit in (*limits, sys.maxsize) if limit is not None)
         return Description(family, shape, recipe, context)
     except UnsupportedPieceError as error:
         raise InputError(
             f"model.source {source!r}, of the family {family.model_type!r}, {error}. "
             "stages/families/recipe.py says what a family may be made of"
+        ) from error
+    except ConfigurationError as error:
+        raise InputError(
+            f"model.source {source!r} has a bad configuration (config.json): {error}. Compare it with the "
+            "model's own where it comes from"
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -71,10 +88,16 @@ def family_of(config: Config, source: str) -> Family:
     """The family of a model's configuration.
 
     Raises:
-        InputError: it is unknown; the message lists those that are supported, and says so if the model is a
-            mixture of experts.
+        InputError: it is unknown, and the message lists those that are supported, and says so if the model is
+            a mixture of experts; or its layers are of unlike widths, as those of a pruned model.
     """
     model_type = config.get("model_type")
+    if told := [name for name in _WIDTHS_BY_LAYER if name in config]:
+        raise InputError(
+            f"model.source {source!r} is pruned already: {told[0]} in its configuration gives its layers "
+            "widths of their own, as Prunecast's exports have. Pruning starts from a model whose layers are "
+            "alike; give the one that it was made from"
+        )
     if model_type in FAMILIES.names:
         found: Family = FAMILIES[str(model_type)]
         return found

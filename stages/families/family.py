@@ -6,25 +6,45 @@ that `sample` can read a shape without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.architecture import ModelShape
-from stages.families.recipe import BlockRecipe, Config
+from stages.families.configuration import Config, ConfigurationError, Key
+from stages.families.recipe import BlockRecipe
+
+Dimensions = Mapping[str, int]
+"""The sizes of a tensor, in order, by the keys of config.json that decide them."""
 
 
 def usual_shape(config: Config, recipe: BlockRecipe) -> ModelShape:
-    """The shape under the names that most configurations use."""
-    heads = int(config["num_attention_heads"])
+    """The shape under the names that most configurations use.
+
+    Raises:
+        ConfigurationError: the heads cannot be shared out, or be turned by a rotary embedding.
+    """
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     kv_groups = int(config.get("num_key_value_heads") or heads)
+    if heads % kv_groups:
+        raise ConfigurationError(
+            f"num_attention_heads is {heads} and num_key_value_heads {kv_groups}; expected a whole number of "
+            "query heads for each key-value head"
+        )
+    if not config.get("head_dim") and hidden % heads:
+        raise ConfigurationError(
+            f"hidden_size is {hidden} and num_attention_heads {heads}; expected a multiple, or a head_dim"
+        )
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    if head_dim % 2:
+        raise ConfigurationError(f"the head size (head_dim) is {head_dim}; expected an even number")
     return ModelShape(
         family=str(config["model_type"]),
         layers=int(config["num_hidden_layers"]),
-        hidden=int(config["hidden_size"]),
+        hidden=hidden,
         kv_groups=kv_groups,
         heads_per_group=heads // kv_groups,
-        head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+        head_dim=head_dim,
         channels=int(config["intermediate_size"]),
         vocabulary=int(config["vocab_size"]),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -57,9 +77,10 @@ def usual_settings(shape: ModelShape) -> dict[str, Any]:
 class Family:
     """What sets a family apart. Names are relative to a decoder layer unless they start with ``model.``.
 
-    `recipe` and `shape` read a configuration under the names of Hugging Face's config.json and raise
-    KeyError, TypeError or ValueError where it lacks a size or holds a bad one; `recipe` raises
-    `UnsupportedPieceError` for what no recipe can say. `settings` makes a configuration out of a shape.
+    `recipe` and `shape` read a configuration under the names of Hugging Face's config.json, in which every
+    one of `USUAL_KEYS` and of `keys` stands. They raise `ConfigurationError`, KeyError, TypeError or
+    ValueError where it lacks a size or holds a bad one; `recipe` raises `UnsupportedPieceError` for what no
+    recipe can say. `settings` makes a configuration out of a shape.
     """
 
     model_type: str
@@ -67,6 +88,8 @@ class Family:
     recipe: Callable[[Config], BlockRecipe]
     shape: Callable[[Config, BlockRecipe], ModelShape] = usual_shape
     settings: Callable[[ModelShape], dict[str, Any]] = usual_settings
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    """Keys of its configuration that are its own, or mean something unusual where they are left out."""
     by_layer: tuple[str, ...] = ("layer_types",)
     """Lists in its configuration that have an entry a layer."""
     layer: str = "model.layers.{layer}."
@@ -92,3 +115,26 @@ class Family:
             "attention": (self.o.partition(".")[0], self.attention_norm),
             "mlp": (self.down.partition(".")[0], self.mlp_norm),
         }
+
+    def tensors(self, shape: ModelShape) -> dict[str, Dimensions]:
+        """Every tensor of a model of that shape, by its name in the checkpoint."""
+        hidden, head = {"hidden_size": shape.hidden}, {"head_dim": shape.head_dim}
+        query = {"num_attention_heads * head_dim": shape.kv_groups * shape.heads_per_group * shape.head_dim}
+        key = {"num_key_value_heads * head_dim": shape.kv_groups * shape.head_dim}
+        channels, vocabulary = {"intermediate_size": shape.channels}, {"vocab_size": shape.vocabulary}
+        rows = {self.q: query, self.k: key, self.v: key, self.o: hidden}
+        rows |= {self.gate: channels, self.up: channels, self.down: hidden}
+        columns = dict.fromkeys(rows, hidden) | {self.o: query, self.down: channels}
+        norms = dict.fromkeys((self.attention_norm, self.mlp_norm), hidden)
+        norms |= dict.fromkeys((self.q_norm, self.k_norm), head) if shape.qk_norm else {}
+        biased: tuple[str, ...] = (self.q, self.k, self.v) if shape.qkv_bias else ()
+        biased += (self.o,) if shape.o_bias else ()
+        biased += (self.gate, self.up, self.down) if shape.mlp_bias else ()
+        layer: dict[str, Dimensions] = {f"{name}.weight": rows[name] | columns[name] for name in rows}
+        layer |= {f"{name}.weight": size for name, size in norms.items()}
+        layer |= {f"{name}.bias": rows[name] for name in biased}
+        tensors: dict[str, Dimensions] = {self.embedding: vocabulary | hidden, self.final_norm: hidden}
+        tensors |= {} if shape.tied_embeddings else {self.head: vocabulary | hidden}
+        for index in range(shape.layers):
+            tensors |= {self.layer.format(layer=index) + name: size for name, size in layer.items()}
+        return tensors

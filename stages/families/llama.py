@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from stages.families.configuration import Config, Key, Size
 from stages.families.family import Family
-from stages.families.recipe import BlockRecipe, Config, usual_recipe
+from stages.families.recipe import BlockRecipe, usual_recipe
 
 
 def _recipe(config: Config) -> BlockRecipe:
@@ -11,4 +12,4 @@ def _recipe(config: Config) -> BlockRecipe:
     return usual_recipe(config, qkv_bias=bias, o_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)))
 
 
-LLAMA = Family("llama", _recipe)
+LLAMA = Family("llama", _recipe, keys={"max_position_embeddings": Key(Size, 2048)})

@@ -15,15 +15,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Config = Mapping[str, Any]
-"""A configuration under the names of Hugging Face's config.json; what it leaves out is as usual."""
+from stages.families.configuration import (
+    Config,
+    ConfigurationError,
+    Finite,
+    Key,
+    Positive,
+    Size,
+    completed,
+)
 
 Rotary = Mapping[str, Any]
 """A rotary embedding in the words of transformers' ``rope_parameters``."""
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-ROTARY_TYPES = ("default", "linear", "llama3", "yarn")
-"""The types whose frequencies do not depend on the length of the text; those of dynamic and longrope do."""
+_SCALED = {"rope_theta": Key(Positive), "factor": Key(Positive)}
+_TRAINED = {"original_max_position_embeddings": Key(Size)}
+ROTARY_TYPES: Mapping[str, Mapping[str, Key]] = {
+    "default": {"rope_theta": Key(Positive)},
+    "linear": _SCALED,
+    "llama3": {**_SCALED, **_TRAINED, "low_freq_factor": Key(Positive), "high_freq_factor": Key(Positive)},
+    "yarn": {
+        **_SCALED,
+        **_TRAINED,
+        **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow"), Key(Positive | None, None)),
+        **dict.fromkeys(("mscale", "mscale_all_dim"), Key(Finite | None, None)),
+        "truncate": Key(bool | None, None),
+    },
+}
+"""The types whose frequencies do not depend on the length of the text (those of dynamic and longrope do), and
+the keys of each."""
+ATTENTION_TYPES = ("full_attention", "sliding_attention")
 
 
 class UnsupportedPieceError(Exception):
@@ -62,16 +84,8 @@ class BlockRecipe:
                 f"has the activation {self.activation!r}; supported: {', '.join(ACTIVATIONS)}"
             )
         for rotary in self.rotary:
-            kind = "default" if rotary is None else rotary.get("rope_type", "default")
-            if kind not in ROTARY_TYPES:
-                raise UnsupportedPieceError(
-                    f"has the rope type {kind!r}; supported: {', '.join(ROTARY_TYPES)}"
-                )
-            share = 1.0 if rotary is None else float(rotary.get("partial_rotary_factor", 1.0))
-            if share != 1:
-                raise UnsupportedPieceError(
-                    f"rotates {share:g} of each head (partial_rotary_factor); supported: the whole head"
-                )
+            if rotary is not None:
+                refuse_rotary(rotary)
 
     @property
     def scaled(self) -> dict[str, float]:
@@ -92,6 +106,7 @@ def usual_recipe(config: Config, **pieces: Any) -> BlockRecipe:
     Raises:
         UnsupportedPieceError: the configuration asks for a mixture of experts, or for what a recipe cannot
             say.
+        ConfigurationError: the rotary embedding lacks a number or holds a bad one.
     """
     refuse_experts(config)
     layers = int(config["num_hidden_layers"])
@@ -116,17 +131,56 @@ def refuse_experts(config: Config) -> None:
 
 
 def usual_rotary(config: Config) -> Rotary:
-    """The rotary embedding of all layers, in the words of transformers 5, also where those of 4 are given."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = given.get("rope_type", given.get("type", "default"))
-    return {"rope_theta": config.get("rope_theta") or 10000.0, **given, "rope_type": kind}
+    """The rotary embedding of all layers, in the words of transformers 5, also where those of 4 are given.
+
+    Raises:
+        UnsupportedPieceError: its type is none that the network computes, or each kind of layer has its own.
+        ConfigurationError: it lacks a number or holds a bad one.
+    """
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    given = dict(config.get(name) or {})
+    if nested := [key for key, value in given.items() if isinstance(value, dict)]:
+        raise UnsupportedPieceError(f"has a rotary embedding for each kind of layer ({', '.join(nested)})")
+    kind: Any = given.get("rope_type", given.get("type", "default"))
+    rotary: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0), **given, "rope_type": kind}
+    if config.get("partial_rotary_factor") is not None:
+        rotary.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    refuse_rotary(rotary)
+    keys = ROTARY_TYPES[kind]
+    if "original_max_position_embeddings" in keys:
+        stated = config.get("original_max_position_embeddings")
+        usual = given.get("original_max_position_embeddings", config.get("max_position_embeddings"))
+        rotary["original_max_position_embeddings"] = usual if stated is None else stated
+    completed(rotary, keys, inside=f"{name}.")
+    return rotary
+
+
+def refuse_rotary(rotary: Rotary) -> None:
+    """Raise UnsupportedPieceError if the network computes no such rotary embedding."""
+    kind, share = rotary.get("rope_type", "default"), rotary.get("partial_rotary_factor", 1.0)
+    if kind not in tuple(ROTARY_TYPES):
+        raise UnsupportedPieceError(f"has the rope type {kind!r}; supported: {', '.join(ROTARY_TYPES)}")
+    if share != 1:
+        raise UnsupportedPieceError(
+            f"rotates {share} of each head (partial_rotary_factor); supported: the whole head"
+        )
 
 
 def sliding_by_layer(config: Config) -> tuple[int | None, ...]:
-    """The windows of a family with ``use_sliding_window``, whose later layers slide."""
+    """The windows of a family with ``use_sliding_window``, whose later layers slide.
+
+    Raises:
+        ConfigurationError: ``layer_types`` has not one of the two kinds of attention for each layer.
+    """
     layers = int(config["num_hidden_layers"])
-    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+    window = config["sliding_window"] if config.get("use_sliding_window") else None
     first = int(config.get("max_window_layers", 28))
-    usual = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-    kinds = config.get("layer_types") or usual
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+    if len(kinds) != layers or not set(kinds) <= set(ATTENTION_TYPES):
+        raise ConfigurationError(
+            f"layer_types has {len(kinds)} entries, of the kinds {', '.join(sorted(set(kinds)))}; expected "
+            f"{layers} (num_hidden_layers) of {' or '.join(ATTENTION_TYPES)}"
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -10,12 +10,14 @@ from stages.families import llama_cpp
 from stages.sample import designs
 from stages.sample.latency import table_of
 from stages.sample.limits import limits_of
-from stages.sample.source import read_model
+from stages.sample.source import locate, read_model
+from stages.sample.weight_check import check_source
 from stages.stage import DATA, main
 
 
 def run(params: Params, _: argparse.Namespace) -> None:
     model = read_model(params.model)
+    check_source(locate(params.model), params.model, model)
     shape = model.shape
     if params.export.gguf and (reason := llama_cpp.refusal(shape.family, model.recipe)):
         print(f"GGUF will not be written: {reason}")

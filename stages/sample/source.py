@@ -13,15 +13,18 @@ import yaml
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.families import Description, describe
-from stages.files import InputError
+from stages.files import InputError, unreadable
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A located model: a GGUF file, or a folder in the hub's format (config.json + safetensors)."""
+    """A located model: a GGUF file, or a folder in the hub's format (config.json + safetensors).
+
+    The folder of a model of the hub is its snapshot in the hub's cache, where weights may be missing yet.
+    """
 
     name: str
-    kind: Literal["gguf", "folder"]
+    kind: Literal["gguf", "folder", "hub"]
     path: Path
 
 
@@ -41,12 +44,30 @@ def locate(model: ModelSection) -> ModelSource:
             raise InputError(f"model.source is {model.source!r}, but there is no such file. {_nearby(path)}")
         return ModelSource(model.source, "gguf", path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"model.source is the folder {model.source!r}, which has no config.json")
-        return ModelSource(model.source, "folder", path)
+        config = path / "config.json"
+        if config.exists() or config.is_symlink():
+            return ModelSource(model.source, "folder", path)
+        refuse_adapter(path, model.source)
+        raise InputError(f"model.source is the folder {model.source!r}, which has no config.json")
     if model.source.count("/") == 1 and not model.source.startswith((".", "/", "~")):
-        return ModelSource(model.source, "folder", _hub_config(model).parent)
+        return ModelSource(model.source, "hub", _hub_config(model).parent)
     raise InputError(f"model.source is {model.source!r}, but there is no such folder. {_nearby(path)}")
+
+
+def refuse_adapter(folder: Path, source: str) -> None:
+    """Refuse a folder that holds an adapter (LoRA and its kind) in the place of a model.
+
+    Raises:
+        InputError: it does.
+    """
+    if any(
+        (folder / f"adapter_{name}").exists() for name in ("config.json", "model.safetensors", "model.bin")
+    ):
+        raise InputError(
+            f"model.source {source!r} holds an adapter (LoRA or its kind: adapter_config.json), not a model. "
+            "Load it with peft, merge it into its base with `merge_and_unload()`, save that with "
+            "`save_pretrained`, and give the new folder"
+        )
 
 
 def _packaged_gguf(package: str) -> Path:
@@ -104,10 +125,15 @@ def read_config(source: ModelSource) -> dict[str, Any]:
     if source.kind == "gguf":
         return _gguf_config(source.path)
     path = source.path / "config.json"
+    if reason := unreadable(path):
+        raise InputError(f"{path} {reason}")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON of a configuration: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not valid JSON of a configuration: it holds a {type(found).__name__}")
+    return found
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:

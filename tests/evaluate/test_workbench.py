@@ -34,7 +34,7 @@ def test_weights_that_were_replaced_are_refused_before_anything_is_read(
     def read(*_: Any) -> None:
         pytest.fail("weights or corpora were read")
 
-    monkeypatch.setattr(checkpoint, "_read", read)
+    monkeypatch.setattr(checkpoint, "read_tensors", read)
     monkeypatch.setattr("stages.evaluate.workbench.load_texts", read)
     params = COMMITTED.model_copy(
         update={"model": ModelSection(source=str(folder), revision=None, trust_remote_code=False)}

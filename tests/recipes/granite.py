@@ -1,21 +1,23 @@
 """A toy family: Granite, which scales its embeddings, sublayers, attention and logits."""
 
 from stages.families import FAMILIES, BlockRecipe, Family, usual_recipe
-from stages.families.recipe import Config
+from stages.families.configuration import Config, Key, Positive, Size
+
+_SCALES = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
 
 def _recipe(config: Config) -> BlockRecipe:
-    bias = bool(config.get("attention_bias", False))
     return usual_recipe(
         config,
-        qkv_bias=bias,
-        o_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        embedding_scale=float(config.get("embedding_multiplier", 1)),
-        residual_scale=float(config.get("residual_multiplier", 1)),
-        attention_scale=float(config.get("attention_multiplier", 1)),
-        logits_scale=1 / float(config.get("logits_scaling", 1)),
+        qkv_bias=config["attention_bias"],
+        o_bias=config["attention_bias"],
+        mlp_bias=config["mlp_bias"],
+        embedding_scale=float(config["embedding_multiplier"]),
+        residual_scale=float(config["residual_multiplier"]),
+        attention_scale=float(config["attention_multiplier"]),
+        logits_scale=1 / float(config["logits_scaling"]),
     )
 
 
-FAMILIES.add("granite", Family("granite", _recipe))
+_KEYS = dict.fromkeys(_SCALES, Key(Positive, 1.0)) | {"max_position_embeddings": Key(Size, 2048)}
+FAMILIES.add("granite", Family("granite", _recipe, keys=_KEYS))

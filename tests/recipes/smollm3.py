@@ -1,25 +1,35 @@
 """A toy family: SmolLM3, in some of whose layers attention sees no positions."""
 
 from stages.families import FAMILIES, BlockRecipe, Family, usual_recipe
-from stages.families.recipe import Config, usual_rotary
+from stages.families.configuration import Config, Key, Positive, Size
+from stages.families.recipe import usual_rotary
+
+_KEYS = {
+    "num_key_value_heads": Key(Size | None, 4),
+    "head_dim": Key(Size, None),
+    "max_position_embeddings": Key(Size, 32768),
+    "tie_word_embeddings": Key(bool, True),
+    "rope_theta": Key(Positive, 2000000.0),
+    "no_rope_layers": Key(list[int] | None, None),
+    "no_rope_layer_interval": Key(Size, 4),
+}
 
 
 def _recipe(config: Config) -> BlockRecipe:
-    bias = bool(config.get("attention_bias", False))
-    layers = range(int(config["num_hidden_layers"]))
-    every = int(config.get("no_rope_layer_interval", 4))
-    turned = config.get("no_rope_layers") or [(layer + 1) % every for layer in layers]  # 0: has none
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
-    kinds = config.get("layer_types") or ["full_attention" for _ in layers]
+    layers, every = range(config["num_hidden_layers"]), config["no_rope_layer_interval"]
+    turned = config["no_rope_layers"] or [(layer + 1) % every for layer in layers]  # 0: has none
+    window = config["sliding_window"] if config["use_sliding_window"] else None
+    usual = ["full_attention" if turns else "sliding_attention" for turns in turned]
+    kinds = config["layer_types"] or usual
     return usual_recipe(
         config,
         rotary=tuple(usual_rotary(config) if turns else None for turns in turned),
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
-        qkv_bias=bias,
-        o_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
+        qkv_bias=config["attention_bias"],
+        o_bias=config["attention_bias"],
+        mlp_bias=config["mlp_bias"],
     )
 
 
-SMOLLM3 = Family("smollm3", _recipe, by_layer=("layer_types", "no_rope_layers"))
+SMOLLM3 = Family("smollm3", _recipe, by_layer=("layer_types", "no_rope_layers"), keys=_KEYS)
 FAMILIES.add("smollm3", SMOLLM3)

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.evaluate.network.gguf_source import dequantised
-from stages.families import BlockRecipe, Description, Family, describe, family_of
+from stages.evaluate.network.tensors import read_tensors, untie
+from stages.families import BlockRecipe, Description, Family, describe
 from stages.files import InputError
 from stages.sample.digests import file_digest
 from stages.sample.source import ModelSource, locate, read_config
+from stages.sample.weight_check import check_source, check_tensors
+from stages.sample.weight_files import Stored, read_headers, weight_files
 
 _SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -52,28 +53,23 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Load `model.source` onto the CPU in `dtype`.
 
     Raises:
-        InputError: the model is missing, of an unsupported family, without safetensors, or
-            lacks a tensor that its configuration announces.
+        InputError: the model is missing, of an unsupported family, without safetensors, or quantised; its
+            tensors are not those that its configuration announces; or a weight is not finite.
     """
     opened = _open(model)
-    folder, config, described = opened.folder, opened.config, opened.described
-    family, shape, recipe = described.family, described.shape, described.recipe
-    state = _read(opened.files, dtype, model.source)
-    _check_tensors(state, family, recipe, shape, model.source)
-    try:
-        generation = GenerationConfig.from_pretrained(folder)
-    except OSError:
-        generation = None
+    folder, described = opened.folder, opened.described
+    state = read_tensors(folder, opened.tensors, dtype, model.source)
+    untie(state, described, model.source)
     return Checkpoint(
         name=model.source,
         folder=folder,
-        shape=shape,
-        family=family,
-        recipe=recipe,
+        shape=described.shape,
+        family=described.family,
+        recipe=described.recipe,
         context_tokens=described.context_tokens,
-        config=config,
+        config=opened.config,
         tokenizer=_tokenizer(folder, model),
-        generation_config=generation,
+        generation_config=_generation_config(folder, model.source),
         state=state,
         digest=opened.digest,
     )
@@ -92,6 +88,7 @@ class _Opened:
     config: Any
     described: Description
     files: list[Path]
+    tensors: Stored
 
     @property
     def digest(self) -> str:
@@ -101,96 +98,78 @@ class _Opened:
 
 def _open(model: ModelSection) -> _Opened:
     source = locate(model)
-    family_of(read_config(source), model.source)  # before anything is fetched
+    check_source(source, model, describe(read_config(source), model.source))  # before anything is fetched
     folder = _folder(model, source)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    described = describe(config.to_dict(), model.source)
-    return _Opened(folder, config, described, _weight_files(folder, model.source))
+    config = read_config(ModelSource(model.source, "folder", folder))
+    described = describe(config, model.source)
+    files = weight_files(folder, model.source)
+    tensors = check_tensors(config, described, read_headers(files, model.source), model.source)
+    return _Opened(folder, _configuration(folder, model, described), described, files, tensors)
 
 
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    """The files that hold the model, in transformers' order of preference.
+def _configuration(folder: Path, model: ModelSection, described: Description) -> Any:
+    """The configuration as transformers reads it: what weights are exported with.
 
-    A hub folder may hold its weights twice, such as shards and a `consolidated.safetensors`.
+    Raises:
+        InputError: transformers refuses it, or understands another network than `described`.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        if files := sorted(folder.glob("*.safetensors")):
-            return files
-        raise InputError(
-            f"model.source {name!r} has no *.safetensors in {folder.name}; other formats are not "
-            "read, because loading a pickle runs code. Convert it with save_pretrained"
-        )
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        understood = describe(config.to_dict(), model.source)
+    except InputError:
+        raise
+    except Exception as error:  # whatever its checks and its own code raise
         raise InputError(
-            f"model.source {name!r}: {index.name} is damaged ({error!r}); fetch the folder again"
+            f"model.source {model.source!r}: transformers refuses its config.json: {_last_line(error)}"
         ) from error
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing:
+    ours, theirs = ({**asdict(d.shape), **asdict(d.recipe)} for d in (described, understood))
+    if unlike := [key for key in ours if ours[key] != theirs[key]]:
         raise InputError(
-            f"model.source {name!r} lacks {len(missing)} of the {len(shards)} files that {index.name} names, "
-            f"the first is {missing[0]}; fetch the folder again"
+            f"model.source {model.source!r}: transformers reads another {unlike[0]} out of config.json "
+            f"({theirs[unlike[0]]}) than Prunecast ({ours[unlike[0]]}); write out the keys that it leaves to "
+            "defaults"
         )
-    return [folder / shard for shard in shards]
+    return config
 
 
-def _read(files: list[Path], dtype: torch.dtype, name: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            state |= {key: tensor.to(dtype) for key, tensor in load_file(file).items()}
-        except SafetensorError as error:
-            raise InputError(
-                f"model.source {name!r}: {file} is damaged, perhaps cut short ({file.stat().st_size} bytes; "
-                f"{error}). Delete it and fetch or write it again; one in the cache folder is made anew "
-                "once its folder is deleted"
-            ) from error
-    return state
+def _last_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
 
 
-def _check_tensors(
-    state: Mapping[str, torch.Tensor], family: Family, recipe: BlockRecipe, shape: ModelShape, name: str
-) -> None:
-    needed = [family.embedding, family.final_norm]
-    if not shape.tied_embeddings:
-        needed.append(family.head)
-    for layer in range(shape.layers):
-        prefix = family.layer.format(layer=layer)
-        projections = (family.q, family.k, family.v, family.o, family.gate, family.up, family.down)
-        norms: tuple[str, ...] = (family.attention_norm, family.mlp_norm)
-        norms += (family.q_norm, family.k_norm) if recipe.qk_norm else ()
-        needed += [f"{prefix}{part}.weight" for part in (*projections, *norms)]
-        biased: tuple[str, ...] = (family.q, family.k, family.v) if recipe.qkv_bias else ()
-        biased += (family.o,) if recipe.o_bias else ()
-        biased += (family.gate, family.up, family.down) if recipe.mlp_bias else ()
-        needed += [f"{prefix}{part}.bias" for part in biased]
-    missing = [tensor for tensor in needed if tensor not in state]
-    if missing:
+def _generation_config(folder: Path, name: str) -> GenerationConfig | None:
+    if not (folder / "generation_config.json").is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # whatever its checks raise
         raise InputError(
-            f"model.source {name!r} lacks {len(missing)} tensors of the family {family.model_type}, "
-            f"the first is {missing[0]}; the folder is incomplete or of another family"
-        )
+            f"model.source {name!r}: transformers refuses its generation_config.json: {_last_line(error)}. "
+            "Mend or delete it"
+        ) from error
 
 
 def _folder(model: ModelSection, source: ModelSource) -> Path:
     if source.kind == "gguf":
         return dequantised(source.path)
-    if source.path.resolve() == Path(model.source).expanduser().resolve():
+    if source.kind == "folder":
         return source.path
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            model.source,
-            revision=model.revision,
-            allow_patterns=_SNAPSHOT,
-            ignore_patterns=["consolidated*"],  # the same weights once more
+    try:
+        return Path(
+            snapshot_download(
+                model.source,
+                revision=model.revision,
+                allow_patterns=_SNAPSHOT,
+                ignore_patterns=["consolidated*"],  # the same weights once more
+            )
         )
-    )
+    except Exception as error:  # of the hub, of the network, of the disk
+        raise InputError(
+            f"model.source {model.source!r}: the Hugging Face hub did not serve its weights (revision "
+            f"{model.revision or 'main'}): {_last_line(error)}. Its configuration is in the hub's cache; try "
+            "again, log in if it is gated, or give a local folder"
+        ) from error
 
 
 def _tokenizer(folder: Path, model: ModelSection) -> Any:
