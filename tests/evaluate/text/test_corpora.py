@@ -22,6 +22,7 @@ from stages.evaluate.results import division
 from stages.evaluate.text import corpora, wikitext
 from stages.evaluate.text.corpora import Corpus, Document, Question
 from stages.evaluate.text.corpus_files import SourceContent
+from stages.evaluate.text.corpus_sources import read_texts
 from stages.files import InputError
 
 FRACTIONS = Division(calibration=0.3, selection=0.35, report=0.35)
@@ -45,6 +46,11 @@ def question_corpus(root: Path, source: str | PartSources) -> Corpus[Question]:
 
 def parts(calibration: str, selection: str, report: str) -> PartSources:
     return PartSources(calibration=calibration, selection=selection, report=report)
+
+
+def rows_of(root: Path, source: str) -> list[str]:
+    """The documents of a source that is a part by itself."""
+    return [document.text for document in read_texts(source, root, whole=True).items]
 
 
 def texts_of(corpus: Corpus[Document]) -> list[str]:
@@ -343,11 +349,13 @@ def test_wikitext_is_divided_by_article(tmp_path: Path, ending: str):
     assert all(text.count("= = Section = =") == 1 and "Text" in text for text in texts_of(corpus))
 
 
-def test_a_text_file_that_is_a_part_is_unchanged(tmp_path: Path):
+def test_a_text_file_that_is_a_part_is_whole(tmp_path: Path):
     for i, name in enumerate(["a.raw", "b.txt", "c.tokens"]):
-        (tmp_path / name).write_bytes(f"{i}{WIKITEXT}\r\n\n é".encode())
+        (tmp_path / name).write_bytes(f"\n {i} = \n \n\n é\t\x0c{i} \n".encode())
     corpus = text_corpus(tmp_path, parts("a.raw", "b.txt", str(tmp_path / "c.tokens")))
-    assert [corpus.parts[part][0].text for part in PARTS] == [f"{i}{WIKITEXT}\r\n\n é" for i in range(3)]
+    assert [corpus.parts[part][0].text for part in PARTS] == [
+        f"\n {i} = \n \n\n é\t\x0c{i} \n" for i in range(3)
+    ]
     assert [len(corpus.parts[part]) for part in PARTS] == [1, 1, 1]
     assert "calibration: a.raw; selection: b.txt" in corpus.source
 
@@ -361,15 +369,12 @@ def test_tables_of_texts(tmp_path: Path, suffix: str, column: str):
     assert texts_of(corpus) == sorted(filter(None, lines))
     assert (corpus.found, corpus.used) == (7, 6)
     assert "1 blank rows passed over" in corpus.note
-    joined = text_corpus(tmp_path, parts(f"t{suffix}", f"t{suffix}", f"t{suffix}"))
-    assert [d.text for d in joined.parts["report"]] == lines  # blank ones too: the protocol joins them
+    assert rows_of(tmp_path, f"t{suffix}") == lines  # blank ones too: the protocol joins them
 
 
 def test_lines_of_wikitext_are_the_rows_of_the_hub(tmp_path: Path):
     (tmp_path / "wiki.raw").write_text(WIKITEXT + " \n", newline="")
-    source = "lines:wiki.raw"
-    corpus = text_corpus(tmp_path, parts(source, source, source))
-    rows = [d.text for d in corpus.parts["report"]]
+    rows = rows_of(tmp_path, "lines:wiki.raw")
     assert rows[:6] == ["", " = First = \n", "", " Some text . \n", "", " = = Section = = \n"]
     assert len(rows) == (WIKITEXT + " \n").count("\n")
     assert "".join(rows) == "".join(line for line in WIKITEXT.splitlines(True) if line.strip())
@@ -377,9 +382,7 @@ def test_lines_of_wikitext_are_the_rows_of_the_hub(tmp_path: Path):
 
 def test_other_lines_are_rows_without_blanks_around_them(tmp_path: Path):
     (tmp_path / "ptb.txt").write_text(" no it was n't black monday \n but while \n a b\n")
-    source = "lines:ptb.txt"
-    corpus = text_corpus(tmp_path, parts(source, source, source))
-    assert [d.text for d in corpus.parts["report"]] == ["no it was n't black monday", "but while", "a b"]
+    assert rows_of(tmp_path, "lines:ptb.txt") == ["no it was n't black monday", "but while", "a b"]
     assert text_corpus(tmp_path, "lines:ptb.txt").used == 3
     with pytest.raises(InputError, match=r"'lines:gone\.txt' is not there; expected a file in \.txt \.raw"):
         text_corpus(tmp_path, "lines:gone.txt")
@@ -399,16 +402,16 @@ def test_rows_that_are_lines_of_wikitext_are_joined_into_articles(tmp_path: Path
         ("gone.txt", None, r"'gone\.txt' is not there; expected a file in \.txt .*there is: here\.md"),
         ("a.pdf", b"x", r"'a\.pdf' is a \.pdf file; expected .*\.parquet"),
         ("a.txt", b" \n\n ", r"'a\.txt' is an empty text"),
-        ("a.txt", b"\xff\xfe", r"a\.txt is not UTF-8"),
-        ("a.jsonl", b'{"text": "x"}\n{"te', r"line 2 of a\.jsonl is not JSON"),
-        ("a.jsonl", b'["x"]\n', r"line 1 of a\.jsonl is '\[\"x\"\]'; expected an object"),
+        ("a.txt", b"\xffx", r"a\.txt is not UTF-8 \(line 1: .* convert it to UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"te', r"'a\.jsonl': line 2 is not JSON"),
+        ("a.jsonl", b'["x"]\n', r"'a\.jsonl': line 1 is '\[\"x\"\]'; expected an object"),
         ("a.jsonl", b"", r"'a\.jsonl' has no rows"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": null}\n', r"text of row 1 is None; expected text"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', r"text of row 1 is 5; expected text"),
         ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', r"has 2 rows, all without text"),
         ("a.csv", b"body,id\nx,1\n", r"has the columns body, id; expected .* text or sentence"),
-        ("a.csv", b"text,id\nx,1\ny\n", r"row 1 of a\.csv has 1 fields; expected 2"),
-        ("a.csv", b'text\n"x" y\n', r"a\.csv is no readable CSV file"),
-        ("a.parquet", b"PAR0", r"a\.parquet is no readable Parquet file"),
+        ("a.csv", b"text,id\nx,1\ny\n", r"'a\.csv': row 1 has 1 fields; expected 2"),
+        ("a.csv", b'text\n"x" y\n', r"'a\.csv' is no readable CSV file"),
+        ("a.parquet", b"PAR0", r"'a\.parquet' is no readable Parquet file"),
         (".", None, r"'\.' is a folder; expected a file .*here\.md"),
     ],
 )
@@ -509,16 +512,19 @@ GOOD = {"question": "Which?", "choices": CHOICES, "answer": 0}
         ({**GOOD, "answer": 4}, r"row 0 has answer 4; expected 0 to 3 or A to D"),
         ({**GOOD, "answer": True}, r"row 0 has answer True"),
         ({**GOOD, "answer": None}, r"row 0 has answer None"),
-        ({**GOOD, "choices": CHOICES[:3]}, r"row 0 has choices \['red'.*expected four texts"),
+        ({**GOOD, "choices": CHOICES[:3]}, r"row 0 has 3 choices \['red'.*expected four texts"),
         ({**GOOD, "choices": "red, green"}, r"row 0 has choices 'red, green'"),
-        ({"question": "Which?", "answer": 0}, r"row 0 has choices \[None, None, None, None\]"),
+        (
+            {"question": "Which?", "answer": 0},
+            r"has the columns question, answer; expected",
+        ),
         ({**GOOD, "question": " "}, r"row 0 has question ' '"),
-        ({"text": "x"}, r"row 0 has question None and the columns text; expected question, choices"),
+        ({"text": "x"}, r"has the columns text; expected question, choices"),
     ],
 )
 def test_bad_questions_are_explained(tmp_path: Path, row: dict[str, Any], message: str):
     write_table(tmp_path / "q.jsonl", [row])
-    with pytest.raises(InputError, match=rf"^params\.yaml: corpora\.questions\.mine: 'q\.jsonl': {message}"):
+    with pytest.raises(InputError, match=rf"^params\.yaml: corpora\.questions\.mine: 'q\.jsonl':? {message}"):
         question_corpus(tmp_path, "q.jsonl")
 
 
@@ -610,8 +616,7 @@ def test_a_file_of_a_hub_repository_and_a_slice_of_it(hub_folder: Path):
         with gzip.open(folder / f"c4-validation.0000{number}-of-00002.json.gz", "wt") as file:
             file.write("\n".join(rows))
     source = "hub:c4:en/c4-validation.00000-of-00002.json.gz:validation[:11]"
-    corpus = text_corpus(hub_folder, parts(source, source, source))
-    assert [d.text for d in corpus.parts["report"]] == [f"page 0.{i}" for i in range(11)]
+    assert rows_of(hub_folder, source) == [f"page 0.{i}" for i in range(11)]
 
 
 def test_the_revision_reaches_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -619,9 +624,9 @@ def test_the_revision_reaches_the_hub(tmp_path: Path, monkeypatch: pytest.Monkey
 
     asked: list[Any] = []
 
-    def load(name: str, config: str | None, **options: Any) -> list[dict[str, str]]:
+    def load(name: str, config: str | None, **options: Any) -> datasets.Dataset:
         asked.append((name, config, options))
-        return [{"sentence": f"a {i}"} for i in range(9)]
+        return datasets.Dataset.from_list([{"sentence": f"a {i}"} for i in range(9)])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     text_corpus(tmp_path, "hub:ptb-text-only/ptb_text_only@refs/convert/parquet::validation")
