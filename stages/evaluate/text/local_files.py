@@ -49,16 +49,15 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file or of a hub's split, and what was noticed in reading them."""
+    """Rows of a file or of a hub's split, its name for errors, and counts of what is to be told of it."""
 
     name: str
-    """As errors name it."""
     rows: Sequence[Mapping[str, Any]]
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def columns(self) -> list[str]:
-        """Of all rows: one of JSON lines need not have the keys of the first."""
+        """The columns of all rows: a line of JSON need not have the keys of the first."""
         return list(dict.fromkeys(str(name) for row in self.rows for name in row))
 
 
