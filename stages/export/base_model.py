@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from huggingface_hub.repocard import metadata_load
 
 from stages.config.params import ModelSection
 from stages.export.results.record import BaseModel
 from stages.sample.gguf_header import read_header, stem
-from stages.sample.source import ModelSource, locate, read_licence
+from stages.sample.links import leaves
+from stages.sample.source import ModelSource, locate, read_card, read_licence
 
 TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 """Files that whoever passes a model on has to pass on with it."""
@@ -48,9 +48,7 @@ def _hub_folder(hub_id: str, revision: str) -> Path | None:
 
 def _of_folder(name: str, origin: str, folder: Path, hub_id: str | None) -> BaseModel:
     licence = read_licence(ModelSource(name, "folder", folder))
-    front: Mapping[str, Any] = {}
-    if licence != "unknown":  # so there is a card, with front matter that can be read
-        front = metadata_load(folder / "README.md") or {}
+    front = read_card(folder)
     languages = front.get("language") or ()
     return BaseModel(
         name=name,
@@ -58,8 +56,20 @@ def _of_folder(name: str, origin: str, folder: Path, hub_id: str | None) -> Base
         licence=str(front.get("license_name") or licence) if licence == "other" else licence,
         languages=(languages,) if isinstance(languages, str) else tuple(str(x) for x in languages),
         hub_id=hub_id,
-        terms=tuple(sorted(path for pattern in TERMS for path in folder.glob(pattern) if path.is_file())),
+        terms=tuple(_terms(folder)),
     )
+
+
+def _terms(folder: Path) -> Iterator[Path]:
+    for path in sorted({path for pattern in TERMS for path in folder.glob(pattern) if path.is_file()}):
+        if leaves(path, folder):
+            print(
+                f"export: {path.name} is a link out of the model's folder, to {path.resolve()}: it is not "
+                "passed on. Put the file itself there if it is the model's",
+                flush=True,
+            )
+        else:
+            yield path
 
 
 def _of_gguf(source: ModelSource) -> BaseModel:

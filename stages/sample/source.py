@@ -14,6 +14,7 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.families import Description, describe
 from stages.files import InputError, unreadable
+from stages.sample.links import leaves
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,19 @@ def read_licence(source: ModelSource) -> str:
         from stages.sample.gguf_header import read_header
 
         return str(read_header(source.path).fields.get("general.license", "unknown"))
-    card = source.path / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return str(read_card(source.path).get("license") or "unknown")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The front matter of a model's card; empty where there is none that can be read."""
+    card = folder / "README.md"
+    if not card.is_file() or leaves(card, folder):
+        return {}
+    text = card.read_text(encoding="utf-8", errors="replace")
     if not text.startswith("---\n"):
-        return "unknown"
+        return {}
     try:
         front = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0])
-    except yaml.YAMLError:
-        return "unknown"
-    return str(front["license"]) if isinstance(front, dict) and front.get("license") else "unknown"
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return front if isinstance(front, dict) else {}

@@ -34,6 +34,27 @@ def test_a_local_folder(tmp_path: Path) -> None:
     assert found == BaseModel("some-model", "a local folder", "apache-2.0", ("en", "de"), terms=terms)
 
 
+def test_terms_that_are_links_out_of_the_folder_are_not_passed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.write_model(tmp_path / "some-model", "qwen2")
+    (tmp_path / "secret").write_text("---\nlicense: mine\n---\n")
+    (folder / "LICENSE").write_text("terms")
+    for name in ("NOTICE", "README.md", "COPYING"):
+        (folder / name).symlink_to(tmp_path / "secret" if name != "COPYING" else folder / "LICENSE")
+    found = read_base_model(model(str(folder)))
+    assert [path.name for path in found.terms] == ["COPYING", "LICENSE"]
+    assert found.licence == "unknown"
+    assert "NOTICE is a link out of the model's folder" in capsys.readouterr().out
+
+
+def test_a_card_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    folder = tiny.write_model(tmp_path / "some-model", "qwen2")
+    for content in (b"---\nlicense: \xff\n---\n", b"\xff\xfe", b"---\n- mit\n---\n", b"---\n2026-99-99\n---"):
+        (folder / "README.md").write_bytes(content)
+        assert read_base_model(model(str(folder))).licence in ("unknown", "\ufffd")
+
+
 @pytest.mark.parametrize(
     ("front", "licence", "languages"),
     [

@@ -20,6 +20,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors import safe_open
 
 from stages.architecture import Architecture, ModelShape
+from stages.export.weights.own_code import keep_own_code_alone
 from stages.families import FAMILIES, Family
 from stages.families.pruned import pruned_model, width_settings
 
@@ -81,6 +82,7 @@ def write_folder(
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    keep_own_code_alone(folder)
     _check_written(folder, architecture, shape)
 
 

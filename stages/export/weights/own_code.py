@@ -1,0 +1,54 @@
+"""An export names no code but its own: what it says is loaded is Prunecast's modeling file or nothing.
+
+Loading with ``trust_remote_code=True`` runs whatever the files of a folder name, also code of other
+repositories ("them/theirs--module.Class"). Nobody who loads the export trusted what the source's files named.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from stages.families import modeling_prunecast
+from stages.files import write_text
+
+NAMES_CODE = frozenset({"auto_map", "custom_pipelines", "custom_generate"})
+"""Keys, at any depth of a configuration, by which transformers finds code to run."""
+_MODULE = modeling_prunecast.__name__.rpartition(".")[2]
+_CONFIGURATIONS = ("*config.json", "special_tokens_map.json")
+
+
+def keep_own_code_alone(folder: Path) -> None:
+    """Take out of a folder that was written what names or is other code than Prunecast's, saying so."""
+    for pattern in _CONFIGURATIONS:
+        for path in sorted(folder.glob(pattern)):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            kept = _without_code(found)
+            if "tokenizer_class" in kept and not hasattr(transformers, str(kept["tokenizer_class"])):
+                kept["tokenizer_class"] = "PreTrainedTokenizerFast"  # which tokenizer.json is enough for
+            if path.name == "config.json" and _is_ours(found.get("auto_map")):
+                kept["auto_map"] = found["auto_map"]
+            if kept != found:
+                write_text(path, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+                print(f"export: {path.name} named code of the source's; the export does without", flush=True)
+    for path in sorted(folder.rglob("*.py")):
+        if path != folder / f"{_MODULE}.py":
+            path.unlink()
+            print(f"export: {path.name}, code of the source's, is not passed on", flush=True)
+
+
+def _is_ours(auto_map: Any) -> bool:
+    return isinstance(auto_map, dict) and all(
+        isinstance(name, str) and name.startswith(f"{_MODULE}.") for name in auto_map.values()
+    )
+
+
+def _without_code(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_code(item) for key, item in value.items() if key not in NAMES_CODE}
+    if isinstance(value, list):
+        return [_without_code(item) for item in value]
+    return value
