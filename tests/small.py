@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.build_dataset.features import Features
 from stages.config import profiles
 from stages.config.budget import Budget
 from stages.config.params import load_params
+from stages.evaluate.results.scores import UnitScores
 
 REPOSITORY = Path(__file__).parents[1]
 SMOLLM2 = ModelShape("llama", 30, 576, 3, 3, 64, 1536, 49152, tied_embeddings=True)
@@ -81,7 +81,7 @@ def write_scores(path: Path, shape: ModelShape, seed: int = 0) -> dict[str, np.n
         "channels": (shape.layers, shape.channels),
     }
     scores = {name: rng.exponential(size=size).astype(np.float32) for name, size in sizes.items()}
-    save_file(scores, path)
+    UnitScores(**scores).save(path, "key")
     return scores
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.build_dataset.features import Features, is_damage
-from stages.files import InputError, atomically
+from stages.files import DamagedError, InputError, atomically, digest
 from stages.metrics.registered import metric_of
 from stages.sample.designs import SINGLE_SITE, Designed
 
-SCHEMA, VERSION = "prunecast.pairs", 1
+SCHEMA, VERSION = "prunecast.pairs", 2
 ID_COLUMNS = ("architecture", "design", "split")
 TRAIN, HELD_OUT = "train", "held-out"
 
@@ -98,9 +98,14 @@ def _bounds(feature: str) -> tuple[float, float]:
 
 
 def write(path: Path, table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) -> None:
-    """Write Parquet that names its schema, its version, its features and its targets."""
+    """Write Parquet that names its schema, its version, its features, its targets and its checksum.
+
+    Raises:
+        InputError: the disk does not take the file.
+    """
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     own = {
+        "prunecast.checksum": _checksum(table),
         "prunecast.schema": SCHEMA,
         "prunecast.version": str(VERSION),
         "prunecast.features": "\n".join(features),
@@ -108,7 +113,7 @@ def write(path: Path, table: pd.DataFrame, features: Sequence[str], targets: Seq
     }
     metadata = {**(arrow.schema.metadata or {}), **{k.encode(): v.encode() for k, v in own.items()}}
     with atomically(path) as temporary:
-        pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
+        pq.write_table(arrow.replace_schema_metadata(metadata), temporary, write_page_checksum=True)
 
 
 def read(path: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
@@ -117,16 +122,25 @@ def read(path: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     Raises:
         InputError: the file is missing, damaged, of another schema, or holds bad values.
     """
+    again = "run `dvc repro build-dataset`"
     try:
-        arrow = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read ({error}); run `dvc repro build-dataset`") from error
-    metadata = {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()}
+        arrow = pq.read_table(path, page_checksum_verification=True)
+        metadata = {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()}
+        table = arrow.to_pandas()
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise DamagedError(f"{path} cannot be read ({error})", again) from error
     found = (metadata.get("prunecast.schema"), metadata.get("prunecast.version"))
     if found != (SCHEMA, str(VERSION)):
-        raise InputError(f"{path} has schema and version {found}; expected {(SCHEMA, str(VERSION))}")
+        raise DamagedError(f"{path} has schema and version {found}; expected {(SCHEMA, str(VERSION))}", again)
+    if metadata.get("prunecast.checksum") != _checksum(table):
+        raise DamagedError(f"{path} is damaged (it was altered since it was written)", again)
     features = metadata["prunecast.features"].split("\n")
     targets = metadata["prunecast.targets"].split("\n")
-    table = arrow.to_pandas()
     check(table, features, targets)
     return table, features, targets
+
+
+def _checksum(table: pd.DataFrame) -> str:
+    """Sixteen hexadecimal digits of the names and all values of a table."""
+    rows = pd.util.hash_pandas_object(table, index=False)
+    return digest([str(name) for name in table.columns], rows.to_list())

@@ -7,7 +7,7 @@ the report alone is made anew.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from stages.architecture import Architecture, ModelShape
@@ -26,6 +26,7 @@ from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, ExportPa
 from stages.export.results.staging import replacing, require_space
 from stages.sample.source import read_shape
 from stages.search import outcome
+from stages.search.outcome import Candidate
 from stages.stage import DATA, main
 from stages.tracking import names
 from stages.tracking.records import ExportedModel, Role
@@ -39,38 +40,54 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     candidates = outcome.read(DATA / "search" / "outcome.json")
     wanted = keys(params, DATA, candidates)
     before = record.read_if_there(HERE / RECORD)
-    todo = [part for part in ExportPart if before is None or not before.holds(part, wanted[part], HERE)]
-    if ExportPart.WEIGHTS in todo:
-        winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
-        size = _size_bytes(winner, read_shape(params.model), params.export)
-        require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
-    with (
-        Journal(HERE / JOURNAL) as journal,
-        open_tracker("export", params, enabled=not arguments.no_tracking) as tracker,
-    ):
-        with replacing(HERE) as new:
-            if before is None or todo:
-                from stages.export.produce import produce  # opens the model
-
-                _say(todo)
-                found = produce(params, candidates, wanted, todo, before, HERE, new, journal, tracker)
-            else:
-                print("export: all of the export before is as asked for: the report alone is made anew")
-                found = before
-            anew = ExportPart.WEIGHTS in todo
-            found = replace(found, registered=_registered(before or found, anew, tracker))
-            record.write(new / RECORD, found)
-            proven = new / PROOF if ExportPart.PROOF in todo else HERE / PROOF
-            data = read_report(DATA, found, comparison.read(proven))
-            write_report(data, new)
-            if anew:
-                write_card(data, found, new, new / PICTURES)
-        card = write_card(data, found, HERE, HERE / PICTURES)
-        _tell(data, found, card, journal, tracker)
+    with Journal(HERE / JOURNAL) as journal:
+        todo = [
+            part
+            for part in ExportPart
+            if before is None or not before.holds(part, wanted[part], HERE, journal.rows)
+        ]
+        if ExportPart.WEIGHTS in todo:
+            winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+            size = _size_bytes(winner, read_shape(params.model), params.export)
+            require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
+        with open_tracker("export", params, enabled=not arguments.no_tracking) as tracker:
+            data = _export(params, candidates, wanted, before, todo, journal, tracker)
     _print_table(data)
 
 
-def _say(todo: Sequence[ExportPart]) -> None:
+def _export(
+    params: Params,
+    candidates: Sequence[Candidate],
+    wanted: Mapping[ExportPart, str],
+    before: Record | None,
+    todo: Collection[ExportPart],
+    journal: Journal,
+    tracker: Tracker,
+) -> ReportData:
+    """Make the parts `todo`, and the report of all of them."""
+    with replacing(HERE) as new:
+        if before is None or todo:
+            from stages.export.produce import produce  # opens the model
+
+            _say(todo)
+            found = produce(params, candidates, wanted, todo, before, HERE, new, journal, tracker)
+        else:
+            print("export: all of the export before is as asked for: the report alone is made anew")
+            found = before
+        anew = ExportPart.WEIGHTS in todo
+        found = replace(found, registered=_registered(before or found, anew, tracker))
+        record.write(new / RECORD, found)
+        proven = new / PROOF if ExportPart.PROOF in todo else HERE / PROOF
+        data = read_report(DATA, found, comparison.read(proven))
+        write_report(data, new)
+        if anew:
+            write_card(data, found, new, new / PICTURES)
+    card = write_card(data, found, HERE, HERE / PICTURES)
+    _tell(data, found, card, journal, tracker)
+    return data
+
+
+def _say(todo: Collection[ExportPart]) -> None:
     kept = [part.value for part in ExportPart if part not in todo]
     if kept:
         print(f"export: as asked for already, and kept: {', '.join(kept)}", flush=True)

@@ -33,7 +33,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
         InputError: the model is not there, or a file of a stage before.
     """
     winner = outcome.candidate_of(candidates, outcome.WINNER)
-    measured_in = context.read(data / "search" / "context.json").digest
+    measured_in = context.read(data / "search" / "context.json", "search").digest
     evaluate, export = params.evaluate.model_dump(exclude=_NO_VALUES), params.export
     cut_from = {
         "model": params.model.model_dump(),

@@ -73,12 +73,12 @@ def produce(
         table = before.table
     if ExportPart.PROOF in todo:
         comparison.write(new / PROOF, _prove(bench, winner.architecture, written, new / "dense", load))
-    kept: dict[str, int] = {}
+    kept: dict[str, str] = {}
     for part in ExportPart:
         kept |= before.files_of(part) if before is not None and part not in todo else {}
     return Record(
         keys=keys,
-        files=kept | record.sizes(new),
+        files=kept | record.checksums(new),
         model=params.model.source,
         texts=list(params.corpora.texts),
         base=base,

@@ -11,7 +11,7 @@ from typing import Any
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.config.budget import Budget
 from stages.config.params import ModelSection, Sample
-from stages.files import InputError, read_json, write_json
+from stages.files import InputError, read_document, write_json
 from stages.sample.latency import LatencyTable
 from stages.sample.limits import Limit, Limited
 from stages.sample.source import read_shape
@@ -239,12 +239,12 @@ def read(path: Path) -> tuple[ModelShape, list[Designed]]:
     Raises:
         InputError: the file is of another schema, or an architecture does not fit its id or shape.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
+
+    def make(document: dict[str, Any]) -> tuple[ModelShape, list[Designed]]:
         shape = ModelShape(**document["shape"])
         return shape, [_designed(row, shape) for row in document["architectures"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro sample`") from error
+
+    return read_document(path, SCHEMA, VERSION, "sample", make)
 
 
 def check_model(path: Path, shape: ModelShape, model: ModelSection) -> None:
@@ -265,11 +265,11 @@ def read_latency(path: Path) -> LatencyTable | None:
     Raises:
         InputError: the file is of another schema, or the table is damaged.
     """
-    latency = read_json(path, SCHEMA, VERSION).get("latency")
-    try:
-        return None if latency is None else LatencyTable.from_json(latency)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); delete it and run `dvc repro sample`") from error
+
+    def make(document: dict[str, Any]) -> LatencyTable | None:
+        return LatencyTable.from_json(document["latency"]) if "latency" in document else None
+
+    return read_document(path, SCHEMA, VERSION, "sample", make)
 
 
 def _designed(row: dict[str, Any], shape: ModelShape) -> Designed:

@@ -28,7 +28,7 @@ from typing import Any
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Width
 from stages.config.budget import Budget
 from stages.config.params import load_params
-from stages.files import InputError, cache_folder, read_json, write_json
+from stages.files import InputError, cache_folder, kept, read_document, write_json
 from stages.sample import timing
 from stages.sample.source import read_shape
 from stages.sample.space import Space
@@ -98,19 +98,24 @@ def table_of(shape: ModelShape, budget: Budget, granularity: int, again: bool = 
     """The table of this machine, model shape and setting: as measured before, or measured now.
 
     Raises:
-        InputError: it is to be measured on a GPU that is not there, or the kept file is damaged.
+        InputError: it is to be measured on a GPU that is not there.
     """
     setting = _setting(shape, budget, granularity)
     key = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "latency" / f"{key}.json"
-    if again or not path.is_file():
+    table = None if again else kept(path, _read)
+    if table is None:
         table = measure(shape, budget, granularity, setting)
-        write_json(path, SCHEMA, VERSION, table.to_json())
-        print(f"latency table measured, and kept as {path}", flush=True)
-    try:
-        return LatencyTable.from_json(read_json(path, SCHEMA, VERSION))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); delete it, and it is measured again") from error
+        try:
+            write_json(path, SCHEMA, VERSION, table.to_json())
+            print(f"latency table measured, and kept as {path}", flush=True)
+        except InputError as error:
+            print(f"latency table measured, and not kept: {error}, or name another folder in PRUNECAST_CACHE")
+    return table
+
+
+def _read(path: Path) -> LatencyTable:
+    return read_document(path, SCHEMA, VERSION, "sample", LatencyTable.from_json)
 
 
 def _setting(shape: ModelShape, budget: Budget, granularity: int) -> dict[str, Any]:

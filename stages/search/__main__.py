@@ -42,7 +42,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
     limits = limits_of(shape, params.budget, designs.read_latency(architectures))
     first = Predictor.load(DATA / "train_predictor" / "predictor")
     scores = DATA / "evaluate" / "importance.safetensors"
-    curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
+    curves = DamageCurves.read(DATA / "build_dataset" / "damage.json", stage="build-dataset")
     features = Features.of_model(shape, params.build_dataset.band, scores, curves)
     pairs, _, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     section, granularity = params.search, params.sample.mlp_granularity
@@ -91,7 +91,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         rows = measure_all(finally_, bench.executor, work, journal, log_by(finally_), "finalists")
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
-        tables.write_front(HERE / "front.csv", front.rows(candidates, shape, limits))
+        tables.write_front(HERE / tables.FRONT, front.rows(candidates, shape, limits))
         results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
         results.tell(tracker, HERE, candidates, rows)
     for candidate in candidates:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stages.architecture import Kind, Site, Width
-from stages.files import InputError, read_json, write_json
+from stages.files import read_document, write_json
 from stages.sample.space import Interval, Space
 
 SCHEMA, VERSION = "prunecast.narrowed-space", 2
@@ -62,12 +62,11 @@ def read(path: Path) -> NarrowedSpace:
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
-        sites = [_site(row) for row in document["sites"]]
-        return NarrowedSpace(document["summary"]["ranked_by"], sites)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); run `dvc repro search`") from error
+
+    def make(document: dict[str, Any]) -> NarrowedSpace:
+        return NarrowedSpace(document["summary"]["ranked_by"], [_site(row) for row in document["sites"]])
+
+    return read_document(path, SCHEMA, VERSION, "search", make)
 
 
 def _site(row: dict[str, Any]) -> NarrowedSite:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture
-from stages.files import InputError, read_json, write_json
+from stages.files import check_seals, read_document, read_json, seals, write_json
 
-SCHEMA, VERSION = "prunecast.search-outcome", 2
+SCHEMA, VERSION = "prunecast.search-outcome", 3
 WINNER, FINALIST = "winner", "finalist"
 FRONT = "front"  # the best at a further overall ratio
 
@@ -37,7 +37,8 @@ def candidate_of(candidates: Sequence[Candidate], name: str) -> Candidate:
     return next(c for c in candidates if c.name == name)
 
 
-def write(path: Path, candidates: list[Candidate]) -> None:
+def write(path: Path, candidates: Sequence[Candidate], tables: Sequence[str] = ()) -> None:
+    """Write the candidates, and the checksums of the `tables`, files that lie beside."""
     rows = [
         {
             "name": c.name,
@@ -51,7 +52,8 @@ def write(path: Path, candidates: list[Candidate]) -> None:
         }
         for c in candidates
     ]
-    write_json(path, SCHEMA, VERSION, {"candidates": rows})
+    content = {"candidates": rows, "tables": seals(path.parent, tables)}
+    write_json(path, SCHEMA, VERSION, content)
 
 
 def read(path: Path) -> list[Candidate]:
@@ -60,14 +62,23 @@ def read(path: Path) -> list[Candidate]:
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
+
+    def make(document: dict[str, Any]) -> list[Candidate]:
         found = [_candidate(row) for row in document["candidates"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); run `dvc repro search`") from error
-    if sum(c.name == WINNER for c in found) != 1:
-        raise InputError(f"{path} names no single winner; run `dvc repro search`")
-    return found
+        if (winners := sum(c.name == WINNER for c in found)) != 1:
+            raise ValueError(f"it names {winners} winners")
+        return found
+
+    return read_document(path, SCHEMA, VERSION, "search", make)
+
+
+def check_tables(path: Path) -> None:
+    """Compare the tables beside the outcome with those that were there when it was written.
+
+    Raises:
+        InputError: one was altered, or the outcome is damaged.
+    """
+    check_seals(path.parent, read_json(path, SCHEMA, VERSION, "search")["tables"], "search")
 
 
 def _candidate(row: Mapping[str, Any]) -> Candidate:

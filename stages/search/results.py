@@ -74,10 +74,10 @@ def write(
 
     Among those, what each candidate takes of what the budget limits, as forecast by its table.
     """
-    tables.write_trials(here / "trials.csv", rounds)
+    tables.write_trials(here / tables.TRIALS, rounds)
     errors = tables.round_errors(rounds, params.search.objective)
-    tables.write_rounds(here / "rounds.csv", errors)
-    outcome.write(here / "outcome.json", list(candidates))
+    tables.write_rounds(here / tables.ROUNDS, errors)
+    outcome.write(here / "outcome.json", candidates, [t for t in tables.TABLES if (here / t).is_file()])
     by_name = {c.name: c for c in reversed(candidates)}
     selection = {
         name: {"overall_ratio": c.overall_ratio, "objective": c.objective, **c.metrics}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.files import InputError, numbers, read_csv, write_json
+from stages.files import InputError, numbers, read_csv, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stages.search.rounds import Round
 
 STAGE = "search"
+FRONT, ROUNDS, TRIALS = TABLES = ("front.csv", "rounds.csv", "trials.csv")
 SCHEMA, VERSION = "prunecast.search-metrics", 2
 _FORECAST, _TAKES = "forecast.", "takes."
 _FRONT = ["name", "architecture", "overall_ratio", "parameters", "objective", "dominated"]
@@ -62,7 +63,7 @@ def front_table(rows: Sequence[FrontRow]) -> pd.DataFrame:
 
 
 def write_front(path: Path, rows: Sequence[FrontRow]) -> None:
-    front_table(rows).to_csv(path, index=False)
+    write_text(path, front_table(rows).to_csv(index=False))
 
 
 def read_front(path: Path) -> list[FrontRow]:
@@ -112,7 +113,7 @@ def write_trials(path: Path, rounds: Sequence[Round]) -> None:
     ]
     trials = pd.DataFrame(rows)
     trials["best"] = trials.groupby("round")["objective"].cummin()
-    trials.to_csv(path, index=False)
+    write_text(path, trials.to_csv(index=False))
 
 
 def read_history(path: Path) -> list[float]:
@@ -134,7 +135,7 @@ def write_rounds(path: Path, errors: Sequence[Mapping[str, float]]) -> None:
     """Write `round_errors`."""
     import pandas as pd
 
-    pd.DataFrame(errors).to_csv(path, index=False)
+    write_text(path, pd.DataFrame(errors).to_csv(index=False))
 
 
 def read_rounds(path: Path) -> list[dict[str, float]]:

@@ -30,11 +30,10 @@ HERE = DATA / "train_predictor"
 def run(params: Params, arguments: argparse.Namespace) -> None:
     pairs, names, targets = table.read(DATA / "build_dataset" / "pairs.parquet")
     shape, _ = designs.read(DATA / "sample" / "architectures.json")
-    curves = DamageCurves.read(DATA / "build_dataset" / "damage.json")
+    curves = DamageCurves.read(DATA / "build_dataset" / "damage.json", stage="build-dataset")
     scores = DATA / "evaluate" / "importance.safetensors"
     features = Features.of_model(shape, params.build_dataset.band, scores, curves)
     section = params.train_predictor
-    HERE.mkdir(parents=True, exist_ok=True)
     with open_tracker("train-predictor", params, enabled=not arguments.no_tracking) as tracker:
         trained = pairs["split"] == table.TRAIN
         judged = Predictor.fit(pairs[trained], names, targets, section)

@@ -30,7 +30,7 @@ from xgboost.core import XGBoostError
 from stages.build_dataset.features import is_of_site, is_trusted
 from stages.config.params import TrainPredictor
 from stages.config.predictors import PREDICTORS
-from stages.files import InputError
+from stages.files import InputError, atomically
 from stages.train_predictor.additive import Additive, Array
 from stages.train_predictor.curves import Curves
 
@@ -143,7 +143,8 @@ class TargetModel:
     def save(self, path: Path) -> dict[str, Any]:
         """Write the trees to `path` as UBJ; return the rest, to be kept as JSON."""
         if self.trees is not None:
-            self.trees.save_model(path)
+            with atomically(path) as temporary:
+                temporary.write_bytes(self.trees.get_booster().save_raw("ubj"))
         return {
             "additive": None if self.additive is None else self.additive.to_json(),
             "curves": None if self.curves is None else self.curves.to_json(),
@@ -164,7 +165,7 @@ class TargetModel:
         path = folder / content["trees"]
         trees = XGBRegressor()
         try:
-            trees.load_model(path)
+            trees.load_model(bytearray(path.read_bytes()))
             trees.get_booster().set_param("nthread", "1")  # a search asks for one row at a time
         except (XGBoostError, OSError) as error:
             raise InputError(f"{path} cannot be read; run `dvc repro train-predictor`") from error

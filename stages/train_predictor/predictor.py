@@ -20,11 +20,12 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 
 from stages.build_dataset.features import Array, Features
 from stages.config.params import TrainPredictor
-from stages.files import InputError, read_json, write_json
+from stages.files import check_seals, read_document, seals, write_json
 from stages.metrics.registered import metric_of
 from stages.train_predictor.models import Roles, TargetModel
 
-SCHEMA, VERSION = "prunecast.predictor", 3
+SCHEMA, VERSION = "prunecast.predictor", 4
+STAGE = "train-predictor"
 COVERAGE = 0.8
 
 
@@ -78,14 +79,18 @@ class Predictor:
         return {site: share / total if total else 1 / len(shares) for site, share in shares.items()}
 
     def save(self, folder: Path) -> None:
-        """Write predictor.json, and one UBJ file a target that has trees."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write one UBJ file a target that has trees, and predictor.json, which has their checksums.
+
+        Raises:
+            InputError: the disk does not take a file.
+        """
         models = {t: model.save(folder / f"{t}.ubj") for t, model in self.models.items()}
         content = {
             "kind": self.kind,
             "features": list(self.features),
             "half_widths": dict(self.half_widths),
             "models": models,
+            "files": seals(folder, [model["trees"] for model in models.values() if model["trees"]]),
         }
         write_json(folder / "predictor.json", SCHEMA, VERSION, content)
 
@@ -96,19 +101,17 @@ class Predictor:
         Raises:
             InputError: a file is missing, damaged or of another schema.
         """
-        path = folder / "predictor.json"
-        document = read_json(path, SCHEMA, VERSION)
-        try:
+
+        def make(document: dict[str, Any]) -> Predictor:
+            check_seals(folder, document["files"], STAGE)
             names = tuple(document["features"])
             roles = Roles.of(names)
             models = {
                 t: TargetModel.load(folder, content, roles) for t, content in document["models"].items()
             }
             return cls(document["kind"], names, models, document["half_widths"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{path} is damaged ({type(error).__name__}: {error}); run `dvc repro train-predictor`"
-            ) from error
+
+        return read_document(folder / "predictor.json", SCHEMA, VERSION, STAGE, make)
 
 
 def errors(measured: Array, forecast: Array) -> dict[str, float]:

@@ -7,22 +7,23 @@ one a choice of features and target, ``importance.csv`` one a site; ``metrics.js
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.build_dataset.table import HELD_OUT
-from stages.files import InputError, numbers, read_csv, read_json, write_json
+from stages.files import check_seals, numbers, read_csv, read_document, seals, write_json, write_text
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA, VERSION = "prunecast.predictor-errors", 3
+SCHEMA, VERSION = "prunecast.predictor-errors", 4
 FORECASTS, COMPARISON, ABLATION = "forecasts.csv", "comparison.csv", "ablation.csv"
 IMPORTANCE, ERRORS = "importance.csv", "metrics.json"
-FILES = (IMPORTANCE, FORECASTS, COMPARISON, ABLATION, ERRORS)
+TABLES = (IMPORTANCE, FORECASTS, COMPARISON, ABLATION)
+FILES = (*TABLES, ERRORS)
 
 STAGE = "train-predictor"
 _FORECAST = "forecast."
@@ -76,21 +77,23 @@ class PredictorErrors:
 
 
 def write_errors(path: Path, errors: PredictorErrors) -> None:
-    write_json(path, SCHEMA, VERSION, asdict(errors))
+    """Write the errors, and the checksums of the tables that lie beside them."""
+    tables = [name for name in TABLES if (path.parent / name).is_file()]
+    write_json(path, SCHEMA, VERSION, asdict(errors) | {"tables": seals(path.parent, tables)})
 
 
 def read_errors(path: Path) -> PredictorErrors:
-    """Read what `write_errors` wrote.
+    """Read what `write_errors` wrote, when the tables beside it are those that were there.
 
     Raises:
-        InputError: the file is missing, of another schema, or damaged.
+        InputError: the file is missing, of another schema, or damaged, or a table is.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
-        names = ("kind", "promised_coverage", "held_out", "cross_validated")
-        return PredictorErrors(**{name: document[name] for name in names})
-    except KeyError as error:
-        raise InputError(f"{path} is damaged (it lacks {error}); run `dvc repro {STAGE}`") from error
+
+    def make(document: dict[str, Any]) -> PredictorErrors:
+        check_seals(path.parent, document["tables"], STAGE)
+        return PredictorErrors(**{field.name: document[field.name] for field in fields(PredictorErrors)})
+
+    return read_document(path, SCHEMA, VERSION, STAGE, make)
 
 
 def write_forecasts(
@@ -105,7 +108,7 @@ def write_forecasts(
 
     forecast = pd.DataFrame(dict(forecasts)).add_prefix(_FORECAST)
     both = [_with_mean(pairs[[*_ID, *targets]]), _with_mean(forecast, _FORECAST)]
-    pd.concat(both, axis=1).to_csv(path, index=False)
+    write_text(path, pd.concat(both, axis=1).to_csv(index=False))
 
 
 def read_forecasts(path: Path) -> list[ForecastPair]:
@@ -129,12 +132,12 @@ def read_forecasts(path: Path) -> list[ForecastPair]:
 
 def write_importance(path: Path, importance: pd.DataFrame) -> None:
     """Write each site's share of a target's importance; sites are the index."""
-    _with_mean(importance).rename_axis("site").to_csv(path)
+    write_text(path, _with_mean(importance).rename_axis("site").to_csv())
 
 
 def write_judged(path: Path, table: pd.DataFrame) -> None:
     """Write the table of `comparison.compare` or `ablation.ablate`."""
-    table.to_csv(path, index=False)
+    write_text(path, table.to_csv(index=False))
 
 
 def read_judged(path: Path) -> list[Judged]:

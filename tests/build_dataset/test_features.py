@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.build_dataset.features import Features
+from stages.evaluate.results.scores import UnitScores
 from stages.files import InputError
 from tests.small import SMALL, architectures_of, features_of, random_architectures, write_scores
 
@@ -27,7 +27,7 @@ NARROW = Architecture.from_json([[1, 1, 1], [2, 1, 3]])
 
 def two(folder: Path, band: int = 1) -> Features:
     path = folder / "scores.safetensors"
-    save_file({name: np.array(values, dtype=np.float32) for name, values in SCORES.items()}, path)
+    UnitScores.of(**SCORES).save(path, "key")
     return Features.of_model(TWO, band, path)
 
 

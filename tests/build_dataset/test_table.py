@@ -229,5 +229,5 @@ def test_another_schema_or_version_is_refused(
     if value is not None:
         metadata[key.encode()] = value.encode()
     pq.write_table(arrow.replace_schema_metadata(metadata), path)
-    with pytest.raises(InputError, match=r"has schema and version .*; expected \('prunecast\.pairs', '1'\)"):
+    with pytest.raises(InputError, match=r"has schema and version .*; expected \('prunecast\.pairs', '2'\)"):
         table.read(path)

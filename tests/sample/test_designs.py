@@ -17,7 +17,7 @@ from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.config.params import ModelSection, Sample
 from stages.families import describe
 from stages.families.family import usual_settings
-from stages.files import InputError
+from stages.files import InputError, read_json, write_json
 from stages.sample import __main__ as stage
 from stages.sample import designs
 from stages.sample.designs import Designed
@@ -338,9 +338,9 @@ def _no_numbers(document: dict[str, Any]) -> None:
 def test_a_tampered_file_is_refused(tmp_path: Path, tamper: Callable[[dict[str, Any]], None], says: str):
     path = tmp_path / "architectures.json"
     designs.write(path, SHAPE, designs.paper(SHAPE, sample(bundled=2, free=0)))
-    document = json.loads(path.read_text())
+    document = read_json(path, designs.SCHEMA, designs.VERSION)
     tamper(document)
-    path.write_text(json.dumps(document))
+    write_json(path, designs.SCHEMA, designs.VERSION, document)
     with pytest.raises(
         InputError, match=rf"architectures\.json is damaged \(.*{says}.*\); delete it and run"
     ):

@@ -105,14 +105,27 @@ def test_a_table_is_measured_once_a_setting_and_kept(
     assert LatencyTable.from_json(json.loads(json.dumps(first.to_json()))) == first
 
 
-def test_a_damaged_table_is_told(by_law: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_table_is_measured_again(
+    by_law: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path))
-    latency.table_of(WIDE, BUDGET, 32)
+    first = latency.table_of(WIDE, BUDGET, 32)
     (path,) = (tmp_path / "latency").iterdir()
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"sites": content["sites"][:3]}))
-    with pytest.raises(InputError, match=r"is damaged .* delete it"):
-        latency.table_of(WIDE, BUDGET, 32)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"1", b"2", 1))
+    capsys.readouterr()
+    assert latency.table_of(WIDE, BUDGET, 32) == first
+    assert "computed again" in capsys.readouterr().out
+    assert path.read_bytes() == whole
+
+
+def test_a_table_that_cannot_be_kept_is_done_without(
+    by_law: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path / "file"))
+    assert latency.table_of(WIDE, BUDGET, 32).sites
+    assert "PRUNECAST_CACHE" in capsys.readouterr().out
 
 
 class Recorder:

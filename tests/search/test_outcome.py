@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages.files import InputError
+from stages.files import InputError, read_json, write_json
 from stages.search import outcome
 from stages.search.outcome import FINALIST, WINNER, Candidate
 from tests.small import SMALL, random_architectures
@@ -47,7 +47,7 @@ def test_a_candidate_is_a_line(tmp_path: Path):
 def test_there_is_exactly_one_winner(tmp_path: Path, names: list[str]):
     found = [dataclasses.replace(c, name=name) for name, c in zip(names, CANDIDATES, strict=False)]
     outcome.write(tmp_path / "outcome.json", found)
-    with pytest.raises(InputError, match=r"outcome\.json names no single winner; run `dvc repro search`"):
+    with pytest.raises(InputError, match=r"\(it names . winners\); .*run `dvc repro search`"):
         outcome.read(tmp_path / "outcome.json")
 
 
@@ -74,13 +74,27 @@ def _other_architecture(rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("spoil", [_no_metrics, _bad_widths, _no_widths, _other_architecture])
 def test_a_damaged_file_is_refused(tmp_path: Path, spoil: Callable[[list[dict[str, Any]]], None]):
+    """Whole, with a checksum of its own, and yet not what is looked for."""
     path = tmp_path / "outcome.json"
     outcome.write(path, CANDIDATES)
-    document = json.loads(path.read_text())
+    document = read_json(path, outcome.SCHEMA, outcome.VERSION)
     spoil(document["candidates"])
-    path.write_text(json.dumps(document))
+    write_json(path, outcome.SCHEMA, outcome.VERSION, document)
     with pytest.raises(InputError, match=r"outcome\.json is damaged .* run `dvc repro search`"):
         outcome.read(path)
+
+
+def test_tables_beside_the_outcome_are_compared_with_those_that_were_there(tmp_path: Path):
+    path = tmp_path / "outcome.json"
+    (tmp_path / "front.csv").write_text("a,b\n1,2.5\n")
+    outcome.write(path, CANDIDATES, ["front.csv"])
+    outcome.check_tables(path)
+    (tmp_path / "front.csv").write_text("a,b\n1,2.4\n")
+    with pytest.raises(InputError, match=r"front\.csv is damaged .*run `dvc repro search`"):
+        outcome.check_tables(path)
+    (tmp_path / "front.csv").unlink()
+    with pytest.raises(InputError, match=r"front\.csv is not there; run `dvc repro search`"):
+        outcome.check_tables(path)
 
 
 def test_a_value_that_is_no_number_is_not_written(tmp_path: Path):

@@ -1,48 +1,70 @@
-"""A bounded cache on disk: tensors by key, as safetensors, the longest unused going first."""
+"""A bounded cache on disk: tensors by key, as safetensors with a checksum, the longest unused going first."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors
 
-from stages.files import atomically
+from stages.evaluate.results import tensor_file
+from stages.files import PART, InputError, atomically
+
+_SUFFIX = ".safetensors"
 
 
 class TensorCache:
     """Tensors under string keys in one folder, at most `limit_bytes` in all.
 
     An entry is written whole or not at all, and may go at any time: whoever reads it must be able
-    to compute it again. Safe for several processes.
+    to compute it again. So a folder that cannot be written is done without, and an entry that was
+    altered counts as absent; either is said. Safe for several processes, machines and users.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
         self._limit = limit_bytes
         self._held: int | None = None
+        self._writable = True
+        self._said = False
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """The tensors of a key, or None if they are not there (any more) or damaged."""
+        """The tensors of a key, or None if they are not there (any more), damaged or not ours to read."""
         path = self._path(key)
         try:
-            tensors = load_file(path)
-            path.touch()
-        except (FileNotFoundError, SafetensorError):
+            raw = path.read_bytes()
+            tensor_file.metadata_of(raw)
+        except OSError:
             return None
-        return tensors
+        except ValueError as error:
+            if not self._said:
+                print(f"{path} is damaged ({error}): it, and others like it, are computed again", flush=True)
+            self._said = True
+            return None
+        with contextlib.suppress(OSError):  # another user's, or gone
+            path.touch()
+        return safetensors.load(raw)
 
     def holds(self, key: str) -> bool:
         return self._path(key).is_file()
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keep the tensors of a key, and let go of the longest unused beyond the limit."""
+        if not self._writable:
+            return
         path = self._path(key)
-        with atomically(path) as temporary:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary)
-            size = temporary.stat().st_size
+        ours = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        try:
+            with atomically(path) as temporary:
+                size = temporary.write_bytes(
+                    tensor_file.sealed(lambda told: safetensors.save(ours, told), {})
+                )
+        except InputError as error:
+            self._writable = False
+            print(f"Done without the cache: {error}, or name another folder in PRUNECAST_CACHE", flush=True)
+            return
         if self._held is None:
             self._held = sum(size for _, size, _ in self._entries())
         else:
@@ -51,17 +73,17 @@ class TensorCache:
             self._shrink(path)
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
+        return self._folder / f"{key}{_SUFFIX}"
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """Last use, size and path of every entry, the longest unused first."""
+        """Last use, size and path of every entry and of what is being written, the longest unused first."""
         found = []
-        for path in self._folder.glob("*.safetensors"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # another process let go of it
+        for path in self._folder.iterdir():
+            if path.suffix not in (_SUFFIX, PART):
                 continue
-            found.append((status.st_mtime, status.st_size, path))
+            with contextlib.suppress(OSError):  # another process let go of it
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
         return sorted(found)
 
     def _shrink(self, newest: Path) -> None:
@@ -70,7 +92,8 @@ class TensorCache:
         for _, size, path in entries:
             if held <= self._limit:
                 break
-            if path != newest:
-                path.unlink(missing_ok=True)
-                held -= size
+            if path != newest and path.suffix == _SUFFIX:
+                with contextlib.suppress(OSError):  # another user's
+                    path.unlink(missing_ok=True)
+                    held -= size
         self._held = held

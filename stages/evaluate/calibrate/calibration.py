@@ -29,7 +29,7 @@ from stages.evaluate.network.repair import Given, Repair, RepairMethod
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
-from stages.files import cache_folder, digest
+from stages.files import cache_folder, digest, kept
 
 
 class Calibrator:
@@ -64,7 +64,7 @@ class Calibrator:
         name = self.section.importance
         importance: Importance = IMPORTANCES[name]
         key = digest(self.key, name, importance.version, statistics.VERSION)
-        scores = UnitScores.load(path, key)
+        scores = kept(path, lambda path: UnitScores.load(path, key))
         if scores is None:
             print(f"Scoring units by {name} on {self.tokens} tokens", flush=True)
             scores = importance.score(CalibrationData(network, self.batches, self.statistics))
@@ -109,7 +109,7 @@ class Calibrator:
         tokens = self.section.curvature_tokens
         what = {"curves": curvature.VERSION, "steps": curvature.STEPS, "tokens": tokens}
         key = self.key_of(network, what | {"repair": dict(repair.identity)})
-        found = DamageCurves.read(path, key) if path.is_file() else None
+        found = kept(path, lambda path: DamageCurves.read(path, key))
         if found is None:
             chosen = _spread(self.batches, tokens)
             count = sum(batch.tokens.numel() for batch in chosen)

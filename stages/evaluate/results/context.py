@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.files import InputError, read_json, write_json
+from stages.files import read_document, write_json
 from stages.metrics.metric import QuestionFormat
 
 SCHEMA, VERSION = "prunecast.context", 1
@@ -47,17 +47,17 @@ def write(path: Path, context: Context) -> None:
     write_json(path, SCHEMA, VERSION, {"digest": context.digest, **context.content})
 
 
-def read(path: Path) -> Context:
-    """Read what `write` wrote.
+def read(path: Path, stage: str = "evaluate") -> Context:
+    """Read what `write` wrote, in the stage of that name.
 
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    content = {key: value for key, value in document.items() if key not in ("schema", "version", "digest")}
-    try:
+
+    def make(document: dict[str, Any]) -> Context:
+        content = {key: v for key, v in document.items() if key not in ("schema", "version", "digest")}
         found = Context(document["digest"], content)
         found.question_formats  # noqa: B018 - what later stages read must be there
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged (it lacks {error}); run `dvc repro evaluate`") from error
-    return found
+        return found
+
+    return read_document(path, SCHEMA, VERSION, stage, make)

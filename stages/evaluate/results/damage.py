@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from stages.architecture import Architecture, Kind, ModelShape, Site
-from stages.files import InputError, read_json, write_json
+from stages.files import InputError, read_document, write_json
 from stages.metrics.perplexity import LOG_PPL
 
 SCHEMA, VERSION = "prunecast.damage-curves", 1
@@ -117,22 +117,25 @@ class DamageCurves:
         write_json(path, SCHEMA, VERSION, {**about, "points": rows})
 
     @classmethod
-    def read(cls, path: Path, key: str | None = None) -> DamageCurves | None:
-        """Read what `write` wrote; None where it holds no points, or was computed from another key.
+    def read(cls, path: Path, key: str | None = None, stage: str = "evaluate") -> DamageCurves | None:
+        """Read what `write` wrote, in the stage of that name.
+
+        None where it holds no points, or was computed from another key.
 
         Raises:
             InputError: the file is missing, of another schema, or damaged.
         """
-        document = read_json(path, SCHEMA, VERSION)
-        if key is not None and document.get("key") != key:
-            return None
-        try:
-            points = {}
-            for name, rows in document["points"].items():
-                points[Site.parse(name)] = [(float(ratio), float(d)) for ratio, d in rows]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
-        return cls(points) if points else None
+
+        def make(document: dict[str, Any]) -> DamageCurves | None:
+            if key is not None and document.get("key") != key:
+                return None
+            points = {
+                Site.parse(name): [(float(ratio), float(d)) for ratio, d in rows]
+                for name, rows in document["points"].items()
+            }
+            return cls(points) if points else None
+
+        return read_document(path, SCHEMA, VERSION, stage, make)
 
 
 def only_cut(shape: ModelShape, architecture: Architecture) -> Site | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.files import InputError, read_json, write_json
+from stages.files import read_document, write_json
 
-SCHEMA, VERSION = "prunecast.division", 1
+SCHEMA, VERSION = "prunecast.division", 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DividedCorpus:
 
 
 def write(path: Path, corpora: Mapping[str, DividedCorpus]) -> None:
-    write_json(path, SCHEMA, VERSION, {name: _to_json(corpus) for name, corpus in corpora.items()})
+    write_json(path, SCHEMA, VERSION, {"corpora": {name: _to_json(c) for name, c in corpora.items()}})
 
 
 def read(path: Path) -> dict[str, DividedCorpus]:
@@ -43,8 +43,8 @@ def read(path: Path) -> dict[str, DividedCorpus]:
     Raises:
         InputError: the file is missing, of another schema, or damaged.
     """
-    document = read_json(path, SCHEMA, VERSION)
-    try:
+
+    def make(document: dict[str, Any]) -> dict[str, DividedCorpus]:
         return {
             name: DividedCorpus(
                 corpus["source"],
@@ -53,11 +53,10 @@ def read(path: Path) -> dict[str, DividedCorpus]:
                 corpus["note"],
                 {part: DividedPart(**content) for part, content in corpus["parts"].items()},
             )
-            for name, corpus in document.items()
-            if name not in ("schema", "version")
+            for name, corpus in document["corpora"].items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); run `dvc repro evaluate`") from error
+
+    return read_document(path, SCHEMA, VERSION, "evaluate", make)
 
 
 def _to_json(corpus: DividedCorpus) -> dict[str, Any]:

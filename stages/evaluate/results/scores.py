@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from stages.architecture import ModelShape
-from stages.files import InputError, atomically
+from stages.evaluate.results import tensor_file
+from stages.files import DamagedError, InputError, atomically
 
 NAMES = ("heads", "groups", "channels")
 Array = NDArray[np.float32]
@@ -81,17 +81,21 @@ class UnitScores:
         )
 
     def save(self, path: Path, key: str) -> None:
-        """Write the scores under `key`, a digest of what they were computed from; whole or not at all."""
+        """Write the scores under `key`, a digest of what they were computed from; whole or not at all.
+
+        Raises:
+            InputError: the disk does not take the file.
+        """
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in NAMES}
         with atomically(path) as temporary:
-            temporary.write_bytes(save(tensors, {"key": key}))
+            temporary.write_bytes(tensor_file.sealed(lambda told: save(tensors, told), {"key": key}))
 
     @classmethod
     def load(cls, path: Path, key: str) -> UnitScores | None:
         """Read what `save` wrote, or None if there is no file or it was computed from something else.
 
         Raises:
-            InputError: the file is damaged.
+            DamagedError: the file is damaged.
         """
         if not path.is_file():
             return None
@@ -118,14 +122,18 @@ class UnitScores:
 
     @classmethod
     def _read(cls, path: Path) -> tuple[str | None, UnitScores]:
+        again = "delete it and run `dvc repro evaluate`"
         try:
-            with safe_open(path, framework="np") as file:
-                key = (file.metadata() or {}).get("key")
-                return key, cls(*(file.get_tensor(name) for name in NAMES))
-        except SafetensorError as error:
+            raw = path.read_bytes()
+            key = tensor_file.metadata_of(raw).get("key")
+            tensors = load(raw)
+            return key, cls(*(tensors[name] for name in NAMES))
+        except OSError as error:
             raise InputError(
-                f"{path} is damaged ({error}); delete it and run `dvc repro evaluate`"
+                f"{path} cannot be read ({error.strerror}); make it readable, or {again}"
             ) from error
+        except (LookupError, ValueError) as error:
+            raise DamagedError(f"{path} is damaged ({error})", again) from error
 
 
 def _falling(scores: Array) -> Indices:

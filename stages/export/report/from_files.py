@@ -34,6 +34,7 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
     narrowed = narrowed_space.read(searched / "narrowed_space.json")
     table = record.table
     candidates = outcome.read(searched / "outcome.json")
+    outcome.check_tables(searched / "outcome.json")
     winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
     exported = next(c.architecture for c in table.contenders if c.name == outcome.WINNER)
     if exported != winner:
@@ -51,7 +52,7 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         narrowed={str(site.site): site for site in narrowed.sites},
         protocol=table.protocol,
         corpora=division.read(data / "evaluate" / "division.json"),
-        history=tables.read_history(searched / "trials.csv"),
+        history=tables.read_history(searched / tables.TRIALS),
         provenance=record.provenance,
         export_check=record.checks,
         change_errors=table.change_errors,
@@ -59,13 +60,13 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         protocol_entries=table.protocol_entries,
         taken=table.taken,
         narrowed_by=narrowed.ranked_by,
-        front=[front_point(row) for row in tables.read_front(searched / "front.csv")],
+        front=[front_point(row) for row in tables.read_front(searched / tables.FRONT)],
         trust=Trust(
             kind=errors.kind,
             promised_coverage=errors.promised_coverage,
             cross_validated=errors.cross_validated,
             ablation=results.read_judged(trained / results.ABLATION),
-            rounds=tables.read_rounds(searched / "rounds.csv"),
+            rounds=tables.read_rounds(searched / tables.ROUNDS),
         ),
         proof=proof,
     )

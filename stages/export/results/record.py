@@ -7,17 +7,16 @@ still the same, and whose files are whole, is not made again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from stages.evaluate.results import journal
 from stages.export.results.final_table import FinalTable
-from stages.files import InputError, finite, read_dataclass, write_json
+from stages.files import digest_of_file, finite, kept, read_dataclass, write_json
 
-SCHEMA, VERSION = "prunecast.export-record", 1
+SCHEMA, VERSION = "prunecast.export-record", 2
 RECORD, JOURNAL = "record.json", "journal.jsonl"
 MODEL, GGUF, PROOF = "model", "gguf", "proof.json"
 _OF_THE_REPORT = (".md", ".png")  # what lies in the model's folder and is made anew with the report
@@ -54,8 +53,8 @@ class Record:
     """What was exported, as far as no other file says it."""
 
     keys: Mapping[ExportPart, str]
-    files: Mapping[str, int]
-    """Sizes in bytes of the files of weights, GGUF and proof, by path within the export."""
+    files: Mapping[str, str]
+    """Checksums of the files of weights, GGUF and proof, by path within the export."""
     model: str
     """The source of the dense model, as params name it."""
     texts: Sequence[str]
@@ -70,33 +69,38 @@ class Record:
     registered: str
     """The name under which MLflow's registry has the model, or nothing."""
 
-    def holds(self, part: ExportPart, key: str, folder: Path) -> bool:
-        """Whether the part in `folder` is what `key` asks for, and whole."""
+    def holds(self, part: ExportPart, key: str, folder: Path, rows: Container[str]) -> bool:
+        """Whether the part in `folder` is what `key` asks for, and as it was written.
+
+        `rows` are the keys of the journal there. What was altered is said in a line.
+        """
         if self.keys.get(part) != key:
             return False
         if part is ExportPart.TABLE:
-            return set(self.table.rows.values()) <= journal.read(folder / JOURNAL).keys()
+            return all(row in rows for row in self.table.rows.values())
         own = self.files_of(part)
-        return bool(own) and all(_size(folder / name) == size for name, size in own.items())
+        altered = [folder / name for name, checksum in own.items() if _checksum(folder / name) != checksum]
+        if altered:
+            print(f"{altered[0]} was altered since it was written: {part} is made again", flush=True)
+        return bool(own) and not altered
 
-    def files_of(self, part: ExportPart) -> dict[str, int]:
-        """Sizes in bytes of the part's own files; the final table has none."""
+    def files_of(self, part: ExportPart) -> dict[str, str]:
+        """Checksums of the part's own files; the final table has none."""
         if part is ExportPart.TABLE:
             return {}
-        return {
-            name: size for name, size in self.files.items() if (name == PROOF) == (part is ExportPart.PROOF)
-        }
+        of_proof = part is ExportPart.PROOF
+        return {name: checksum for name, checksum in self.files.items() if (name == PROOF) == of_proof}
 
 
-def sizes(folder: Path) -> dict[str, int]:
+def checksums(folder: Path) -> dict[str, str]:
     """The files of weights, GGUF and proof in an export, those of the report left out."""
     weights = [p for p in (folder / MODEL).rglob("*") if p.suffix not in _OF_THE_REPORT]
     files = [*weights, *(folder / GGUF).rglob("*"), folder / PROOF]
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files if path.is_file()}
+    return {path.relative_to(folder).as_posix(): digest_of_file(path) for path in files if path.is_file()}
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def _checksum(path: Path) -> str | None:
+    return digest_of_file(path) if path.is_file() else None
 
 
 def write(path: Path, record: Record) -> None:
@@ -115,13 +119,7 @@ def read(path: Path) -> Record:
 
 def read_if_there(path: Path) -> Record | None:
     """The record of the export before; None where there is none that can be read."""
-    if not path.is_file():
-        return None
-    try:
-        return read(path)
-    except InputError as error:
-        print(f"export: everything is made anew, since {error}", flush=True)
-        return None
+    return kept(path, read)
 
 
 def _plain(value: Any) -> Any:

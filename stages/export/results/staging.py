@@ -6,17 +6,15 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.files import InputError, fsync, ordinary_permissions
+from stages.files import FORBIDDEN, FULL, InputError, fsync, ordinary_permissions, writing
 
 PARTIAL = ".partial"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_OF_THE_DISK = (*FULL, *FORBIDDEN, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -32,23 +30,17 @@ def replacing(parent: Path) -> Iterator[Path]:
     """
     new = parent / PARTIAL
     _require_writable(parent)
-    parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(new, ignore_errors=True)  # what a kill left
-    new.mkdir()
     try:
-        yield new
-        _set_ordinary_permissions(new)
-        _sync(new)
-        for entry in sorted(new.iterdir()):
-            _take_place(entry, parent / entry.name)
-        fsync(parent)
-    except Exception as error:
-        if _means_full(error):
-            raise InputError(
-                f"{parent} cannot be written: {error}. What was there is left as it was; "
-                "free some space and run the stage again"
-            ) from error
-        raise
+        with writing(parent, _OF_THE_DISK):
+            parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(new, ignore_errors=True)  # what a kill left
+            new.mkdir()
+            yield new
+            _set_ordinary_permissions(new)
+            _sync(new)
+            for entry in sorted(new.iterdir()):
+                _take_place(entry, parent / entry.name)
+            fsync(parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -71,24 +63,9 @@ def require_space(folder: Path, size_bytes: int) -> None:
 def _require_writable(folder: Path) -> Path:
     """The folder, or the nearest above it that exists. Raises InputError unless a file can be made there."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
+    with writing(existing):
         tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        if error.errno not in (*_FORBIDDEN, *_FULL):
-            raise
-        raise InputError(
-            f"{existing} cannot be written to ({error.strerror}). What is there is left as it is; make it "
-            "writable for this user, free some space, or run the stage in a copy of the repository"
-        ) from error
     return existing
-
-
-def _means_full(error: Exception) -> bool:
-    """Whether a full disk is behind it; safetensors tells so in its text alone."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return found is not None and int(found[1]) in _FULL
 
 
 def _set_ordinary_permissions(folder: Path) -> None:

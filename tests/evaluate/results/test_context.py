@@ -25,7 +25,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_file_says_which_stage_to_run(tmp_path: Path) -> None:
     path = tmp_path / "context.json"
     write_json(path, context.SCHEMA, context.VERSION, {"digest": "c0ffee"})
-    with pytest.raises(InputError, match=r"lacks 'measurement'\); run `dvc repro evaluate`"):
+    with pytest.raises(InputError, match=r"is damaged \('measurement'\); .*run `dvc repro evaluate`"):
         context.read(path)
     write_json(path, division.SCHEMA, division.VERSION, {"news": {"source": "a"}})
     with pytest.raises(InputError, match="run `dvc repro evaluate`"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -99,11 +101,11 @@ def test_a_line_is_plain_json_of_one_schema(path: Path) -> None:
     write(path, row)
     (line,) = path.read_text().splitlines()
     content = json.loads(line)
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["widths"] == [[1, 2, 5], [2, 3, 64]]
     assert content["architecture"] == row.architecture.id
     assert content["metrics"] == row.metrics
-    assert len(content) == 11
+    assert len(content) == 12
 
 
 def test_a_missing_journal_is_an_empty_one(path: Path) -> None:
@@ -150,20 +152,35 @@ def test_a_torn_line_may_end_within_a_character_or_hold_anything(path: Path) -> 
         assert path.read_bytes() == whole
 
 
+def sealed(content: dict[str, object]) -> bytes:
+    """The line of a row, or of something else, with the checksum of the rest of it."""
+    rest = json.dumps({k: v for k, v in content.items() if k not in ("schema", "checksum")})[1:]
+    head = f'{{"schema": {content["schema"]}, '
+    checksum = hashlib.sha256((head + rest).encode()).hexdigest()[:16]
+    return f'{head}"checksum": "{checksum}", {rest}'.encode()
+
+
 def spoiled(change: Callable[[dict[str, object]], object]) -> bytes:
-    content = json.loads(make_row(1).to_line())
+    """A row of schema 1, which carries no checksum, after a change."""
+    content = json.loads(make_row(1).to_line()) | {"schema": 1}
+    del content["checksum"]
     change(content)
     return json.dumps(content).encode()
 
 
 CORRUPT = {
-    "not JSON": (b'{"schema": 1, "key"', "JSONDecodeError"),
-    "empty": (b"", "JSONDecodeError"),
+    "not JSON": (b'{"schema": 1, "key"', "Expecting"),
+    "empty": (b"", "Expecting value"),
     "no object": (b"17", "AttributeError"),
     "a list": (b"[1]", "TypeError"),
-    "a merge conflict": (b"<<<<<<< HEAD", "JSONDecodeError"),
-    "not UTF-8": (b'{"schema": 1, "key": "\xff"}', "UnicodeDecodeError"),
-    "another schema": (spoiled(lambda row: row.update(schema=2)), "schema 2; expected 1"),
+    "a merge conflict": (b"<<<<<<< HEAD", "Expecting value"),
+    "not UTF-8": (b'{"schema": 1, "key": "\xff"}', "can't decode byte"),
+    "zeros": (b"\0" * 4096, "Expecting value"),
+    "nested too deep": (b"[" * 100_000, "nested too deep"),
+    "a number of 5,000 digits": (
+        spoiled(lambda row: row.update(key="#")).replace(b'"#"', b"1" * 5000),
+        "digits",
+    ),
     "no schema": (spoiled(lambda row: row.pop("schema")), "KeyError"),
     "no key": (spoiled(lambda row: row.pop("key")), "missing.*'key'"),
     "an unknown field": (spoiled(lambda row: row.update(speed=3)), "unexpected.*'speed'"),
@@ -171,23 +188,105 @@ CORRUPT = {
     "widths of two numbers": (spoiled(lambda row: row.update(widths=[[1, 1]])), "layer 0 has widths"),
     "negative widths": (spoiled(lambda row: row.update(widths=[[-1, 1, 1]])), "layer 0 has widths"),
     "widths of no list": (spoiled(lambda row: row.update(widths=5)), "TypeError"),
+    "a key that is a list": (spoiled(lambda row: row.update(key=[1])), "is no text"),
+    "metrics of a number": (spoiled(lambda row: row.update(metrics=3)), "AttributeError"),
+    "metrics of text": (spoiled(lambda row: row.update(metrics={"log_ppl.x": "x"})), "TypeError"),
+    "samples of text": (spoiled(lambda row: row.update(samples={"log_ppl.x": "6.0"})), "TypeError"),
+    "a ratio that is a list": (spoiled(lambda row: row.update(overall_ratio=[1])), "TypeError"),
+    "a number beyond floats": (spoiled(lambda row: row.update(seconds=10**400)), "OverflowError"),
+    "not a number": (spoiled(lambda row: row.update(seconds=float("nan"))), "NaN is no number"),
+    "a key that stands twice": (
+        spoiled(lambda _: None).replace(b'"design"', b'"key": "other", "design"'),
+        "'key' stands twice",
+    ),
+    "an altered digit": (make_row(1).to_line().encode().replace(b"0.25", b"0.35"), "it was altered"),
+    "another schema's number": (
+        make_row(1).to_line().encode().replace(b'"schema": 2', b'"schema": 3'),
+        "it was altered",
+    ),
+    "an earlier schema's number": (
+        make_row(1).to_line().encode().replace(b'"schema": 2', b'"schema": 1'),
+        "it was altered",
+    ),
+    "a checksum that is gone": (spoiled(lambda row: row.update(schema=2)), "schema is 2.*with a checksum"),
+    "a checksum of another name": (
+        make_row(1).to_line().encode().replace(b'"checksum"', b'"checksun"'),
+        "schema is 2.*with a checksum",
+    ),
 }
 
 
 @pytest.mark.parametrize(("line", "problem"), CORRUPT.values(), ids=CORRUPT)
-def test_a_corrupt_line_is_named_and_nothing_is_changed(path: Path, line: bytes, problem: str) -> None:
+def test_a_corrupt_line_is_named_and_measured_again(
+    path: Path, line: bytes, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(path, make_row(0), make_row(2))
     first, last = path.read_bytes().splitlines(keepends=True)
-    content = first + line + b"\n" + last
-    path.write_bytes(content + b'{"torn')
-    with pytest.raises(InputError, match=rf"journal\.jsonl, line 2 is not a journal row.*{problem}"):
+    content = first + line + b"\n" + last + b'{"torn'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"journal\.jsonl, line 2.* is no row.*{problem}.*dvc repro data`"):
         journal.read(path)
-    with pytest.raises(InputError, match=r"journal\.jsonl, line 2"), Journal(path):
-        pass
-    assert path.read_bytes() == content + b'{"torn'
-    path.write_bytes(first + last)  # what the message advises; the lock is free again
+    assert path.read_bytes() == content, "who reads changes nothing"
     with Journal(path) as opened:
-        assert list(opened.rows) == ["key-000000", "key-000002"]
+        assert list(opened) == [make_row(0), make_row(2)]
+        assert re.search(rf"line 2.* is no row.*{problem}.*measured again", capsys.readouterr().out)
+        with pytest.raises(InputError, match="another process"), Journal(path):
+            pass
+        opened.append(make_row(1))
+    assert list(journal.read(path).values()) == [make_row(0), make_row(2), make_row(1)]
+    assert [p.name for p in path.parent.iterdir()] == ["journal.jsonl"]
+    with Journal(path):
+        assert capsys.readouterr().out == ""
+
+
+def test_of_many_corrupt_lines_the_first_are_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(path, make_row(0))
+    path.write_bytes(b"odd\n" * 25 + path.read_bytes())
+    with Journal(path) as opened:
+        assert list(opened) == [make_row(0)]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert "15 further lines" in lines[-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(rows, min_size=1, max_size=3, unique_by=lambda row: row.key), data=st.data())
+def test_a_flipped_bit_anywhere_alters_no_row(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    write(path, *rows)
+    raw = bytearray(path.read_bytes())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(raw)
+    with Journal(path) as opened:
+        assert all(row in rows for row in opened)
+        assert len(opened.rows) >= len(rows) - 2  # a line's end that is none costs two rows
+
+
+def test_rows_of_the_release_before_are_still_read(path: Path) -> None:
+    write(path, make_row(0))
+    path.write_bytes(spoiled(lambda _: None) + b"\n" + path.read_bytes())
+    assert list(journal.read(path).values()) == [make_row(1), make_row(0)]
+    with Journal(path) as opened:
+        assert list(opened) == [make_row(1), make_row(0)]
+
+
+def test_line_ends_of_windows_alter_nothing(path: Path) -> None:
+    write(path, make_row(0), make_row(1))
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert list(journal.read(path).values()) == [make_row(0), make_row(1)]
+
+
+def test_rows_of_a_later_release_stop_it_and_stay(path: Path) -> None:
+    write(path, make_row(0))
+    later = sealed(json.loads(make_row(1).to_line()) | {"schema": 3, "device": "cpu"})
+    content = path.read_bytes() + later + b"\n"
+    path.write_bytes(content)
+    for attempt in (lambda: journal.read(path), lambda: Journal(path).__enter__()):
+        with pytest.raises(InputError, match=r"line 2 has schema 3; expected at most 2"):
+            attempt()
+    assert path.read_bytes() == content
 
 
 def test_of_equal_keys_the_first_counts(path: Path) -> None:
@@ -203,10 +302,10 @@ def test_of_equal_keys_the_first_counts(path: Path) -> None:
 
 def test_a_line_separator_within_a_row_ends_no_line(path: Path) -> None:
     row = replace(make_row(0), design="a\u2028b\x85c\x0bd\x1ee\nf")
-    write(path, row, make_row(1))
-    path.write_text(
-        path.read_text().replace("\\u2028", "\u2028").replace("\\u0085", "\x85"), encoding="utf-8"
-    )
+    content = json.loads(row.to_line()) | {"schema": 1}
+    del content["checksum"]
+    write(path, make_row(1))
+    path.write_bytes(json.dumps(content, ensure_ascii=False).encode() + b"\n" + path.read_bytes())
     assert list(journal.read(path).values()) == [row, make_row(1)]
 
 

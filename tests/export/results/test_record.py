@@ -38,7 +38,7 @@ def export(tmp_path: Path, report_data: ReportData) -> tuple[Path, Record]:
     )
     made = Record(
         keys={part: f"key of {part}" for part in ExportPart},
-        files=record.sizes(tmp_path),
+        files=record.checksums(tmp_path),
         model="a model",
         texts=["news"],
         base=BaseModel("base", "a folder", "mit", ("en",), terms=(Path("LICENSE"),)),
@@ -87,20 +87,24 @@ def test_a_part_holds_while_its_key_does_and_its_files_are_whole(
     export: tuple[Path, Record], file: str, lost: ExportPart | None
 ) -> None:
     folder, made = export
-    assert all(made.holds(part, f"key of {part}", folder) for part in ExportPart)
-    assert not any(made.holds(part, "another key", folder) for part in ExportPart)
-    (folder / file).write_text("")
-    assert [part for part in ExportPart if not made.holds(part, f"key of {part}", folder)] == (
-        [] if lost is None else [lost]
-    )
+
+    def held(key: str) -> list[ExportPart]:
+        with Journal(folder / "journal.jsonl") as journal:
+            return [p for p in ExportPart if made.holds(p, key.format(p), folder, journal.rows)]
+
+    assert held("key of {}") == list(ExportPart)
+    assert held("another key") == []
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[:-3] + b"?" + content[-2:])
+    assert held("key of {}") == [part for part in ExportPart if part is not lost]
 
 
 def test_a_damaged_record_says_what_to_run(export: tuple[Path, Record]) -> None:
     folder, made = export
     path = folder / "record.json"
     record.write(path, made)
-    path.write_text(path.read_text().replace('"checks"', '"cheques"'))
-    with pytest.raises(InputError, match=r"record\.json is damaged \('checks'\); .*dvc repro export"):
+    path.write_text(path.read_text().replace('"a model"', '"a muddle"'))
+    with pytest.raises(InputError, match=r"record\.json is damaged \(it was altered.*dvc repro export"):
         record.read(path)
     assert record.read_if_there(path) is None
     assert record.read_if_there(folder / "nothing.json") is None
