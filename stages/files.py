@@ -125,7 +125,14 @@ def atomically(path: Path) -> Iterator[Path]:
             yield temporary
             ordinary_permissions(temporary)
             fsync(temporary)
+            clear(path)
             temporary.replace(path)
+
+
+def clear(path: Path) -> None:
+    """Remove an empty folder from where a file is to be; one that is not empty is an OSError."""
+    if path.is_dir():
+        path.rmdir()
 
 
 @contextlib.contextmanager

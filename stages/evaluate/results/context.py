@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.files import read_document, write_json
+from stages.files import InputError, read_document, write_json
 from stages.metrics.metric import QuestionFormat
 
 SCHEMA, VERSION = "prunecast.context", 1

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from stages.architecture import Architecture
-from stages.files import DamagedError, InputError, atomically, parse_json, sweep, writing
+from stages.files import DamagedError, InputError, atomically, clear, parse_json, sweep, writing
 
 SCHEMA = 2
 _SHOWN = 10
@@ -190,6 +190,7 @@ class Journal:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             sweep(self.path.parent)
+            clear(self.path)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._file.callback(os.close, descriptor)
         try:
