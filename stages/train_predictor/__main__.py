@@ -55,7 +55,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         results.write_forecasts(HERE / results.FORECASTS, pairs, judged.forecast(values), targets)
         for target in targets:
             errors[target] |= {"coverage": covered[target], "half_width": widths[target]}
-        validated = _cross_validated(ablated, pairs)
+        validated = _cross_validated(ablated)
         found = PredictorErrors(section.model, COVERAGE, errors, validated)
         results.write_errors(HERE / results.ERRORS, found)
         for target in targets:
@@ -78,17 +78,17 @@ def _coverage(judged: Predictor, widths: Mapping[str, float], pairs: pd.DataFram
     }
 
 
-def _cross_validated(ablated: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Errors by target of forecasts of every scored pair, by models that did not see it.
+def _cross_validated(ablated: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Errors by target of forecasts of every pair compared on, by models that did not see it.
 
     The held-out pairs may be too few to lie near the budget: these are all that there are. What too few
     pairs leave unknown is left out.
     """
-    scored = int((pairs["design"] != designs.SINGLE_SITE).sum())
-    rows = ablated[ablated["predictor"] == ablation.ALL].drop(columns=["scale", "predictor", "features"])
+    rows = ablated[ablated["predictor"] == ablation.ALL]
+    rows = rows.drop(columns=["scale", "predictor", "features", "learned_from"])
     by_target = rows.set_index("target").to_dict("index")
     return {
-        str(target): {"pairs": scored} | {str(key): value for key, value in row.items() if not pd.isna(value)}
+        str(target): {str(key): value for key, value in row.items() if not pd.isna(value)}
         for target, row in by_target.items()
     }
 
@@ -129,8 +129,13 @@ def _log(
 def _print(compared: pd.DataFrame, what: str) -> None:
     columns = ["predictor", "r2", "spearman", "spearman_near_budget", "top_recall"]
     for target, rows in compared.groupby("target", sort=False):
-        print(f"\n{what}: {target}, {rows['scale'].iloc[0]}, on the same folds:")
+        first = rows.iloc[0]
+        compared_on, there = first["pairs"], first["of_pairs"]
+        on = "" if compared_on == there else f" of {compared_on:,} of {there:,} pairs"
+        print(f"\n{what}: {target}, {first['scale']}, on the same folds{on}:")
         print(rows[columns].to_string(index=False, float_format="%.3f"))
+        for _, few in rows[rows["learned_from"] < rows["learned_from"].max()].iterrows():
+            print(f"{few['predictor']} learned from {few['learned_from']:,} pairs a fold, others from more")
 
 
 if __name__ == "__main__":

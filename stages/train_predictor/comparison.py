@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ from stages.metrics.registered import metric_of
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
+from stages.train_predictor.curves import AnyCurves, Curves
 from stages.train_predictor.models import Forecast, Roles, TargetModel
 from stages.train_predictor.predictor import COVERAGE, Predictor, errors
 
@@ -25,23 +28,41 @@ NEAR_BUDGET = 0.02
 """Overall ratios this far from the budget are where the search lives."""
 TOP = 20
 FEW = 8
+COMPARED = 1000
+"""Pairs, drawn by lot, on which predictors are compared where there are more."""
+_OF_PROCESS = 500  # pairs, by lot, that scikit-learn's process learns from: it takes their number cubed
 
 Fit = Callable[[Array, Array, int], Forecast]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A kind of model on a choice of features."""
+    """A kind of model on a choice of features, which learns from `most` pairs at most."""
 
     name: str
     features: Sequence[str]
     fit: Fit
+    most: int | None = None
 
 
 def own(name: str, section: TrainPredictor, features: Sequence[str]) -> Contestant:
     """Our predictor of the kind that the section names."""
     roles = Roles.of(features)
-    return Contestant(name, features, lambda x, y, sign: TargetModel.fit(x, y, sign, section, roles).forecast)
+
+    def fit(x: Array, y: Array, sign: int) -> Forecast:
+        return TargetModel.fit(x, y, sign, section, roles, _curves_once).forecast
+
+    return Contestant(name, features, fit)
+
+
+def _curves_once(damages: Array, target: Array) -> tuple[AnyCurves, Array]:
+    """`Curves.fit`, remembered: contestants whose other features differ share their curves."""
+    return _curves_of(damages.shape[1], damages.tobytes(), target.tobytes())
+
+
+@lru_cache(maxsize=32)
+def _curves_of(sites: int, damages: bytes, target: bytes) -> tuple[AnyCurves, Array]:
+    return Curves.fit(np.frombuffer(damages).reshape(-1, sites), np.frombuffer(target))
 
 
 def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contestant]:
@@ -75,7 +96,7 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
         ours("additive+xgboost on ratios", "additive+xgboost", ratios),
         ours("additive+xgboost", "additive+xgboost", features),
         Contestant("scikit-learn histogram trees", features, histogram),
-        Contestant("scikit-learn Gaussian process", features, process),
+        Contestant("scikit-learn Gaussian process", features, process, _OF_PROCESS),
     ]
 
 
@@ -91,9 +112,17 @@ def out_of_fold(contestant: Contestant, pairs: pd.DataFrame, target: str, folds:
     fold[drawn] = np.random.default_rng(seed).permutation(len(drawn)) % min(folds, len(drawn))
     forecast = np.full(len(y), np.nan)
     for held in range(fold.max() + 1):
-        fitted = contestant.fit(x[fold != held], y[fold != held], metric_of(target).law)
+        seen = _drawn(np.flatnonzero(fold != held), contestant.most, seed)
+        fitted = contestant.fit(x[seen], y[seen], metric_of(target).law)
         forecast[fold == held] = fitted(x[fold == held])
     return forecast
+
+
+def _drawn(places: NDArray[np.intp], most: int | None, seed: int) -> NDArray[np.intp]:
+    """All places, or `most` of them by lot, in their order."""
+    if most is None or len(places) <= most:
+        return places
+    return np.sort(np.random.default_rng(seed).choice(places, most, replace=False))
 
 
 def judge(
@@ -138,7 +167,13 @@ def judged(
     section: TrainPredictor,
     budget: Budget,
 ) -> pd.DataFrame:
-    """One row a contestant and target: errors of out-of-fold forecasts, all on the same folds."""
+    """One row a contestant and target: errors of out-of-fold forecasts, all on the same folds.
+
+    Of more than `COMPARED` pairs that many are drawn: ``pairs`` says how many of ``of_pairs`` were
+    forecast, and ``learned_from`` how many a model saw at most.
+    """
+    there = int((pairs["design"] != SINGLE_SITE).sum())
+    pairs = _some(pairs, section.seed)
     scored = pairs["design"] != SINGLE_SITE
     overall = pairs.loc[scored, "overall_ratio"].to_numpy()
     rows = []
@@ -148,8 +183,23 @@ def judged(
         measured = pairs.loc[scored, target].to_numpy()
         metric = metric_of(target)
         figures = judge(measured, forecast[scored], metric, overall, budget)
-        rows.append({"target": target, "scale": metric.unit, "predictor": contestant.name, **figures})
+        learned = len(pairs) - int(scored.sum()) // min(section.folds, int(scored.sum()))
+        counts = {
+            "pairs": int(scored.sum()),
+            "of_pairs": there,
+            "learned_from": learned if contestant.most is None else min(learned, contestant.most),
+        }
+        rows.append(
+            {"target": target, "scale": metric.unit, "predictor": contestant.name, **figures, **counts}
+        )
     return pd.DataFrame(rows)
+
+
+def _some(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """At most `COMPARED` of the pairs that are forecast, by lot, and all of single sites."""
+    alone = pairs["design"] == SINGLE_SITE
+    chosen = _drawn(np.flatnonzero(~alone), COMPARED, seed)
+    return pairs.iloc[np.sort(np.concatenate([np.flatnonzero(alone), chosen]))]
 
 
 def intervals(pairs: pd.DataFrame, predictor: Predictor, section: TrainPredictor) -> dict[str, float]:

@@ -24,15 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
+from stages.train_predictor.knots import KnotCurves, Prior, alike
+
 Array = NDArray[np.float64]
 TAUS = (0.15, 0.25, 0.4)
 LENGTHS = (0.7, 1.4)
 RELATIVE_NOISES = (0.05, 0.1)
 NOISES = (0.1, 0.3, 1.0)
 """Noises to choose from, in the root mean square that a straight line in D leaves over."""
+EXACT = 600
+"""Pairs that are fitted as above, which takes their number squared times the sites; more, as in `knots`."""
 _SLOPE = 0.3
 """Standard deviation of b around a straight line's, as a fraction of it."""
-_LEAST = 1e-6  # nats: what a site's damage is at least, in the logarithm
 _ROWS = 256  # of the covariance at once
 
 
@@ -53,10 +56,11 @@ class Curves:
     weights: Array
 
     @classmethod
-    def fit(cls, damages: Array, target: Array) -> tuple[Curves, Array]:
+    def fit(cls, damages: Array, target: Array) -> tuple[AnyCurves, Array]:
         """Fit on the sites' damages (n, S), in nats a token, and a target (n,).
 
         Returns also what is left over (n,): each pair's target less its forecast by all the others.
+        More than `EXACT` pairs are fitted over knots.
         """
         total = damages.sum(axis=1)
         line = np.stack([np.ones_like(total), total], axis=1)
@@ -64,10 +68,14 @@ class Curves:
         rest = target - line @ (intercept, slope)
         level = max(float(np.sqrt(np.mean(rest**2))), 1e-9)
         spread = 10 * max(float(np.ptp(target)), level)
+        if len(target) > EXACT:
+            prior = Prior(float(intercept), float(slope), spread, _SLOPE, level)
+            return KnotCurves.fit(damages, target, prior, TAUS, LENGTHS, [*product(RELATIVE_NOISES, NOISES)])
         best: tuple[float, Curves, Array] | None = None
+        shared = {length: _shared(damages, damages, length) for length in LENGTHS}
         for tau, length in product(TAUS, LENGTHS):
             made = cls(float(intercept), float(slope), spread, tau, length, damages, np.zeros(len(target)))
-            covariance = made._covariance(damages)
+            covariance = made._covariance(damages, shared[length])
             for relative, noise in product(RELATIVE_NOISES, NOISES):
                 variances = (noise * level) ** 2 + (relative * slope * total) ** 2
                 factor = cho_factor(covariance + np.diag(variances), lower=True)
@@ -82,7 +90,10 @@ class Curves:
 
     def forecast(self, damages: Array) -> Array:
         """Forecasts (m,) for the sites' damages (m, S)."""
-        parts = [self._covariance(rows) @ self.weights for rows in _blocks(damages)]
+        parts = [
+            self._covariance(rows, _shared(rows, self.damages, self.length)) @ self.weights
+            for rows in _blocks(damages)
+        ]
         total: Array = self.intercept + self.slope * damages.sum(axis=1) + np.concatenate(parts)
         return total
 
@@ -90,29 +101,25 @@ class Curves:
         """What each site adds to the forecast, (m, S)."""
         found = []
         for rows in _blocks(damages):
-            factors = np.einsum("mns,ns,n->ms", self._alike(rows), self.damages, self.weights)
+            likeness = _alike(rows, self.damages, self.length)
+            factors = np.einsum("mns,ns,n->ms", likeness, self.damages, self.weights)
             found.append(rows * (self.slope + (self.slope * self.tau) ** 2 * factors))
         return np.concatenate(found)
 
-    def _covariance(self, damages: Array) -> Array:
-        """Prior covariance (m, n) of architectures with the fitted pairs."""
-        own = np.einsum("ms,mns,ns->mn", damages, self._alike(damages), self.damages)
+    def _covariance(self, damages: Array, shared: Array) -> Array:
+        """Prior covariance (m, n) of architectures with the fitted pairs; `shared` is what sites share."""
         totals = np.outer(damages.sum(axis=1), self.damages.sum(axis=1))
-        slope: Array = self.slope**2 * (self.tau**2 * own + _SLOPE**2 * totals)
+        slope: Array = self.slope**2 * (self.tau**2 * shared + _SLOPE**2 * totals)
         return self.spread**2 + slope
-
-    def _alike(self, damages: Array) -> Array:
-        """How far a site's factor is the same at two damages, (m, n, S)."""
-        here, there = (np.log(np.maximum(d, _LEAST)) for d in (damages, self.damages))
-        alike: Array = np.exp(-((here[:, None] - there[None]) ** 2) / (2 * self.length**2))
-        return alike
 
     def to_json(self) -> dict[str, Any]:
         scalars = {n: getattr(self, n) for n in ("intercept", "slope", "spread", "tau", "length")}
         return {**scalars, "damages": self.damages.tolist(), "weights": self.weights.tolist()}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Curves:
+    def from_json(cls, content: Mapping[str, Any]) -> AnyCurves:
+        if "knots" in content:
+            return KnotCurves.from_json(content)
         intercept, slope, spread, tau, length = (
             float(content[n]) for n in ("intercept", "slope", "spread", "tau", "length")
         )
@@ -120,6 +127,22 @@ class Curves:
         return cls(intercept, slope, spread, tau, length, damages, weights)
 
 
+def _shared(here: Array, there: Array, length: float) -> Array:
+    """Σ_s d_s d'_s exp(-(log d_s - log d'_s)² / 2ℓ²) of damages (m, S) and (n, S), (m, n)."""
+    return np.concatenate(
+        [np.einsum("ms,mns,ns->mn", rows, _alike(rows, there, length), there) for rows in _blocks(here)]
+    )
+
+
+def _alike(here: Array, there: Array, length: float) -> Array:
+    """How far a site's factor is the same at two damages, (m, n, S)."""
+    return alike(here[:, None], there[None], length)
+
+
 def _blocks(rows: Array) -> Iterator[Array]:
     for start in range(0, len(rows), _ROWS):
         yield rows[start : start + _ROWS]
+
+
+AnyCurves = Curves | KnotCurves
+"""Curves of few pairs, or of many."""

@@ -32,7 +32,7 @@ from stages.config.params import TrainPredictor
 from stages.config.predictors import PREDICTORS
 from stages.files import InputError, atomically
 from stages.train_predictor.additive import Additive, Array
-from stages.train_predictor.curves import Curves
+from stages.train_predictor.curves import AnyCurves, Curves
 
 Forecast = Callable[[Array], Array]
 """A function from features (n, F) to forecasts (n,)."""
@@ -63,13 +63,19 @@ class TargetModel:
     """Forecasts one target: the sum of its parts; at least one is there."""
 
     additive: Additive | None
-    curves: Curves | None
+    curves: AnyCurves | None
     trees: XGBRegressor | None
     roles: Roles
 
     @classmethod
     def fit(
-        cls, features: Array, target: Array, sign: int, section: TrainPredictor, roles: Roles | None = None
+        cls,
+        features: Array,
+        target: Array,
+        sign: int,
+        section: TrainPredictor,
+        roles: Roles | None = None,
+        fit_curves: Callable[[Array, Array], tuple[AnyCurves, Array]] = Curves.fit,
     ) -> TargetModel:
         """Fit the kind that the section names. `sign` is the law's: +1, -1, or 0 for none.
 
@@ -92,7 +98,7 @@ class TargetModel:
                     f"train_predictor.model is {section.model}, but no damage curves are known; set "
                     "evaluate.curvature_tokens or sample.single_site_ratios, or take additive+xgboost"
                 )
-            curves, target = Curves.fit(features[:, roles.damages], target)
+            curves, target = fit_curves(features[:, roles.damages], target)
             sign = 0
         if not kind.trees:
             return cls(additive, curves, None, roles)

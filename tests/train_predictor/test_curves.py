@@ -39,6 +39,7 @@ def test_what_is_left_over_is_each_pair_forecast_by_the_others() -> None:
     known = damages_of(15, 3)
     target = law(known) + np.random.default_rng(4).normal(0, 0.02, 15)
     curves, left_over = Curves.fit(known, target)
+    assert isinstance(curves, Curves)
     covariance = np.array([[_covariance(curves, a, b) for b in known] for a in known])
     rest = target - curves.intercept - curves.slope * known.sum(1)
     # The weights solve (K + N) w = rest, which gives the noise N of each pair back.
