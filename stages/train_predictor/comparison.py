@@ -196,7 +196,7 @@ def judged(
 
 
 def _some(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """At most `COMPARED` of the pairs that are forecast, by lot, and all of single sites."""
+    """All pairs of single sites, and at most `COMPARED` of the others, by lot."""
     alone = pairs["design"] == SINGLE_SITE
     chosen = _drawn(np.flatnonzero(~alone), COMPARED, seed)
     return pairs.iloc[np.sort(np.concatenate([np.flatnonzero(alone), chosen]))]

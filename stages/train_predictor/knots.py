@@ -23,7 +23,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-5
-"""Of a site's greatest prior variance: at most a three-hundredth of its standard deviation is left out."""
+"""What may be left out of a site's greatest prior variance: a three-hundredth of its standard deviation."""
 LEAST = 1e-6  # nats: what a site's damage is at least, in the logarithm
 _CANDIDATES = 256  # damages of a site among which its knots are chosen
 _ROWS = 4096  # pairs whose features are held at once
@@ -43,7 +43,7 @@ class Prior:
     """Root mean square of what a straight line leaves over."""
 
     def variances(self, totals: Array, relative: float, noise: float) -> Array:
-        """Of the noise of pairs whose damages sum up to `totals` (n,)."""
+        """Variances of the noise of pairs whose damages sum up to `totals` (n,)."""
         found: Array = (noise * self.level) ** 2 + (relative * self.slope * totals) ** 2
         return found
 
@@ -122,11 +122,11 @@ class _Sums:
     """What the pairs add up to under one noise, whose precisions weigh them."""
 
     products: Array
-    """Of features with features (F, F)."""
+    """Cross-products of features (F, F)."""
     projected: Array
-    """Of features with what is to be explained (F,)."""
+    """Products of features and what is to be explained (F,)."""
     constant: float
-    """Of the logarithm of the likelihood: what no weights change."""
+    """That part of the likelihood's logarithm which no weights change."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class _Basis:
     def sums(
         self, damages: Array, rest: Array, prior: Prior, noises: Sequence[tuple[float, float]]
     ) -> list[_Sums]:
-        """Of all pairs, by noise."""
+        """What all pairs add up to, by noise."""
         size = 2 + sum(len(z) for z in self.knots)
         found = [_Sums(np.zeros((size, size)), np.zeros(size), 0.0) for _ in noises]
         for rows in _blocks(len(damages)):
@@ -213,7 +213,7 @@ class _Posterior:
         return np.concatenate(found)
 
     def curves(self, prior: Prior) -> KnotCurves:
-        """The same as a function of damages."""
+        """What the weights say as a function of damages."""
         knots = np.zeros((max(len(z) for z in self.basis.knots), len(self.basis.knots)))
         weights = np.zeros_like(knots)
         start = 2
@@ -227,7 +227,7 @@ class _Posterior:
 
 
 def _covariance(here: Array, there: Array, length: float) -> Array:
-    """d d' k(log d, log d') of damages (a,) and (b,), (a, b)."""
+    """A site's prior covariance d d' k(log d, log d') of damages (a,) and (b,), (a, b)."""
     return np.outer(here, there) * alike(here[:, None], there[None], length)
 
 

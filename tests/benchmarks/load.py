@@ -4,10 +4,10 @@
 
 A random model of SmolLM2's sites and widths, with a small hidden size, goes through the stages `sample`
 and `evaluate` with a few architectures; then `--pairs` architectures of the real designs take the place
-of these, with measurements under a made-up law: a power of each site's ratio, neighbours more together,
-and noise. A row holds `--samples` windows or questions of each metric. The doors run in a temporary
-folder, with the default params and without MLflow; `search` up to its first trial. CPU seconds are those
-of all threads: on a busy machine they tell more than the clock.
+of these, with measurements under a made-up law: the expected damage curves, each wrong by a factor,
+neighbours more together, and noise. A row holds `--samples` windows or questions of each metric. The
+doors run in a temporary folder, with the default params and without MLflow; `search` up to its first
+trial. CPU seconds are those of all threads: on a busy machine they tell more than the clock.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from stages.architecture import Site
 from stages.config.params import load_params
 from stages.evaluate.results import journal
+from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.journal import Row
 from stages.sample import designs
 from tests import tiny
@@ -38,6 +40,8 @@ from tests.small import PARAMS, REPOSITORY, SMOLLM2
 
 NOISE = 0.01
 """Nats a token, of a made-up measurement."""
+MISTAKE = 0.4
+"""Standard deviation of the logarithm of what made-up damage curves are wrong by, a factor a site."""
 PHASES = ("journal", "build-dataset", "train-predictor", "search")
 _READ = """
 import sys, pathlib
@@ -123,13 +127,18 @@ class Folder:
 
     def _rows(self, designed: Sequence[designs.Designed]) -> list[Row]:
         rng = np.random.default_rng(0)
+        expected = DamageCurves.read(self.path / "data" / "evaluate" / "curvature.json")
+        assert expected is not None
         sites = list(self.shape.sites())
-        costs, powers = rng.exponential(0.05, len(sites)), rng.uniform(1.2, 2.2, len(sites))
+        ratios = np.array([[d.architecture.site_ratio(self.shape, s) for s in sites] for d in designed])
+        damages = np.stack(
+            [_read(expected, site, column) for site, column in zip(sites, ratios.T, strict=True)], axis=1
+        )
+        costs = damages @ np.exp(rng.normal(0, MISTAKE, len(sites)))
+        costs = costs / costs.mean() + 0.005 * (ratios[:, 2:] * ratios[:, :-2]).sum(axis=1)
         example = self.measured[0]
         rows = []
-        for number, d in enumerate(designed):
-            ratios = np.array([d.architecture.site_ratio(self.shape, site) for site in sites])
-            cost = float(costs @ ratios**powers + 0.02 * (ratios[2:] * ratios[:-2]).sum())
+        for number, (d, cost) in enumerate(zip(designed, costs.tolist(), strict=True)):
             metrics = {key: self._value(key, cost + float(rng.normal(0, NOISE))) for key in example.metrics}
             samples = {key: rng.normal(3 + cost, 1, self.samples).tolist() for key in example.samples}
             ratio = d.architecture.overall_ratio(self.shape)
@@ -190,6 +199,12 @@ class Folder:
         if code not in (0, -signal.SIGKILL if until else 0):
             raise RuntimeError(f"python {' '.join(arguments)} exited with {code}\n{log.read_text()[-4000:]}")
         return Cost(seconds, used.ru_utime + used.ru_stime, peak / 2**20)
+
+
+def _read(curves: DamageCurves, site: Site, ratios: np.ndarray) -> np.ndarray:
+    """A site's damages at `ratios` (n,)."""
+    known = {ratio: curves.damage(site, ratio) for ratio in set(ratios.tolist())}
+    return np.array([known[ratio] for ratio in ratios.tolist()])
 
 
 def _peak_kib(process: int) -> int:
