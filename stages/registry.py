@@ -12,6 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def named(place: str) -> Any:
+    """The thing of a ``"module:attribute"``, whose module is imported for it."""
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class Registry:
     """Things by name. `key` is where params name one, for errors; `places` says where ours are.
 
@@ -50,6 +56,5 @@ class Registry:
         if name not in self._things:
             if name not in self.places:
                 raise KeyError(f"{self.key} has no {name!r}; there are {', '.join(self.names)}")
-            module, _, attribute = self.places[name].partition(":")
-            self._things[name] = getattr(importlib.import_module(module), attribute)
+            self._things[name] = named(self.places[name])
         return self._things[name]

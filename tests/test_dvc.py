@@ -114,6 +114,21 @@ def test_dependencies_exist_or_are_outputs(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
+def test_a_door_is_light_and_knows_what_the_stage_reads(room: str) -> None:
+    """It imports the standard library alone, and names the data that dvc.yaml lists."""
+    code = (
+        f"import sys, stages.{room}.__main__ as door; print(getattr(door, 'INPUTS', ())); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    inputs, modules = done.stdout.splitlines()
+    listed = tuple(d.removeprefix("data/") for d in STAGES[room]["deps"] if d.startswith("data/"))
+    assert inputs == str(listed)
+    tops = {name.partition(".")[0] for name in modules.split()}
+    heavy = {"argparse", "ctypes", "numpy", "pydantic", "torch", "yaml"} & tops
+    assert not heavy, f"the door of {room} imports {heavy} before it answers signals"
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_upstream_rooms_and_the_hall_only(room: str) -> None:
     allowed = ROOMS[: ROOMS.index(room) + 1]
     for path in (ROOT / "stages" / room).rglob("*.py"):

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from stages import stage
+from stages import signals, stage
 from stages.config.params import Params
 from stages.files import InputError
 from tests.small import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A stage leaves signals to the system when it has ended; pytest wants its own again."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signals.PARENT_DIED)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def run_sample(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +80,10 @@ def test_interrupted_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit) as caught:
         main_with(monkeypatch, KeyboardInterrupt())
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "prunecast build-dataset: interrupted; what was finished is kept\n"
+    assert capsys.readouterr().err == (
+        "prunecast build-dataset: interrupted by SIGINT; what was finished is kept: `dvc repro` goes on from "
+        "there\n"
+    )
 
 
 def test_bad_input_of_a_body_exits_with_2(
@@ -95,7 +110,7 @@ def test_light_stages_import_neither_torch_nor_mlflow():
     for name in ("sample", "build_dataset", "train_predictor"):
         code = (
             "import sys, time; start = time.perf_counter();"
-            f"import stages.{name}.__main__;"
+            f"import stages.{name}.stage;"
             "print(f'{time.perf_counter() - start:.2f} s');"
             "heavy = sorted({'torch', 'transformers', 'mlflow', 'datasets', 'optuna'} & set(sys.modules));"
             "print(*heavy)"

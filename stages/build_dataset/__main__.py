@@ -1,41 +1,14 @@
-"""Stage `build-dataset`: journal -> data/build_dataset/pairs.parquet.  Run: python -m stages.build_dataset"""
+"""Door: stage `build-dataset`.  Run: python -m stages.build_dataset"""
 
-from __future__ import annotations
+from stages.stage import main
 
-import argparse
-
-from stages.build_dataset import table
-from stages.build_dataset.features import Features
-from stages.config.params import Params
-from stages.evaluate.results import context, journal
-from stages.evaluate.results.damage import DamageCurves
-from stages.metrics.registered import targets as metrics_of
-from stages.sample import designs
-from stages.stage import DATA, main
-
-
-def run(params: Params, _: argparse.Namespace) -> None:
-    evaluated = DATA / "evaluate"
-    shape, designed = designs.read(DATA / "sample" / "architectures.json")
-    measured_in = context.read(evaluated / "context.json")
-    rows = journal.read(evaluated / "journal.jsonl").values()
-    prefix_views = [row for row in rows if row.context == measured_in.digest and not row.weights]
-    metrics = {row.architecture.id: row.metrics for row in prefix_views}
-    texts = list(params.corpora.texts)
-    measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}
-    expected = DamageCurves.read(evaluated / "curvature.json")
-    curves = DamageCurves.of_pairs(shape, measured, texts, expected)
-    (curves or DamageCurves({})).write(DATA / "build_dataset" / "damage.json")
-    scores = evaluated / "importance.safetensors"
-    features = Features.of_model(shape, params.build_dataset.band, scores, curves)
-    formats = measured_in.question_formats
-    targets = [metric.key for metric in metrics_of(texts, list(params.corpora.questions), formats)]
-    section = params.build_dataset
-    pairs = table.build(designed, metrics, features, targets, section.seed, section.held_out)
-    table.write(DATA / "build_dataset" / "pairs.parquet", pairs, features.names, targets)
-    held_out = int((pairs["split"] == table.HELD_OUT).sum())
-    print(f"{len(pairs)} pairs, {held_out} held out; {len(features.names)} features, {len(targets)} targets")
-
+INPUTS = (
+    "sample/architectures.json",
+    "evaluate/context.json",
+    "evaluate/curvature.json",
+    "evaluate/importance.safetensors",
+    "evaluate/journal.jsonl",
+)
 
 if __name__ == "__main__":
-    main("build-dataset", run)
+    main("build-dataset", "stages.build_dataset.stage:run", INPUTS)

@@ -11,13 +11,13 @@ files: each profile stays one file, which keeps its own edits, and the same comm
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from stages.config.document import read_yaml
 from stages.config.params import load_params
 from stages.files import InputError
+from stages.stage import command
 
 ACTIVE = "params.yaml"
 
@@ -81,20 +81,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.config.profiles")
     parser.add_argument("profile", nargs="?", help="the profile to make active; without it, list them")
     wanted: str | None = parser.parse_args().profile
-    try:
-        if wanted:
-            before = next(iter(find()), "")
-            changed = switch(wanted)
-            print(f"{ACTIVE} is the profile {wanted}" + ("" if changed else " already"))
-            if changed and before:
-                print(f"{before} is params.{before}.yaml; `make profile PROFILE={before}` goes back")
-            return
-        for name, path in find().items():
-            print(f"{'*' if path.name == ACTIVE else ' '} {name:12} {path}")
-    except InputError as error:
-        print(f"prunecast profiles: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    if wanted:
+        before = next(iter(find()), "")
+        changed = switch(wanted)
+        print(f"{ACTIVE} is the profile {wanted}" + ("" if changed else " already"))
+        if changed and before:
+            print(f"{before} is params.{before}.yaml; `make profile PROFILE={before}` goes back")
+        return
+    for name, path in find().items():
+        print(f"{'*' if path.name == ACTIVE else ' '} {name:12} {path}")
 
 
 if __name__ == "__main__":
-    main()
+    command("profiles", main)

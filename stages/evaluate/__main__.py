@@ -1,53 +1,8 @@
-"""Stage `evaluate`: architectures -> a journal of measured architectures.  Run: python -m stages.evaluate"""
+"""Door: stage `evaluate`.  Run: python -m stages.evaluate"""
 
-from __future__ import annotations
+from stages.stage import main
 
-import argparse
-
-from stages.config.params import Measurement, Params, Part
-from stages.evaluate.measure.plan import Work
-from stages.evaluate.measure.run import measure_all
-from stages.evaluate.results import context, division
-from stages.evaluate.results.context import Context
-from stages.evaluate.results.journal import Journal, Row
-from stages.evaluate.text.corpora import divided
-from stages.evaluate.workbench import open_workbench
-from stages.metrics.metric import Shown
-from stages.metrics.registered import shown
-from stages.sample import designs
-from stages.stage import DATA, main
-from stages.tracking.tracker import open_tracker
-
-
-def run(params: Params, arguments: argparse.Namespace) -> None:
-    here = DATA / "evaluate"
-    drawn = DATA / "sample" / "architectures.json"
-    shape, designed = designs.read(drawn)
-    designs.check_model(drawn, shape, params.model)
-    with (
-        Journal(here / "journal.jsonl") as journal,
-        open_tracker("evaluate", params, enabled=not arguments.no_tracking) as tracker,
-    ):
-        sections = (params.evaluate, params.search)
-        needed: list[tuple[Part, Measurement]] = [("selection", s.measurement) for s in sections]
-        needed.append(("report", params.export.measurement))
-        bench = open_workbench(params, here / "importance.safetensors", needed)
-        evaluator = bench.evaluator("selection", params.evaluate.measurement)
-        division.write(here / "division.json", divided({**bench.texts, **bench.questions}))
-        context.write(here / "context.json", Context(evaluator.digest, evaluator.context))
-
-        def log(row: Row) -> None:
-            tracker.log_evaluation(row, shape, evaluator.selection.words())
-
-        bench.calibration.curves(bench.network, bench.repair, here / "curvature.json")
-        work = [Work(d.architecture, d.design) for d in designed]
-        rows = measure_all(evaluator, bench.executor, work, journal, log, "evaluate")
-    print("selection part:", end="")
-    for baseline in designed[: len(designs.BASELINES)]:
-        decisive = shown(rows[baseline.architecture.id].metrics, Shown.VERDICT)
-        print(f" {baseline.design} { ({key: round(value, 2) for key, value in decisive.items()}) }", end="")
-    print()
-
+INPUTS = ("sample/architectures.json",)
 
 if __name__ == "__main__":
-    main("evaluate", run)
+    main("evaluate", "stages.evaluate.stage:run", INPUTS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from stages.export.weights.export import export_weights, weights_of
 from stages.files import InputError
 from stages.search import outcome
 from stages.search.outcome import Candidate
-from stages.stage import DATA
+from stages.stage import DATA, command
 
 
 def find(candidates: Sequence[Candidate], architecture_id: str) -> Candidate:
@@ -67,12 +66,8 @@ def main() -> None:
     parser.add_argument("id", help="of an architecture in data/search/front.csv or outcome.json")
     parser.add_argument("folder", type=Path, help="to write into; must not be there")
     arguments = parser.parse_args()
-    try:
-        run(load_params(arguments.params), arguments.id, arguments.folder)
-    except InputError as error:
-        print(f"prunecast export: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(load_params(arguments.params), arguments.id, arguments.folder)
 
 
 if __name__ == "__main__":
-    main()
+    command("export", main)

@@ -33,6 +33,7 @@ from stages.sample import timing
 from stages.sample.source import read_shape
 from stages.sample.space import Space
 from stages.sample.timing import PHASES, Times
+from stages.stage import command
 
 SCHEMA, VERSION = "prunecast.latency", 1
 VALUES = 1
@@ -254,13 +255,9 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
     parser.add_argument("--again", action="store_true", help="measure even what was measured before")
     arguments = parser.parse_args()
-    try:
-        section = load_params(arguments.params)
-        shape = read_shape(section.model)
-        table = table_of(shape, section.budget, section.sample.mlp_granularity, arguments.again)
-    except InputError as error:
-        print(f"prunecast latency: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    section = load_params(arguments.params)
+    shape = read_shape(section.model)
+    table = table_of(shape, section.budget, section.sample.mlp_granularity, arguments.again)
     space = Space(shape, section.sample.mlp_granularity, {})
     print("every site cut by   prefill_ms   decode_ms")
     for percent in (0, 10, 20, 30, 40, 50):
@@ -270,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command("latency", main)

@@ -6,7 +6,6 @@ Imports no mlflow, so that a store that cannot work is found before seconds are 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from stages import locks
 from stages.files import InputError
 
 SQLITE = "sqlite:///"
@@ -82,8 +82,7 @@ def exclusive(store: str) -> Iterator[None]:
         yield
         return
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.exclusive(Path(f"{name}.lock")):
         with contextlib.closing(sqlite3.connect(name, timeout=60)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()

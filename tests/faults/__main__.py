@@ -47,7 +47,7 @@ def main() -> int:
     arguments = parser.parse_args()
     began = time.monotonic()
     for stage in STAGES:  # what stages import is imported once, before they are forked
-        importlib.import_module(f"stages.{stage}.__main__")
+        importlib.import_module(f"stages.{stage}.stage")
     scratch = Path(tempfile.mkdtemp(prefix="prunecast-faults-"))
     trials: list[Trial] = []
     try:

@@ -158,17 +158,15 @@ def _alone(work: Path) -> Iterator[None]:
 def _stage(name: str, params: Params) -> None:
     """What ``python -m stages.NAME --no-tracking`` runs."""
     print(f"--- {name.replace('_', '-')}", flush=True)
-    importlib.import_module(f"stages.{name}.__main__").run(params, argparse.Namespace(no_tracking=True))
+    importlib.import_module(f"stages.{name}.stage").run(params, argparse.Namespace(no_tracking=True))
 
 
 def _explained(error: Exception) -> str:
     """Prints the traceback; returns the stage that raised and its message."""
     traceback.print_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
-    rooms = [
-        Path(frame.filename).parent.name for frame in frames if Path(frame.filename).name == "__main__.py"
-    ]
-    stage = f"stage {rooms[-1]}: " if rooms and rooms[-1] != "regression" else ""
+    rooms = [Path(frame.filename).parent.name for frame in frames if Path(frame.filename).name == "stage.py"]
+    stage = f"stage {rooms[-1]}: " if rooms else ""
     return f"{stage}{type(error).__name__}: {error}"
 
 

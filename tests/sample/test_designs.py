@@ -18,8 +18,7 @@ from stages.config.params import ModelSection, Sample
 from stages.families import describe
 from stages.families.family import usual_settings
 from stages.files import InputError, read_json, write_json
-from stages.sample import __main__ as stage
-from stages.sample import designs
+from stages.sample import designs, stage
 from stages.sample.designs import Designed
 from stages.sample.limits import Limit
 from tests.small import COMMITTED, SMOLLM2, architectures_of, budget_of

@@ -7,10 +7,8 @@ it was written is made anew.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from stages.families import FAMILIES, llama_cpp
 from stages.files import InputError, cache_folder, read_json, write_json
+from stages.locks import exclusive
 from stages.sample import gguf_header
 from stages.sample.digests import file_digest
 from stages.sample.gguf_header import Header
@@ -47,7 +46,7 @@ def dequantised(path: Path) -> Path:
     try:
         models.mkdir(parents=True, exist_ok=True)
         _sweep(models)
-        with _locked(_lock_of(folder)):
+        with exclusive(_lock_of(folder)):
             if folder.exists() and (damage := _damage(folder)):
                 print(f"note: {folder} {damage}: it is made anew", flush=True)
                 shutil.rmtree(folder)
@@ -158,12 +157,5 @@ def _sweep(models: Path) -> None:
     """Remove what killed processes left half made: what nobody holds the lock of."""
     for temporary in models.glob(".*"):
         owner = temporary.with_name(temporary.name[1:].removesuffix(_PART))
-        with contextlib.suppress(BlockingIOError), _locked(_lock_of(owner), wait=False):
+        with contextlib.suppress(BlockingIOError), exclusive(_lock_of(owner), wait=False):
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield

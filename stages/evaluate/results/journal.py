@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from stages import locks
 from stages.architecture import Architecture
 from stages.files import DamagedError, InputError, atomically, clear, parse_json, sweep, writing
 
@@ -194,12 +194,13 @@ class Journal:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._file.callback(os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(descriptor, wait=False)
             self._check_in_place(descriptor)
         except BlockingIOError:
+            holder = locks.holder(descriptor)
             self._file.close()
             raise InputError(
-                f"{self.path} is being written by another process; wait for it or stop it "
+                f"{self.path} is being written by another process{holder}; wait for it or stop it "
                 "(two writers would repeat each other's work)"
             ) from None
         except BaseException:

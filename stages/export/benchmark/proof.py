@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ from stages.export.gguf import folder as gguf_folder
 from stages.export.weights import huggingface
 from stages.files import InputError
 from stages.search import outcome
-from stages.stage import DATA
+from stages.stage import DATA, command
 
 HERE = DATA / "export"
 KL_BAR = 1e-4
@@ -230,21 +229,17 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
     add_arguments(parser)
     arguments = parser.parse_args()
-    try:
-        params = load_params(arguments.params)
-        candidates = outcome.read(DATA / "search" / "outcome.json")
-        winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
-        searched, weights = DATA / "search" / "context.json", checkpoint.digest_of(params.model)
-        context.require_weights(searched, weights, params.model.source)
-        loaded = checkpoint.load(params.model)
-        load = load_of(params, loaded, load_texts(params.corpora), asked_for(arguments))
-        with tempfile.TemporaryDirectory(prefix="prunecast-dense-") as scratch:
-            proof = prove(params.model, loaded, HERE, winner, load, Path(scratch) / "dense")
-    except InputError as error:
-        print(f"prunecast proof: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    params = load_params(arguments.params)
+    candidates = outcome.read(DATA / "search" / "outcome.json")
+    winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+    searched, weights = DATA / "search" / "context.json", checkpoint.digest_of(params.model)
+    context.require_weights(searched, weights, params.model.source)
+    loaded = checkpoint.load(params.model)
+    load = load_of(params, loaded, load_texts(params.corpora), asked_for(arguments))
+    with tempfile.TemporaryDirectory(prefix="prunecast-dense-") as scratch:
+        proof = prove(params.model, loaded, HERE, winner, load, Path(scratch) / "dense")
     show(proof, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    command("proof", main)

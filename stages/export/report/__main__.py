@@ -6,7 +6,6 @@ Only files are read, so that an edit of a chart or a template shows in seconds.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from stages.config import extensions
@@ -16,7 +15,7 @@ from stages.export.report.from_files import read_report
 from stages.export.results import record
 from stages.export.results.record import PROOF, RECORD
 from stages.export.results.staging import replacing
-from stages.files import InputError
+from stages.stage import command
 
 
 def run(data: Path) -> None:
@@ -39,12 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.export.report")
     parser.add_argument("--data", type=Path, default=Path("data"), help="default: data")
     arguments = parser.parse_args()
-    try:
-        run(arguments.data)
-    except InputError as error:
-        print(f"prunecast report: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(arguments.data)
 
 
 if __name__ == "__main__":
-    main()
+    command("report", main)

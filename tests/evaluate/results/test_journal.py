@@ -320,6 +320,8 @@ def test_a_second_writer_is_refused(path: Path) -> None:
         _, errors = second.communicate(timeout=30)
         assert second.returncode == 1
         assert "is being written by another process" in errors
+        if sys.platform == "linux":  # who it is, /proc/locks tells
+            assert f"tests.evaluate.results.journal_writer {path}" in errors
         assert journal.read(path) == {}  # reading needs no lock
 
 

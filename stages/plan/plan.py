@@ -1,0 +1,146 @@
+"""What a run of params would take: evaluations, tokens, FLOPs, memory, hours. Nothing is measured.
+
+    python -m stages.plan                                                  # params.yaml, on this CPU
+    python -m stages.plan --params params.paper.yaml --gpu "A100 80GB"
+
+The model need not be there: its shape comes from a config.json, and LLaMA-2-7B's is part of this
+package. FLOPs count two for each weight and token. Times are estimates: see `stages.plan.machines`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from stages.architecture import ModelShape
+from stages.config.params import ModelSection, Params, load_params
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
+from stages.families import describe
+from stages.files import InputError
+from stages.plan import machines, memory
+from stages.plan.machines import Machine
+from stages.plan.token_counts import TokenCount, at_hand, token_counts
+from stages.plan.workload import Step, steps
+from stages.sample.designs import check_budget
+from stages.sample.source import read_shape
+
+KNOWN = {"meta-llama/Llama-2-7b-hf": "llama-2-7b.json"}
+"""Configurations in this folder, for models that can only be had with a licence."""
+STAGE_S = {"sample": 4, "evaluate": 20, "build-dataset": 4, "train-predictor": 20, "search": 20, "export": 30}
+"""Starting a stage, reading text, logging, writing: seconds, measured on one core."""
+
+
+def shape_of(section: ModelSection, config: Path | None) -> ModelShape:
+    """The model's shape: of a config.json (or its folder), of one in this package, or of the model.
+
+    Raises:
+        InputError: there is no such file, or its family is not supported.
+    """
+    if config is None and section.source in KNOWN:
+        config = Path(__file__).with_name(KNOWN[section.source])
+    if config is None:
+        return read_shape(section)
+    path = config / "config.json" if config.is_dir() else config
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a readable config.json: {error}") from error
+    return describe(content, str(path)).shape
+
+
+def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount], machine: Machine) -> str:
+    """The plan, for a person."""
+    work = steps(loaded, shape, measured, torch.bfloat16 if machine.device == "cuda" else torch.float32)
+    parts = memory.on_device(loaded, shape, measured, machine)
+    held = memory.peak(parts)
+    fits = "" if held <= machine.memory_bytes else ": it does NOT fit; lower evaluate.prefix_cache_mb first"
+    lines = [
+        f"profile {loaded.profile}: {loaded.model.source}, {shape.total_parameters / 1e9:.3g} billion "
+        f"parameters, {shape.layers} layers",
+        f"on {machine.name}: {machine.flops / 1e12:.3g} TFLOP/s, of which {100 * machine.fraction:.0f} % are "
+        "reckoned with",
+        "",
+        *_token_counts(measured),
+        "",
+        *_work(work, machine),
+        "",
+        f"memory: {_gigabytes(held)} of {_gigabytes(machine.memory_bytes)}{fits}",
+        *(f"  {_gigabytes(size):>9}  {name}" for name, size in parts.items()),
+        "disk:",
+        *(f"  {_gigabytes(size):>9}  {name}" for name, size in memory.on_disk(loaded, shape).items()),
+    ]
+    return "\n".join(lines)
+
+
+def _token_counts(measured: Mapping[str, TokenCount]) -> list[str]:
+    how = "counted" if all(count.exact for count in measured.values()) else "estimated"
+    lines = [f"an evaluation reads ({how})   windows  questions     tokens  predicted"]
+    for name, r in measured.items():
+        lines.append(f"  {name:26} {r.windows:9,} {r.questions:10,} {r.tokens:10,} {r.predicted:10,}")
+    return lines
+
+
+def _work(work: Sequence[Step], machine: Machine) -> list[str]:
+    lines = [
+        f"{'stage':16}{'what':42}{'evaluations':>11}{'tokens':>16}{'PFLOPs':>11}{'float64':>9}{'time':>9}"
+    ]
+    total = 0.0
+    for stage, overhead in STAGE_S.items():
+        for step in (s for s in work if s.stage == stage):
+            seconds = machine.seconds(step.flops, step.flops64, step.layers) + step.cpu_s
+            total += seconds
+            lines.append(
+                f"{stage:16}{step.what:42}{step.evaluations or '':>11}{step.tokens or 0:>16,}"
+                f"{step.flops / 1e15:>11,.3g}{step.flops64 / 1e15:>9,.3g}{_time(seconds):>9}"
+            )
+        total += overhead
+        lines.append(f"{stage:16}{'all else':42}{'':>11}{'':>16}{'':>11}{'':>9}{_time(overhead):>9}")
+    flops, flops64 = sum(s.flops for s in work), sum(s.flops64 for s in work)
+    lines.append(
+        f"{'together':58}{sum(s.evaluations for s in work):>11,}{sum(s.tokens for s in work):>16,}"
+        f"{flops / 1e15:>11,.3g}{flops64 / 1e15:>9,.3g}{_time(total):>9}"
+    )
+    return lines
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
+
+
+def main() -> None:
+    """Print the plan that the arguments ask for.
+
+    Raises:
+        InputError: params, model or machine are not as expected.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+    parser.add_argument("--gpu", default="cpu", help=f"{', '.join(machines.GPUS)}; default: this CPU")
+    parser.add_argument("--config", type=Path, help="a config.json, in the place of the model's own")
+    parser.add_argument(
+        "--count",
+        action=argparse.BooleanOptionalAction,
+        help="read tokenizer and corpora to count tokens; by default where neither needs the hub",
+    )
+    arguments = parser.parse_args()
+    loaded = load_params(arguments.params)
+    shape = shape_of(loaded.model, arguments.config)
+    check_budget(shape, loaded.sample, loaded.budget)
+    machine = machines.named(arguments.gpu, shape.hidden)
+    count = at_hand(loaded) if arguments.count is None else arguments.count
+    measured = token_counts(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
+    print(report(loaded, shape, measured, machine))
