@@ -140,7 +140,9 @@ def usual_rotary(config: Config) -> Rotary:
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     given = dict(config.get(name) or {})
     if nested := [key for key, value in given.items() if isinstance(value, dict)]:
-        raise UnsupportedPieceError(f"has a rotary embedding for each kind of layer ({', '.join(nested)})")
+        raise UnsupportedPieceError(
+            f"has a rotary embedding for each kind of layer ({name}: {', '.join(nested)})"
+        )
     kind: Any = given.get("rope_type", given.get("type", "default"))
     rotary: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0), **given, "rope_type": kind}
     if config.get("partial_rotary_factor") is not None:

@@ -51,7 +51,7 @@ def check_tensors(
     if shape.tied_embeddings:
         allowed = announced | {family.head: announced[family.embedding]}
     missing = [name for name in announced if name not in kept]
-    unlike = [n for n, t in kept.items() if n in allowed and t.shape != tuple(allowed[n].values())]
+    unlike = [n for n, size in allowed.items() if n in kept and kept[n].shape != tuple(size.values())]
     over = [name for name in kept if name not in allowed]
     found = [
         f"lacks {len(missing)} tensors of the family {family.model_type}, the first is {missing[0]}"

@@ -25,8 +25,9 @@ from stages.files import InputError
 from stages.sample.digests import file_digest
 from stages.sample.source import ModelSource, locate, read_config
 from stages.sample.weight_check import check_source, check_tensors
-from stages.sample.weight_files import Stored, read_headers, weight_files
+from stages.sample.weight_files import Stored, note, read_headers, weight_files
 
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -137,10 +138,23 @@ def _last_line(error: Exception) -> str:
 
 
 def _generation_config(folder: Path, name: str) -> GenerationConfig | None:
+    """What generation_config.json says, as far as transformers would write it again with the export.
+
+    Of one that sets, say, a temperature without sampling, the token ids alone are kept, and that is said.
+    """
     if not (folder / "generation_config.json").is_file():
         return None
     try:
-        return GenerationConfig.from_pretrained(folder)
+        found = GenerationConfig.from_pretrained(folder)
+        try:
+            found.validate(strict=True)
+        except ValueError as error:
+            reason = str(error).partition("- ")[2].partition(" -- ")[0]
+            note(f"model.source {name!r}: of its generation_config.json only token ids are kept: {reason}")
+            kept = {k: v for k, v in found.to_dict().items() if k in _TOKEN_IDS}
+            found = GenerationConfig.from_dict(kept)
+            found.validate(strict=True)
+        return found
     except Exception as error:  # whatever its checks raise
         raise InputError(
             f"model.source {name!r}: transformers refuses its generation_config.json: {_last_line(error)}. "
