@@ -55,9 +55,7 @@ class _Asked:
     @property
     def number(self) -> int | None:
         """The answer as a number from 0, written 2, 2.0, C, "(c)" or "C."."""
-        if isinstance(self.answer, bool):
-            return None
-        mark = str(self.answer).strip(" \t\n()[].:").upper()
+        mark = (_text(self.answer) or "").strip(" \t\n()[].:").upper()
         if mark in ("A", "B", "C", "D"):
             return "ABCD".index(mark)
         number = _NUMBER.fullmatch(mark)
@@ -66,7 +64,7 @@ class _Asked:
     @property
     def by_text(self) -> int | None:
         """The one choice whose text the answer is."""
-        text = str(self.answer).strip()
+        text = (_text(self.answer) or "").strip()
         same = [i for i, choice in enumerate(self.choices) if choice.strip() == text]
         return same[0] if len(same) == 1 else None
 

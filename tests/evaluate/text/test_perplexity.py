@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from stages.config.params import Measurement, TextProtocol
 from stages.evaluate.network.decoder import Decoder
@@ -253,6 +258,90 @@ def test_the_head_of_a_long_text_is_cut_as_the_whole_would_be(merging: Any) -> N
     whole = perplexity.windows(documents, merging, protocol, None, WHERE).tokens
     for count in (1, 2, 3, 5, 8, 13, 100):
         assert perplexity.windows(documents, merging, protocol, count, WHERE).tokens.equal(whole[:count])
+
+
+WORDS = [
+    "the",
+    " the",
+    "   ",
+    "\n\n",
+    "aaaa",
+    "€€",
+    "naïve",
+    "😀",
+    "12345",
+    ", ",
+    "e\u0301",
+    "<s>",
+    "aaaaaaaaaaaaaaaa",
+]
+
+
+def trained(kind: str) -> Any:
+    """A tokenizer of each kind, with or without words: some take all of a text for one word."""
+    bpe, word = tokenizers.models.BPE(unk_token="<unk>"), pre_tokenizers.Whitespace()
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram() if kind == "unigram" else bpe)
+    if kind == "one word":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif kind == "unigram":
+        made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    else:
+        made.normalizer, made.pre_tokenizer = normalizers.NFC(), word
+    trainer: Any = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>"])
+    if kind == "unigram":
+        trainer = trainers.UnigramTrainer(vocab_size=60, unk_token="<unk>", special_tokens=["<unk>", "<s>"])
+    rng = random.Random(1)
+    made.train_from_iterator(["".join(rng.choices(WORDS, k=30)) for _ in range(60)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>")
+
+
+@pytest.fixture(scope="module")
+def tokenizers_of_all_kinds(merging: Any) -> list[Any]:
+    return [merging, tiny.byte_tokenizer(), *(trained(kind) for kind in ("one word", "unigram", "words"))]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=12),
+    st.integers(1, 400),
+    st.integers(1, 40),
+    st.randoms(use_true_random=False),
+)
+def test_a_cut_changes_no_token_before_it(
+    tokenizers_of_all_kinds: list[Any], words: list[str], count: int, needed: int, rng: random.Random
+) -> None:
+    """Be the text one line without an end or many, in words or not."""
+    pieces = ["".join(rng.choices(words, k=count)) for _ in range(4)]
+    documents = [Document(str(i), piece) for i, piece in enumerate(pieces)]
+    for tokenizer in tokenizers_of_all_kinds:
+        head, edges = perplexity._tokenised(documents, tokenizer, "\n\n", needed)
+        whole, all_edges = perplexity._tokenised(documents, tokenizer, "\n\n", None)
+        assert whole == tokenizer("\n\n".join(pieces), add_special_tokens=False)["input_ids"]
+        assert head[:needed] == whole[:needed]
+        assert len(head) >= min(needed, len(whole))
+        if len(whole) > needed:
+            assert edges[: needed + 1].tolist() == all_edges[: needed + 1].tolist()
+
+
+def test_an_endless_line_is_tokenised_as_far_as_its_windows_go() -> None:
+    line = "words that follow words without an end and " * 25_000
+    longest = 0
+
+    class Watched:
+        bos_token_id = None
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            nonlocal longest
+            longest = max(longest, len(text))
+            return tokenizer(text, **options)
+
+    tokenizer = tiny.byte_tokenizer()
+    for documents in ([Document("a", line)], [Document("a", "Short."), Document("b", line)]):
+        for preset in ("standard", "llm-pruner", "evopress"):
+            protocol = measurement(protocol=preset, sequence_length=32, windows=2).text
+            rows = perplexity.windows(documents, Watched(), protocol, 2, WHERE)
+            assert text_of(rows.tokens) == protocol.join.join(d.text for d in documents).encode()[:64]
+    assert 64 < longest < 2000
 
 
 def test_a_bos_that_is_not_there_cannot_be_asked_for() -> None:
