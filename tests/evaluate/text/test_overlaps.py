@@ -59,7 +59,7 @@ SAME = {
     "another path": lambda folder: f"../{folder.name}/b.txt",
     "absolute": lambda folder: str(folder / "b.txt"),
     "hard link": linked(os.link),
-    "symbolic link": linked(lambda old, new: os.symlink(old, new)),
+    "symbolic link": linked(lambda old, new: new.symlink_to(old)),
     "copy": linked(shutil.copy),
     "capitals": written("same.txt", lambda texts: "\n\n".join(texts).upper()),
     "line ends": written("same.txt", lambda texts: "\r\n\r\n".join(texts)),
