@@ -19,7 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.gguf_reader import ReaderTensor
 from gguf.quants import dequantize
 
-from stages.families import llama_cpp
+from stages.families import FAMILIES, llama_cpp
 from stages.files import InputError
 from stages.sample.digests import Status, status_of
 
@@ -188,8 +188,8 @@ def configuration(header: Header) -> dict[str, Any]:
     return found
 
 
-def tensors(header: Header, names: Mapping[str, str]) -> dict[str, ReaderTensor]:
-    """The tensors under their Hugging Face names, which `names` has by llama.cpp's; others keep theirs.
+def tensors(header: Header) -> dict[str, ReaderTensor]:
+    """The tensors under their Hugging Face names; others than a model has keep theirs.
 
     What `configuration` is made of is left out.
 
@@ -202,6 +202,7 @@ def tensors(header: Header, names: Mapping[str, str]) -> dict[str, ReaderTensor]
                 f"holds {tensor.name} as {tensor.tensor_type.name}, which the package gguf cannot "
                 "dequantise; give another quantisation, or the F16 or BF16 file that it was made from"
             )
+    names = llama_cpp.tensor_names(FAMILIES[header.architecture], _size(header, "block_count"))
     return {names.get(name, name): t for name, t in header.tensors.items() if name != ROPE_FREQS}
 
 

@@ -62,8 +62,12 @@ def check_tensors(
     ]
     if any(found):
         raise InputError(
-            f"model.source {source!r} {'; it '.join(part for part in found if part)}; the folder is "
-            "incomplete, or config.json is of another model: fetch both from one place"
+            f"model.source {source!r} {'; it '.join(part for part in found if part)}; "
+            + (
+                "the folder is incomplete, or config.json is of another model: fetch both from one place"
+                if config
+                else "the file is incomplete: fetch or convert it again"
+            )
         )
     return kept
 

@@ -49,13 +49,14 @@ def note(line: str) -> None:
 
 
 def stored_tensors(source: ModelSource, model: ModelSection) -> Stored | None:
-    """The tensors of a located folder, or of the hub if it has not been fetched; None if nothing tells.
+    """The tensors of a located folder, of a GGUF file once it is dequantised, or of the hub if they have not
+    been fetched; None if nothing tells.
 
     Raises:
-        InputError: as `weight_files` and `read_headers`.
+        InputError: as `weight_files`, `read_headers` and `gguf_header.tensors`.
     """
     if source.kind == "gguf":
-        return None
+        return _of_gguf(source.path)
     if source.kind == "hub" and not _is_fetched(source.path):
         return _of_the_hub(model)
     return read_headers(weight_files(source.path, model.source), model.source)
@@ -188,6 +189,16 @@ def _by_name(found: Iterable[StoredTensor], source: str) -> Stored:
             "puts it there"
         )
     return stored
+
+
+def _of_gguf(path: Path) -> Stored:
+    from stages.sample import gguf_header
+
+    found = gguf_header.tensors(gguf_header.read_header(path))
+    return {
+        name: StoredTensor(path.name, tensor.name, "F32", tuple(tensor.shape.tolist()[::-1]))
+        for name, tensor in found.items()
+    }
 
 
 def _is_fetched(folder: Path) -> bool:

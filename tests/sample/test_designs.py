@@ -177,6 +177,7 @@ def test_the_stage_samples_no_architecture_twice(tmp_path: Path, monkeypatch: py
     params = COMMITTED.model_copy(update={"sample": section, "budget": BUDGET})
     model = describe({"model_type": SHAPE.family, **usual_settings(SHAPE)}, "a Llama")
     monkeypatch.setattr(stage, "read_model", lambda _: model)
+    monkeypatch.setattr(stage, "check_source", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     stage.run(params, argparse.Namespace())
     _, made = designs.read(tmp_path / "data" / "sample" / "architectures.json")

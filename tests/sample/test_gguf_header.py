@@ -10,10 +10,13 @@ import gguf
 import numpy as np
 import pytest
 
-from stages.families import FAMILIES, describe, llama_cpp
+from stages.config.params import ModelSection
+from stages.families import describe
 from stages.files import InputError
 from stages.sample import gguf_header
 from stages.sample.gguf_header import check_tokens, configuration, read_header
+from stages.sample.source import locate, read_model
+from stages.sample.weight_check import check_source
 from tests import ggufs
 
 
@@ -22,8 +25,7 @@ def read(path: Path) -> dict[str, Any]:
     header = read_header(path)
     found = configuration(header)
     check_tokens(header)
-    family = FAMILIES[found["model_type"]]
-    gguf_header.tensors(header, llama_cpp.tensor_names(family, found["num_hidden_layers"]))
+    gguf_header.tensors(header)
     describe(found, str(path))
     return found
 
@@ -102,6 +104,30 @@ def test_frequencies_that_cannot_be_rebuilt_are_refused(
     tensors = ggufs.tensors_of(model) | {name: np.array(rows, np.float32)}
     with pytest.raises(InputError, match=says):
         read(ggufs.write(tmp_path / "tiny.gguf", model, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"blk.2.ffn_up.weight": None},
+            r"lacks 1 tensors .*\.2\.mlp\.up_proj\.weight; the file is",
+        ),
+        ({"output_norm.weight": np.ones(35, np.float32)}, r"model\.norm\.weight: 35; expected 36"),
+        (
+            {"blk.0.attn_sinks.weight": np.ones(6, np.float32)},
+            r"does not announce, .* blk\.0\.attn_sinks",
+        ),
+        ({"blk.4.attn_norm.weight": np.ones(36, np.float32)}, r"does not announce, .* blk\.4\.attn_norm"),
+    ],
+)
+def test_every_tensor_is_compared(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    model = ggufs.model_of()
+    kept = {name: rows for name, rows in (ggufs.tensors_of(model) | change).items() if rows is not None}
+    path = ggufs.write(tmp_path / "tiny.gguf", model, tensors=kept)
+    source = ModelSection(source=str(path), revision=None, trust_remote_code=False)
+    with pytest.raises(InputError, match=says):
+        check_source(locate(source), source, read_model(source))
 
 
 def test_an_architecture_that_is_not_read_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from stages.families import FAMILIES, llama_cpp
+from stages.families import llama_cpp
 from stages.files import InputError, cache_folder, read_json, write_json
 from stages.locks import exclusive
 from stages.sample import gguf_header
@@ -86,12 +86,10 @@ def convert(header: Header, folder: Path) -> None:
     """
     settings = gguf_header.configuration(header)
     gguf_header.check_tokens(header)
-    family = FAMILIES[settings["model_type"]]
-    names = llama_cpp.tensor_names(family, settings["num_hidden_layers"])
     head_dim = settings["head_dim"]
     state = {
         name: torch.from_numpy(_values(tensor, header.architecture, head_dim))
-        for name, tensor in gguf_header.tensors(header, names).items()
+        for name, tensor in gguf_header.tensors(header).items()
     }
     _save(state, folder / "model.safetensors")
     config = AutoConfig.for_model(**settings)
