@@ -90,8 +90,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, dict[str,
     (repository.path / "ours").mkdir()
     for toy in TOYS:
         shutil.copy(RECIPES / toy.file, repository.path / "ours")
-    repository.write_params(params_of(repository))
-    return repository, {name: repository.stage(name).stdout for name in STAGES}
+    params = params_of(repository)
+    repository.write_params(params)
+    refused = repository.stage("sample", check=False)
+    params["export"]["gguf"] = []
+    repository.write_params(params)
+    printed = {"refused": refused.stderr}
+    return repository, printed | {name: repository.stage(name).stdout for name in STAGES}
 
 
 def test_no_line_of_stages_was_touched(run: tuple[Repository, dict[str, str]]) -> None:
@@ -109,8 +114,10 @@ def test_the_toy_family_is_measured_and_exported(run: tuple[Repository, dict[str
     repository, printed = run
     assert repository.json("sample/architectures.json")["shape"]["family"] == "granite"
     reason = "granite has the scales embedding_scale 3, residual_scale 0.6, attention_scale 0.2"
-    assert f"GGUF will not be written: {reason}" in printed["sample"]
-    assert f"No file was written: {reason}" in (repository.path / "data/export/gguf/README.md").read_text()
+    assert (
+        "params.yaml: export.gguf is ['F16', 'Q8_0'], and no GGUF file can be written" in printed["refused"]
+    )
+    assert reason in printed["refused"]
     folder = repository.path / "data" / "export" / "model"
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "prunecast_granite"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from stages.build_dataset.features import Features, is_damage
 from stages.files import DamagedError, InputError, atomically, digest
 from stages.metrics.registered import metric_of
-from stages.sample.designs import SINGLE_SITE, Designed
+from stages.sample.designs import FEWEST_PAIRS, SINGLE_SITE, Designed, held_out_of
 
 SCHEMA, VERSION = "prunecast.pairs", 2
 ID_COLUMNS = ("architecture", "design", "split")
@@ -48,11 +48,11 @@ def build(
         )
     drawn = [i for i, d in enumerate(ordered) if d.design != SINGLE_SITE]
     order = np.random.default_rng(seed).permutation(len(drawn))
-    count = round(held_out * len(drawn))
-    if count < 2 or len(drawn) - count < 2:
+    count, trained = held_out_of(len(drawn), held_out)
+    if min(count, trained) < FEWEST_PAIRS:
         raise InputError(
             f"{len(drawn)} pairs with build_dataset.held_out {held_out:g} leave {count} held out and "
-            f"{len(drawn) - count} to train on; expected at least 2 each. Sample more architectures"
+            f"{trained} to train on; expected at least {FEWEST_PAIRS} each. Sample more architectures"
         )
     split = np.full(len(ordered), TRAIN, dtype=object)
     split[[drawn[i] for i in order[:count]]] = HELD_OUT

@@ -238,6 +238,11 @@ class Narrowing(Section):
             raise ValueError("sensitive + insensitive exceed 1: they are fractions of the same sites")
         return self
 
+    def counts(self, sites: int) -> tuple[int, int]:
+        """The numbers of sensitive and of insensitive sites among so many."""
+        sensitive = round(self.sensitive * sites)
+        return sensitive, min(round(self.insensitive * sites), sites - sensitive)
+
 
 class Search(Section):
     seed: Seed

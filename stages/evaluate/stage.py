@@ -43,7 +43,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         work = [Work(d.architecture, d.design) for d in designed]
         rows = measure_all(evaluator, bench.executor, work, journal, log, "evaluate")
     print("selection part:", end="")
-    for baseline in designed[: len(designs.BASELINES)]:
+    for baseline in designs.baselines_of(designed):
         decisive = shown(rows[baseline.architecture.id].metrics, Shown.VERDICT)
         print(f" {baseline.design} { ({key: round(value, 2) for key, value in decisive.items()}) }", end="")
     print()

@@ -20,7 +20,6 @@ from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
 from stages.sample import designs
 from stages.sample.designs import BASELINES
-from stages.search import outcome
 from stages.search.outcome import WINNER, Candidate
 from stages.stage import DATA
 from stages.tracking.tracker import Tracker
@@ -36,7 +35,7 @@ def measure(
     """
     params, shape = bench.params, bench.network.shape
     evaluator = bench.evaluator("report", params.export.measurement)
-    chosen = [outcome.candidate_of(candidates, name) for name in (*BASELINES, WINNER)]
+    chosen = [c for c in candidates if c.name in (*BASELINES, WINNER)]
     contenders = {candidate.name: candidate.architecture for candidate in chosen}
     table = designs.read_latency(DATA / "sample" / "architectures.json")
     takes = taken(shape, params.budget, table, contenders, folder)
@@ -85,7 +84,7 @@ def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[str, float]] = {}
     winner = rows[WINNER]
-    for baseline in PRUNED_BASELINES:
+    for baseline in filter(rows.__contains__, PRUNED_BASELINES):
         other = rows[baseline]
         errors = {}
         for key in shown(winner.metrics, Shown.REPORT):

@@ -51,7 +51,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
         ExportPart.TABLE: _key(
             ExportPart.TABLE,
             weights,
-            [outcome.candidate_of(candidates, name).architecture.id for name in BASELINES],
+            [c.architecture.id for c in candidates if c.name in BASELINES],
             params.corpora.model_dump(),
             params.budget.model_dump(),
             digest_of_file(data / "sample" / "architectures.json"),

@@ -16,6 +16,8 @@ READ = ("llama", "qwen2", "qwen3")
 INTERLEAVED = ("llama",)
 """Architectures of llama.cpp that turn neighbouring elements of a head; transformers turns i with i + d/2."""
 
+BLOCK = 32
+"""Weights of a row that share a scale in Q8_0 and Q4_0."""
 _YARN_USUAL = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _YARN_READ = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", *_YARN_USUAL}
 

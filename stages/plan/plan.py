@@ -19,14 +19,15 @@ import torch
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.families import describe
+from stages.families import Description, describe
 from stages.files import InputError
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount, at_hand, token_counts
 from stages.plan.workload import Step, steps
-from stages.sample.designs import check_budget
-from stages.sample.source import read_shape
+from stages.sample import feasibility
+from stages.sample.feasibility import Request
+from stages.sample.source import read_model
 
 KNOWN = {"meta-llama/Llama-2-7b-hf": "llama-2-7b.json"}
 """Configurations in this folder, for models that can only be had with a licence."""
@@ -34,8 +35,8 @@ STAGE_S = {"sample": 4, "evaluate": 20, "build-dataset": 4, "train-predictor": 2
 """Starting a stage, reading text, logging, writing: seconds, measured on one core."""
 
 
-def shape_of(section: ModelSection, config: Path | None) -> ModelShape:
-    """The model's shape: of a config.json (or its folder), of one in this package, or of the model.
+def model_of(section: ModelSection, config: Path | None) -> Description:
+    """The model as described by a config.json (or its folder), by one in this package, or by its own.
 
     Raises:
         InputError: there is no such file, or its family is not supported.
@@ -43,13 +44,28 @@ def shape_of(section: ModelSection, config: Path | None) -> ModelShape:
     if config is None and section.source in KNOWN:
         config = Path(__file__).with_name(KNOWN[section.source])
     if config is None:
-        return read_shape(section)
+        return read_model(section)
     path = config / "config.json" if config.is_dir() else config
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a readable config.json: {error}") from error
-    return describe(content, str(path)).shape
+    return describe(content, str(path))
+
+
+def without_milliseconds(params: Params) -> Params:
+    """The params without limits in milliseconds: which widths meet them, a table of this machine tells.
+
+    Raises:
+        InputError: the budget limits nothing else.
+    """
+    budget = params.budget.model_copy(update={"prefill_ms": None, "decode_ms": None})
+    if budget.overall_ratio is None and budget.size_bytes is None:
+        raise InputError(
+            "params.yaml: budget limits milliseconds alone, and a plan measures nothing; set "
+            "budget.overall_ratio too, to what `python -m stages.sample.latency` says that they take"
+        )
+    return params.model_copy(update={"budget": budget})
 
 
 def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount], machine: Machine) -> str:
@@ -138,9 +154,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     loaded = load_params(arguments.params)
-    shape = shape_of(loaded.model, arguments.config)
-    check_budget(shape, loaded.sample, loaded.budget)
+    loaded = without_milliseconds(loaded)
+    model = model_of(loaded.model, arguments.config)
+    shape, notes = model.shape, feasibility.check(Request(loaded, model))
     machine = machines.named(arguments.gpu, shape.hidden)
     count = at_hand(loaded) if arguments.count is None else arguments.count
     measured = token_counts(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
     print(report(loaded, shape, measured, machine))
+    print(*notes, sep="\n", end="\n" if notes else "")

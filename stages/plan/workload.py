@@ -22,6 +22,7 @@ from stages.evaluate.network.repair import RepairMethod
 from stages.flops import head_flops, token_flops
 from stages.plan.token_counts import TokenCount
 from stages.sample import designs
+from stages.sample.limits import limits_of
 from stages.sample.space import options
 
 PROOF_FLOPS, PROOF_BYTES, PROOF_START_S = 0.09e12, 8e9, 15.0
@@ -203,7 +204,7 @@ def steps(
     params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], dtype: torch.dtype
 ) -> list[Step]:
     """The pipeline's work, in the order in which it is done."""
-    made = designs.all_designs(shape, params.sample, params.budget)
+    made = designs.all_designs(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
     architectures = list({d.architecture: None for d in made})
     cache = params.evaluate.prefix_cache_mb * 2**20
     evaluations, pair = len(architectures), token_counts["pair"]
@@ -223,7 +224,7 @@ def _search(
 ) -> list[Step]:
     section = params.search
     chosen = section.rounds * section.per_round
-    last = section.finalists + len(designs.BASELINES) + len(section.front)
+    last = section.finalists + _baselines(params, shape) + len(section.front)
     if section.measurement == params.evaluate.measurement and not section.repair_again:
         last -= min(section.finalists, chosen)  # measured in the rounds, and in this stage's journal
     studies = section.rounds + len(section.front)
@@ -232,7 +233,7 @@ def _search(
         work = further_repair_flops(shape, params.sample.mlp_granularity, solved, chosen, section.rounds + 1)
         found.append(Step("search", "repair widths", flops64=work))
     what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
-    uniform = designs.uniform(shape, params.sample, params.budget)
+    uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
     found.append(_alone("search", what, shape, uniform, token_counts["pair"], chosen))
     if section.repair_again:
         found.append(_repair_again(params, shape, uniform, last - 1))
@@ -241,13 +242,17 @@ def _search(
 
 
 def _export(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount]) -> list[Step]:
-    uniform = designs.uniform(shape, params.sample, params.budget)
-    contenders = len(designs.BASELINES) + 1
+    uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
+    contenders = _baselines(params, shape) + 1
     count = token_counts["final table"]
     found = [_alone("export", "measure the final table", shape, uniform, count, contenders)]
     if params.export.proof is not None:
         found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
     return found
+
+
+def _baselines(params: Params, shape: ModelShape) -> int:
+    return len(designs.baselines(shape, params.sample, params.budget, limits_of(shape, params.budget, None)))
 
 
 def _alone(

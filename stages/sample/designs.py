@@ -21,6 +21,8 @@ SCHEMA, VERSION = "prunecast.architectures", 1
 DENSE, UNIFORM, SIMPLE = "dense", "uniform", "simple"
 BASELINES = (DENSE, UNIFORM, SIMPLE)
 SINGLE_SITE = "single-site"
+FEWEST_PAIRS = 2
+"""Held out, and left to train on."""
 _STRAYS = (0.3, 0.6, 0.9)  # how far, from end to end, the sites of a spread architecture lie apart
 
 
@@ -83,15 +85,12 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
     Raises:
         InputError: an overall ratio cannot be reached on the prunable sites.
     """
-    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
-    space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, _interval(sample.spread_site_ratios)))
+    space = spread_space(shape, sample)
     rng = random.Random(sample.seed)
-    columns = {site: rng.sample(range(sample.spread), sample.spread) for site in sites}
-    low, high = sample.spread_overall_ratios
+    columns = {site: rng.sample(range(sample.spread), sample.spread) for site in space.limits}
     seen = set(taken)
     made = []
-    for index in range(sample.spread):
-        target = low + (high - low) * (index + 0.5) / sample.spread
+    for index, target in enumerate(spread_targets(sample)):
         reach = _STRAYS[index % len(_STRAYS)]
         wishes = {s: target + reach * ((c[index] + 0.5) / sample.spread - 0.5) for s, c in columns.items()}
         architecture = space.near(wishes, target)
@@ -99,6 +98,18 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
             seen.add(architecture)
             made.append(Designed(architecture, "spread"))
     return made
+
+
+def spread_space(shape: ModelShape, sample: Sample) -> Space:
+    """The space of the spread design."""
+    sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
+    return Space(shape, sample.mlp_granularity, dict.fromkeys(sites, _interval(sample.spread_site_ratios)))
+
+
+def spread_targets(sample: Sample) -> list[float]:
+    """The overall ratios that the spread design's architectures are to have, rising."""
+    low, high = sample.spread_overall_ratios
+    return [low + (high - low) * (index + 0.5) / sample.spread for index in range(sample.spread)]
 
 
 def all_designs(
@@ -144,8 +155,22 @@ def simple(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[L
 
     It takes no less than the budget allows.
     """
-    sites = [site for site in shape.sites() if site.kind is Kind.MLP]
-    return _even(shape, sample, sites, budget, limits)
+    return _even(shape, sample, _mlps(shape), budget, limits)
+
+
+def simple_is_possible(
+    shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()
+) -> bool:
+    """Whether the budget can be met by cutting MLPs alone: attention may be most of a model."""
+    space = Space(shape, sample.mlp_granularity, dict.fromkeys(_mlps(shape), (0.0, 1.0)))
+    if limits:
+        return not Limited(space, limits, budget.tolerance).exceeded
+    assert budget.overall_ratio is not None  # or there were limits
+    return budget.overall_ratio <= space.reachable()[1]
+
+
+def _mlps(shape: ModelShape) -> list[Site]:
+    return [site for site in shape.sites() if site.kind is Kind.MLP]
 
 
 def _even(
@@ -163,9 +188,25 @@ def _even(
 def baselines(
     shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()
 ) -> list[Designed]:
-    """Dense, uniform and simple, in the order of `BASELINES`."""
-    made = (shape.dense(), *(design(shape, sample, budget, limits) for design in (uniform, simple)))
-    return [Designed(a, design) for a, design in zip(made, BASELINES, strict=True)]
+    """Dense, uniform and, where it is possible, simple, in the order of `BASELINES`."""
+    made = [Designed(shape.dense(), DENSE), Designed(uniform(shape, sample, budget, limits), UNIFORM)]
+    if simple_is_possible(shape, sample, budget, limits):
+        made.append(Designed(simple(shape, sample, budget, limits), SIMPLE))
+    return made
+
+
+def baselines_of(designed: Iterable[Designed]) -> list[Designed]:
+    """The baselines among what was designed, in the order of `BASELINES`."""
+    return [d for d in designed if d.design in BASELINES]
+
+
+def left_to_prune(shape: ModelShape, sample: Sample) -> str:
+    """The prunable layers in words, with the keys that leave them."""
+    left = shape.layers - sample.first_layers_kept - sample.last_layers_kept
+    return (
+        f"the {left} of {shape.layers} layers that sample.first_layers_kept and sample.last_layers_kept "
+        "leave to prune"
+    )
 
 
 def check_budget(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequence[Limit] = ()) -> None:
@@ -173,10 +214,7 @@ def check_budget(shape: ModelShape, sample: Sample, budget: Budget, limits: Sequ
     sites = prunable_sites(shape, sample.first_layers_kept, sample.last_layers_kept)
     space = Space(shape, sample.mlp_granularity, dict.fromkeys(sites, (0.0, 1.0)))
     low, high = space.reachable()
-    reach = (
-        f"the {len(sites) // 2} of {shape.layers} layers that sample.first_layers_kept and "
-        "sample.last_layers_kept leave to prune"
-    )
+    reach = left_to_prune(shape, sample)
     if budget.overall_ratio is not None and not low <= budget.overall_ratio <= high:
         raise InputError(
             f"params.yaml: budget.overall_ratio is {budget.overall_ratio:g}; expected a number from "
@@ -211,6 +249,12 @@ def extrapolation(
         f"the sampled architectures do not surround the budget ({found}), so forecasts there will "
         "extrapolate; sample milder or stronger architectures for better ones"
     )
+
+
+def held_out_of(pairs: int, held_out: float) -> tuple[int, int]:
+    """The numbers of pairs held out and trained on, of so many that are not of single sites."""
+    count = round(held_out * pairs)
+    return count, pairs - count
 
 
 def _interval(ends: Sequence[float]) -> Interval:

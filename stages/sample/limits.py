@@ -127,17 +127,28 @@ class Limited:
     def _most(self) -> Costs:
         return tuple(limit.most for limit in self.limits)
 
+    @cached_property
+    def least(self) -> Costs:
+        """What the smallest architecture of the space takes of each limit."""
+        return self._used({site: len(rungs) - 1 for site, rungs in self._ladders.items()})
+
+    @property
+    def exceeded(self) -> list[Limit]:
+        """The limits that no architecture of the space meets."""
+        return [
+            li for li, least in zip(self.limits, self.least, strict=True) if not _fits([least], [li.most])
+        ]
+
     def check(self, what: str) -> None:
         """Raise InputError, naming what is reachable, unless the space meets every limit; `what` it is."""
         dense = self.space.shape.dense()
-        smallest = self._used({site: len(rungs) - 1 for site, rungs in self._ladders.items()})
-        for limit, least in zip(self.limits, smallest, strict=True):
-            if not _fits([least], [limit.most]):
-                raise InputError(
-                    f"params.yaml: budget.{limit.name} is {limit.most:g}; the smallest architecture of "
-                    f"{what} takes {_up(least)}, the dense model {_up(limit.of(dense))}. Raise the limit, "
-                    "or allow stronger cuts"
-                )
+        for limit in self.exceeded:
+            least = self.least[self.limits.index(limit)]
+            raise InputError(
+                f"params.yaml: budget.{limit.name} is {limit.most:g}; the smallest architecture of "
+                f"{what} takes {_up(least)}, the dense model {_up(limit.of(dense))}. Raise the limit, "
+                "or allow stronger cuts"
+            )
         if all(limit.allows(dense) for limit in self.limits):
             takes = ", ".join(f"{limit.name} {_up(limit.of(dense))}" for limit in self.limits)
             raise InputError(

@@ -129,8 +129,9 @@ class Space:
                     place[exchange[1]] -= 1
                     break
                 raise InputError(
-                    f"no architecture of this space lies between the overall ratios {bounds[0]:.4f} and "
-                    f"{bounds[1]:.4f}; raise budget.tolerance or lower sample.mlp_granularity"
+                    "params.yaml: no architecture of this space lies between the overall ratios "
+                    f"{bounds[0]:.4f} and {bounds[1]:.4f}; raise budget.tolerance or lower "
+                    "sample.mlp_granularity"
                 )
             site, change = best
             place[site] += step

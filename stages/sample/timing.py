@@ -39,15 +39,31 @@ class Times:
         return float(statistics.median(ours / theirs for ours, theirs in pairs))
 
 
+def has_gpu() -> bool:
+    """Whether PyTorch finds a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not has_gpu():
+        raise InputError("budget.latency.device is 'cuda', but PyTorch finds no GPU; use cpu")
+
+
 def random_models(
     shape: ModelShape, widths: Sequence[Sequence[LayerWidth]], dtype: str, device: str
 ) -> list[Any]:
     """Models of `shape` with these layers and random weights; all share the memory of the widest.
 
     Each is what the exported folder becomes in PyTorch: the family's own layers, every weight contiguous.
+
+    Raises:
+        InputError: a GPU is asked for, and none is there.
     """
     import torch
 
+    _check_device(device)
     buffers: dict[str, Any] = {}
     models = [_skeleton(shape, layers, dtype) for layers in widths]
     for name, size in _largest(models).items():
@@ -89,8 +105,7 @@ def times(models: Sequence[Any], vocabulary: int, section: Latency, label: str) 
     """
     import torch
 
-    if section.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("budget.latency.device is 'cuda', but PyTorch finds no GPU; use cpu")
+    _check_device(section.device)
     tokens = torch.arange(section.prompt + section.continuation, device=section.device) * 7919 % vocabulary
     with _threads(section), torch.inference_mode():
         clock = _clock(section)

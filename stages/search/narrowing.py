@@ -58,8 +58,8 @@ def narrow(
     Sites that are not `prunable` are exempt. Ties go to the earlier layer.
     """
     ranked = sorted(prunable, key=lambda site: (-importance[str(site)], site))
-    sensitive = set(ranked[: round(section.sensitive * len(ranked))])
-    insensitive = set(ranked[len(ranked) - round(section.insensitive * len(ranked)) :])
+    first, last = section.counts(len(ranked))
+    sensitive, insensitive = set(ranked[:first]), set(ranked[len(ranked) - last :])
 
     def decide(site: Site) -> tuple[Class, Sequence[float]]:
         if site not in ranked:

@@ -83,7 +83,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         last = guided.learn(known)
         sites, space = narrowing.narrowed(section, granularity, last, features, guided.table(known))
         narrowed_space.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
-        work = [Work(d.architecture, d.design) for d in designed[: len(designs.BASELINES)]]
+        work = [Work(d.architecture, d.design) for d in designs.baselines_of(designed)]
         work += [Work(a, outcome.FINALIST) for a in guided.best(known)]
         work += front.work(guided, last, space, known)
         if section.repair_again:

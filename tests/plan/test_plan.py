@@ -10,7 +10,7 @@ import pytest
 
 from stages.files import InputError
 from stages.plan import machines
-from stages.plan.plan import main, shape_of
+from stages.plan.plan import main, model_of
 from tests.config.test_profiles import COMMITTED, PAPER
 from tests.small import LLAMA2_7B, REPOSITORY, SMOLLM2
 
@@ -36,15 +36,16 @@ def test_the_paper_can_be_planned_without_its_model_and_texts(
 
 
 def test_shapes_come_from_configurations(tmp_path: Path):
-    assert shape_of(PAPER.model, None) == LLAMA2_7B
+    assert model_of(PAPER.model, None).shape == LLAMA2_7B
     assert LLAMA2_7B.total_parameters == 6_738_415_616  # as its model card's safetensors say
     other = {"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9}
     other |= {"num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152}
     (tmp_path / "config.json").write_text(json.dumps(other | {"tie_word_embeddings": True}))
-    assert shape_of(PAPER.model, tmp_path) == shape_of(PAPER.model, tmp_path / "config.json") == SMOLLM2
+    for path in (tmp_path, tmp_path / "config.json"):
+        assert model_of(PAPER.model, path).shape == SMOLLM2
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"is not a readable config\.json"):
-        shape_of(PAPER.model, tmp_path)
+        model_of(PAPER.model, tmp_path)
 
 
 def test_an_unknown_gpu_is_told_with_those_that_are_known(

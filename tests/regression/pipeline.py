@@ -92,7 +92,7 @@ def measure(
         bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
         evaluator = bench.evaluator("report", params.export.measurement)
         _, designed = designs.read(DATA / "sample" / "architectures.json")
-        given = {d.design: d.architecture for d in designed[: len(designs.BASELINES)]}
+        given = {d.design: d.architecture for d in designs.baselines_of(designed)}
         given[MIXED] = mixed(bench.network.shape)
         again = params.search.repair_again
         contenders = [Work(a, name, bench.weights(a, again)) for name, a in given.items()]

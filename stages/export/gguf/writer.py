@@ -30,11 +30,10 @@ from torch import Tensor
 from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.export.gguf.fields import Fields, UnsupportedError
 from stages.families import FAMILIES, BlockRecipe, Family, llama_cpp
+from stages.families.llama_cpp import BLOCK
 from stages.families.recipe import Rotary
 from stages.files import atomically
 
-BLOCK = 32
-"""Weights that share a scale in Q8_0 and Q4_0."""
 _TYPES = {
     "F16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "Q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
