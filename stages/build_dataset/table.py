@@ -105,7 +105,7 @@ def write(path: Path, table: pd.DataFrame, features: Sequence[str], targets: Seq
     """
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     own = {
-        "prunecast.checksum": _checksum(table),
+        "prunecast.checksum": _checksum(table, features, targets),
         "prunecast.schema": SCHEMA,
         "prunecast.version": str(VERSION),
         "prunecast.features": "\n".join(features),
@@ -127,20 +127,21 @@ def read(path: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         arrow = pq.read_table(path, page_checksum_verification=True)
         metadata = {k.decode(): v.decode() for k, v in (arrow.schema.metadata or {}).items()}
         table = arrow.to_pandas()
-    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+    except Exception as error:  # of damaged bytes pyarrow and pandas raise whatever comes of them
         raise DamagedError(f"{path} cannot be read ({error})", again) from error
     found = (metadata.get("prunecast.schema"), metadata.get("prunecast.version"))
     if found != (SCHEMA, str(VERSION)):
         raise DamagedError(f"{path} has schema and version {found}; expected {(SCHEMA, str(VERSION))}", again)
-    if metadata.get("prunecast.checksum") != _checksum(table):
+    features, targets = (
+        metadata.get(f"prunecast.{what}", "").split("\n") for what in ("features", "targets")
+    )
+    if metadata.get("prunecast.checksum") != _checksum(table, features, targets):
         raise DamagedError(f"{path} is damaged (it was altered since it was written)", again)
-    features = metadata["prunecast.features"].split("\n")
-    targets = metadata["prunecast.targets"].split("\n")
     check(table, features, targets)
     return table, features, targets
 
 
-def _checksum(table: pd.DataFrame) -> str:
+def _checksum(table: pd.DataFrame, features: Sequence[str], targets: Sequence[str]) -> str:
     """Sixteen hexadecimal digits of the names and all values of a table."""
     rows = pd.util.hash_pandas_object(table, index=False)
-    return digest([str(name) for name in table.columns], rows.to_list())
+    return digest([str(name) for name in table.columns], list(features), list(targets), rows.to_list())
