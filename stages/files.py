@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
+
+from stages.locks import lock
 
 T = TypeVar("T")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -141,7 +142,7 @@ def _temporary(path: Path) -> Iterator[Path]:
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle)
             if os.fstat(handle).st_nlink:  # or it was swept before it was locked
                 yield Path(name)
                 return
@@ -154,7 +155,7 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files that killed writers left in a folder."""
     for path in folder.glob(f".*{PART}"):
         with contextlib.suppress(OSError), path.open("rb") as file:  # it lives, or is another user's
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), wait=False)
             path.unlink()
 
 

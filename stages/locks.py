@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.files import InputError
-
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
@@ -47,6 +45,8 @@ def require_locks() -> None:
     try:
         import fcntl  # noqa: F401
     except ImportError:
+        from stages.files import InputError  # which locks its temporary files
+
         raise InputError(
             "Prunecast runs on Linux and macOS: this system lacks the locks on files that keep two writers "
             "apart (Python's module fcntl). On Windows run it in WSL"

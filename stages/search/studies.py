@@ -19,7 +19,6 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from tqdm import tqdm
 
 from stages.architecture import Architecture, Site
@@ -30,6 +29,7 @@ from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
 from stages.search.allocation import Allocation, Damage
 from stages.search.objective import objective_of
+from stages.search.study_log import StudyLog
 
 VERSION = 1
 """The version of the studies, set by hand: raise it when other trials are asked of the same seed."""
@@ -125,8 +125,7 @@ def search(
 
 
 def _open(storage: Path) -> BaseStorage:
-    storage.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(storage)))
+    return JournalStorage(StudyLog(storage))
 
 
 def forget_others(storage: Path, name: str) -> None:

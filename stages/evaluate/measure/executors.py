@@ -14,6 +14,7 @@ from typing import Protocol
 from stages.config.params import Params
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.measure.plan import Subtree, Work
+from stages.signals import deferred
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,15 @@ class Executor(Protocol):
 
 
 def measure_subtree(evaluator: Evaluator, subtree: Subtree) -> Iterator[Measured]:
-    """The works of one subtree, one after the other, in this process."""
+    """The works of one subtree, one after the other, in this process.
+
+    A signal that asks to stop waits until the work in hand is measured and, by the caller, recorded.
+    """
     for work, branches in zip(subtree.works, subtree.branches, strict=True):
-        start = time.perf_counter()
-        metrics, samples = evaluator.measure(work.architecture, branches, work.weights)
-        yield Measured(work, metrics, samples, round(time.perf_counter() - start, 3))
+        with deferred("the architecture in hand"):
+            start = time.perf_counter()
+            metrics, samples = evaluator.measure(work.architecture, branches, work.weights)
+            yield Measured(work, metrics, samples, round(time.perf_counter() - start, 3))
 
 
 class Local:

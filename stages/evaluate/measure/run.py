@@ -15,6 +15,7 @@ from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
 from stages.metrics.metric import Shown
 from stages.metrics.registered import shown
+from stages.signals import deferred
 
 
 def measure_all(
@@ -42,13 +43,18 @@ def measure_all(
     todo = subtrees([work for a, work in wanted.items() if a.id not in rows], executor.parts)
     total = sum(len(subtree.works) for subtree in todo)
     bar = tqdm(executor.run(evaluator, todo), total=total, desc=label, unit="architecture")
-    for measured in bar:
-        row = recorded(evaluator, measured)
-        journal.append(row)
-        rows[row.architecture.id] = row
-        after(row)
-        decisive = shown(row.metrics, Shown.VERDICT)
-        bar.set_postfix_str(", ".join(f"{key} {value:.1f}" for key, value in decisive.items()))
+    try:
+        for measured in bar:
+            row = recorded(evaluator, measured)
+            with deferred():
+                journal.append(row)
+                rows[row.architecture.id] = row
+                after(row)
+            decisive = shown(row.metrics, Shown.VERDICT)
+            bar.set_postfix_str(", ".join(f"{key} {value:.1f}" for key, value in decisive.items()))
+    except KeyboardInterrupt as stopped:
+        stopped.add_note(f"{label}: {len(rows)} of {len(wanted)} architectures are in {journal.path}")
+        raise
     return rows
 
 
