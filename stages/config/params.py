@@ -26,7 +26,7 @@ from stages.config.fields import (
 )
 from stages.config.predictors import PREDICTORS, PredictorName
 from stages.config.problems import explained
-from stages.files import InputError
+from stages.files import CHECKSUM, InputError
 from stages.metrics.metric import QuestionFormat
 from stages.metrics.registered import targets
 
@@ -72,8 +72,10 @@ class Corpora(Section):
     questions: dict[CorpusName, str | PartSources]
 
     @model_validator(mode="after")
-    def _no_corpus_is_called_like_a_metric(self) -> Corpora:
+    def _no_corpus_is_called_like_another_thing(self) -> Corpora:
         for name in (*self.texts, *self.questions):
+            if name in (CHECKSUM, "schema", "version"):
+                raise ValueError(f"a corpus is called {name!r}, as a field of division.json is; rename it")
             if name in METRICS.names:
                 raise ValueError(
                     f"a corpus is called {name!r} like a metric, and NAME.{name} would mean two things; "

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.files import read_document, write_json
 
-SCHEMA, VERSION = "prunecast.division", 2
+SCHEMA, VERSION = "prunecast.division", 1
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DividedCorpus:
 
 
 def write(path: Path, corpora: Mapping[str, DividedCorpus]) -> None:
-    write_json(path, SCHEMA, VERSION, {"corpora": {name: _to_json(c) for name, c in corpora.items()}})
+    write_json(path, SCHEMA, VERSION, {name: _to_json(corpus) for name, corpus in corpora.items()})
 
 
 def read(path: Path) -> dict[str, DividedCorpus]:
@@ -53,7 +53,8 @@ def read(path: Path) -> dict[str, DividedCorpus]:
                 corpus["note"],
                 {part: DividedPart(**content) for part, content in corpus["parts"].items()},
             )
-            for name, corpus in document["corpora"].items()
+            for name, corpus in document.items()
+            if name not in ("schema", "version")
         }
 
     return read_document(path, SCHEMA, VERSION, "evaluate", make)

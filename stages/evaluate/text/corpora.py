@@ -85,7 +85,7 @@ def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Qu
             if isinstance(source, str):
                 loaded[name] = _divided(name, read_questions(source, root), corpora.division)
             else:
-                contents = {part: read_questions(getattr(source, part), root) for part in PARTS}
+                contents = {part: _repeated(read_questions(getattr(source, part), root)) for part in PARTS}
                 contents["selection"] = _without(contents["selection"], contents["report"])
                 joined = _joined(name, contents)
                 parts = {part: tuple(_ordered(joined.parts[part])) for part in PARTS}
@@ -175,6 +175,13 @@ def _joined(name: str, contents: Mapping[Part, SourceContent[T]]) -> Corpus[T]:
         used=sum(len(content.items) for content in contents.values()),
         note="; ".join(["one source a part", *notes]),
     )
+
+
+def _repeated(content: SourceContent[Question]) -> SourceContent[Question]:
+    """The questions with a note of those that are asked again: published figures count them too."""
+    repeated = len(content.items) - len(set(map(_identity, content.items)))
+    note = f"{repeated} duplicates kept" if repeated else ""
+    return replace(content, note="; ".join(filter(None, [content.note, note])))
 
 
 def _without(content: SourceContent[Question], other: SourceContent[Question]) -> SourceContent[Question]:

@@ -23,7 +23,7 @@ from stages.evaluate.text import corpora, wikitext
 from stages.evaluate.text.corpora import Corpus, Document, Question
 from stages.evaluate.text.corpus_files import SourceContent
 from stages.evaluate.text.corpus_sources import read_texts
-from stages.files import InputError
+from stages.files import CHECKSUM, InputError
 
 FRACTIONS = Division(calibration=0.3, selection=0.35, report=0.35)
 PACKAGED = Corpora(
@@ -249,6 +249,7 @@ def test_division_is_json_and_says_where_each_document_went(
     assert division.read(tmp_path / "division.json") == divided
     described = json.loads((tmp_path / "division.json").read_text())
     assert (described.pop("schema"), described.pop("version")) == (division.SCHEMA, division.VERSION)
+    assert len(described.pop(CHECKSUM)) == 16
     assert list(described) == ["wikipedia", "news", "mmlu-dev"]
     loaded: dict[str, Corpus[Document] | Corpus[Question]] = {**packaged_texts, "mmlu-dev": mmlu}
     for name, corpus in loaded.items():

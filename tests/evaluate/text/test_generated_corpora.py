@@ -1,6 +1,6 @@
 """Corpora and question files made by the hundred: read alike whatever their form, or refused in words.
 
-`PRUNECAST_CORPORA=5000 pytest tests/evaluate/text/test_generated_corpora.py` makes more of each.
+`PRUNECAST_CORPORA=5000 pytest --timeout 0 tests/evaluate/text/test_generated_corpora.py` makes more of each.
 """
 
 from __future__ import annotations

@@ -148,6 +148,15 @@ def test_questions_that_were_chosen_on_are_not_reported(tmp_path: Path) -> None:
         asked(tmp_path, one=split(a, b, c), two=split(a, a, b))
 
 
+def test_questions_that_a_part_asks_twice_are_kept_and_told(tmp_path: Path) -> None:
+    a, b, c = (quiz(tmp_path, f"{name}.jsonl", first) for name, first in (("a", 0), ("b", 100), ("c", 200)))
+    with (tmp_path / c).open("a") as file:
+        file.write((tmp_path / c).read_text().split("\n")[0].replace('"answer": 0', '"answer": 1') + "\n")
+    assert "report: 1 duplicates kept" in asked(tmp_path, mine=split(a, b, c))["mine"]
+    note = asked(tmp_path, mine=c)["mine"]
+    assert "1 duplicates dropped; 1 of them with another subject or answer" in note
+
+
 def test_examples_that_the_report_asks_are_told(tmp_path: Path) -> None:
     a, b = quiz(tmp_path, "a.jsonl", 0), quiz(tmp_path, "b.jsonl", 6)
     c = quiz(tmp_path, "c.jsonl", 200)
