@@ -1,8 +1,8 @@
 """MLflow: one run per pipeline run, and below it one per evaluation, predictor and search.
 
-MLflow is a projection of the journal: an evaluation is logged once, by its key, and what a kill
-kept out of MLflow is logged at the next start. With `registry` the only module that imports mlflow,
-when a tracker is entered and never on import.
+MLflow is a projection of files. What is told becomes a letter, which lies on the disk until MLflow has
+taken it, and which a thread of its own delivers: no stage waits for a store that is slow or gone, nor fails
+with it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.architecture import ModelShape
 from stages.config.params import Params
-from stages.files import InputError
-from stages.tracking import names, registry, store
-from stages.tracking.names import KEY, NONE, NamedRun
-from stages.tracking.pipeline_run import COMMIT, DIRTY, PipelineRun
+from stages.files import InputError, digest
+from stages.tracking import names, pipeline_run, registry, sqlite_store, store
+from stages.tracking.delivery import Delivery
+from stages.tracking.mlflow_writer import MlflowWriter
+from stages.tracking.names import NONE, NamedRun
+from stages.tracking.outbox import Kind, Letter, Outbox
 from stages.tracking.records import (
     ExportedModel,
     FittedPredictor,
@@ -31,15 +31,13 @@ from stages.tracking.records import (
     Numbers,
     Role,
     SearchRound,
-    Values,
 )
-from stages.tracking.store import without_password
 
 if TYPE_CHECKING:
     import pandas
 
-PARENT = "mlflow.parentRunId"
-PARAMS_PER_CALL = 100
+COPY_BYTES_PER_S = 1e6
+"""How slowly at worst a store takes a model, while the stage waits for its name."""
 
 
 class MlflowTracker:
@@ -53,36 +51,45 @@ class MlflowTracker:
         self.stage = stage
         self.uri = store.uri()
         self._params = params
+        self._told: set[str] = set()
+        self._said = False
 
     def __enter__(self) -> MlflowTracker:
-        """Reach the store and begin, or resume, the run of the pipeline.
+        """Reach the store and begin, or resume, the run of the pipeline; log what was left before.
 
         Raises:
-            InputError: mlflow is not installed, or the store cannot be used.
+            InputError: mlflow is not installed.
         """
-        try:
-            with store.environment(store.BRIEF), store.exclusive(self.uri):
-                self._mlflow = _import_mlflow()
-                self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
-                self._registry = registry.ModelRegistry(self._client, self.uri)
-                self._pipeline = PipelineRun(self._client, self.uri, self.stage, self._params)
-                if self._pipeline.begin():
-                    content = self._params.model_dump(mode="json")
-                    self._log(self._pipeline.id, store.flatten(content))
-        except InputError:
-            raise
-        except Exception as error:  # whatever the driver of the store raises
-            problem = without_password(str(error).strip().split("\n")[0])
-            raise InputError(
-                f"MLflow cannot use the store {without_password(self.uri)} ({problem}). "
-                "Start its server, set MLFLOW_TRACKING_URI to a store that works, or pass --no-tracking"
-            ) from error
+        self._settings = contextlib.ExitStack()
+        self._settings.enter_context(store.environment(store.BRIEF))
+        self._settings.enter_context(_quiet("urllib3"))
+        mlflow = _import_mlflow()
+        path = store.sqlite_file(self.uri)
+        self._begin = pipeline_run.describe(self.stage, self._params)
+        self._outbox = Outbox(self._begin)
+        self._outbox.open()
+        left = list(self._outbox.left())
+        _import_for(left)
+        self._delivery = Delivery(self._deliver, self._failed, steady=path is not None)
+        self._writer = MlflowWriter(mlflow, self.uri, self._begin, self._delivery.step, self._say)
+        begin = Letter(Kind.BEGIN, self._begin, self._begin.at)
+        self._delivery.put([begin, *left, Letter(Kind.BURY, self._begin, self._begin.at)])
+        self._delivery.start()
+        is_new = path is not None and not sqlite_store.is_there(path)
+        self._delivery.answer(begin, sqlite_store.MAKING_S if is_new else 0.0)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pipeline.end(kind)
+        killed = kind is not None and issubclass(kind, KeyboardInterrupt)
+        status = "FINISHED" if kind is None else "KILLED" if killed else "FAILED"
+        try:
+            self._put(Kind.END, {"status": status})
+            self._tell_of(self._delivery.finish(killed))
+        finally:
+            self._outbox.close()
+            self._settings.close()
 
     def log_evaluation(self, row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> None:
         """Log a measured architecture as a run of its own, unless its key is logged already.
@@ -90,34 +97,18 @@ class MlflowTracker:
         Raises:
             ValueError: a metric is not a finite number.
         """
-        if row.key in self._logged:
-            return
-        with self._run(names.evaluation(row, shape, protocol)) as run:
-            pass
-        self._logged[row.key] = run
-
-    def logged_keys(self) -> frozenset[str]:
-        """Keys of the evaluations that MLflow holds whole; deleted runs do not count."""
-        return frozenset(self._logged)
+        if row.key not in self._told and not self._writer.is_logged(self._begin, row.key):
+            self._put_run(Kind.RUN, names.evaluation(row, shape, protocol))
+        self._told.add(row.key)
 
     def tag_roles(self, roles: Mapping[str, Role]) -> None:
-        """Tag logged evaluations, those of earlier runs of the pipeline too, by key.
-
-        Raises:
-            KeyError: no evaluation of that key is logged.
-        """
-        from mlflow.entities import RunTag
-
+        """Tag logged evaluations, those of earlier runs of the pipeline too, by key."""
         for key, role in roles.items():
-            if key not in self._logged:
-                raise KeyError(f"no evaluation with key {key!r} is logged; call log_evaluation first")
-            tags = [RunTag(name, value) for name, value in names.role(role).items()]
-            self._client.log_batch(self._logged[key], tags=tags)
+            self._put(Kind.TAGS, {"key": key, "tags": dict(names.role(role))})
 
     def log_round(self, found: SearchRound, predictor: Path) -> None:
-        """Log a round of the search as a run of its own, with its predictor's folder."""
-        with self._run(names.search_round(found), [predictor]):
-            pass
+        """Log a round of the search as a run of its own, with its predictor's folder, once for its key."""
+        self._put_run(Kind.RUN, names.search_round(found), [predictor])
 
     def log_predictor(
         self,
@@ -133,80 +124,115 @@ class MlflowTracker:
         `mlflow.pyfunc.load_model` through `stages.train_predictor.pyfunc`, whose code goes with it.
 
         Returns:
-            The URI of the new version, `models:/prunecast-TARGET/VERSION`. Until the next one is
-            logged, `models:/prunecast-TARGET@champion` is the same model.
+            The URI of the version, `models:/prunecast-TARGET/VERSION`, or nothing where MLflow has not
+            taken it yet. Until the next one is logged, `models:/prunecast-TARGET@champion` is the same model.
+            The same predictor with the same errors is stored once.
         """
-        with self._run(names.predictor(fitted), artifacts) as run:
-            return self._registry.add_predictor(
-                names.registered(fitted.target), run, folder, example, forecast, self._origin
-            )
+        known = digest(asdict(fitted), registry.digest_of(folder))
+        about = names.predictor(fitted, known)
+        tables = {"example": example.astype("float64"), "forecast": forecast}  # integers would refuse floats
+        content: dict[str, Any] = {"registered": names.registered(fitted.target), "digest": known}
+        content |= {name: table.to_dict("split") for name, table in tables.items()}
+
+        return self._answer(self._put_run(Kind.PREDICTOR, about, [folder, *artifacts], content))
 
     def log_model(self, exported: ExportedModel, folder: Path, name: str, description: str = "") -> str:
         """Log an exported Hugging Face folder as a run of its own and register it as `prunecast-NAME`.
 
         The same weights are stored once: exported again, their version becomes the champion again.
-        `description` is Markdown that MLflow shows beside the version. Returns the version's URI.
+        `description` is Markdown that MLflow shows beside the version. Returns the version's URI, or
+        nothing where MLflow has not taken it yet.
         """
-        name, digest = names.registered(name), registry.digest_of(folder)
-        version = self._registry.find(name, digest)
-        if version is not None:
-            return self._registry.make_champion(name, version, description)
-        about = names.model(exported, digest)
-        about = replace(about, tags={**about.tags, registry.DIGEST: digest})
-        with self._run(about) as run:
-            tags = self._origin | dict(about.tags)
-            return self._registry.add_folder(name, run, folder, exported.source, tags, description)
+        known = registry.digest_of(folder)
+        content = {"registered": names.registered(name), "digest": known, "source": exported.source}
+        content |= {"folder": str(folder.resolve()), "description": description}
+        letter = self._put_run(Kind.MODEL, names.model(exported, known), (), content)
+        return self._answer(letter, registry.size_bytes(folder) / COPY_BYTES_PER_S)
 
     def log_stage(self, metrics: Numbers = NONE, artifacts: Sequence[Path] = ()) -> None:
         """Log onto the run of the pipeline. A folder goes whole, under its own name."""
         store.check_metrics(self.stage, metrics)
-        self._log(self._pipeline.id, NONE, metrics, artifacts)
+        self._put(Kind.STAGE, {"metrics": dict(metrics)}, artifacts)
 
     @property
     def run(self) -> str:
-        """The id of the run of the pipeline; nothing where nothing is tracked."""
-        return self._pipeline.id
+        """The id of the run of the pipeline; nothing where nothing is tracked, or not yet."""
+        return self._writer.run
 
-    @property
-    def _origin(self) -> dict[str, str]:
-        return {tag: text for tag, text in self._pipeline.tags.items() if tag in (COMMIT, DIRTY)}
-
-    @cached_property
-    def _logged(self) -> dict[str, str]:
-        """Runs of evaluations by key: FINISHED ones, for only those were logged whole."""
-        whole = self._pipeline.search(f"attributes.status = 'FINISHED' AND tags.`{KEY}` LIKE '%'")
-        return {run.data.tags[KEY]: run.info.run_id for run in whole}
-
-    @contextlib.contextmanager
-    def _run(self, about: NamedRun, artifacts: Sequence[Path] = ()) -> Iterator[str]:
-        """A run below that of the pipeline, FINISHED when the body is."""
+    def _put_run(
+        self, kind: Kind, about: NamedRun, files: Sequence[Path] = (), content: Mapping[str, Any] = NONE
+    ) -> Letter:
         store.check_metrics(about.name, about.metrics)
-        tags = self._pipeline.tags | {PARENT: self._pipeline.id, "dvc.stage": self.stage} | dict(about.tags)
-        created = self._client.create_run(self._pipeline.experiment, run_name=about.name, tags=tags)
-        run = str(created.info.run_id)
-        try:
-            self._log(run, about.params, about.metrics, artifacts)
-            yield run
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self._client.set_terminated(run, "FAILED")
-            raise
-        self._client.set_terminated(run)
+        run = {"name": about.name, "params": dict(about.params), "metrics": dict(about.metrics)}
+        return self._put(kind, {**content, "run": run | {"tags": dict(about.tags)}}, files)
 
-    def _log(self, run: str, params: Values, metrics: Numbers = NONE, artifacts: Sequence[Path] = ()) -> None:
-        from mlflow.entities import Metric, Param
+    def _put(self, kind: Kind, content: Mapping[str, Any], files: Sequence[Path] = ()) -> Letter:
+        letter = self._outbox.add(kind, content, files)
+        self._delivery.put([letter])
+        if files and letter.path is None:  # not kept: the files may be gone soon
+            self._delivery.answer(letter)
+        return letter
 
-        now = int(time.time() * 1000)
-        values = [Metric(name, float(value), now, 0) for name, value in metrics.items()]
-        texts = [Param(name, store.param_text(value)) for name, value in params.items()]
-        self._client.log_batch(run, metrics=values, params=texts[:PARAMS_PER_CALL])
-        for start in range(PARAMS_PER_CALL, len(texts), PARAMS_PER_CALL):
-            self._client.log_batch(run, params=texts[start : start + PARAMS_PER_CALL])
-        for path in artifacts:
-            if path.is_dir():
-                self._client.log_artifacts(run, str(path), artifact_path=path.name)
-            else:
-                self._client.log_artifact(run, str(path))
+    def _answer(self, letter: Letter, work_s: float = 0.0) -> str:
+        return self._delivery.answer(letter, work_s) or ""
+
+    def _deliver(self, letter: Letter) -> str:
+        answer = self._writer.deliver(letter)
+        self._outbox.remove(letter)
+        return answer
+
+    def _failed(self, error: Exception) -> None:
+        """Say once that the store does not work."""
+        if not self._said:
+            self._said = True
+            self._say(
+                f"MLflow cannot use the store {self.uri} ({_cause(error)}). Measuring goes on; "
+                f"{self._kept()}. Mend the store, or pass --no-tracking"
+            )
+
+    def _kept(self) -> str:
+        if self._outbox.problem:
+            return f"what is not logged cannot be kept either ({self._outbox.problem})"
+        return f"what is not logged is kept in {self._outbox.root} and logged at the next start at the latest"
+
+    def _tell_of(self, letters: Sequence[Letter]) -> None:
+        """Say that a store was too slow, unless it is said already that it does not work."""
+        count = sum(letter.kind not in (Kind.BEGIN, Kind.BURY) for letter in letters)
+        if count and not self._said:
+            self._say(f"MLflow's store {self.uri} is slow: {count} things are not logged yet; {self._kept()}")
+
+    def _say(self, text: str) -> None:
+        store.say(self.stage, text)
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of an error, on one line."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    text = " ".join(str(error).split())
+    told = text if isinstance(error, sqlite_store.StoreError) else f"{type(error).__name__}: {text}"[:300]
+    return store.without_password(told)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a library from telling of every attempt."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _import_for(letters: Sequence[Letter]) -> None:
+    """Import what letters need, before a stage imports the same in another thread."""
+    kinds = {letter.kind for letter in letters}
+    if kinds & {Kind.PREDICTOR, Kind.MODEL}:
+        pass
+    if Kind.MODEL in kinds:
+        import transformers  # noqa: F401
 
 
 def _import_mlflow() -> ModuleType:

@@ -26,6 +26,8 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 KEY = "prunecast.key"
 """Tag of an evaluation's run: the key of its row in the journal."""
+RECORD = "prunecast.record"
+"""Tag of any other run that is logged once: what it is, as a key."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ def search_round(found: SearchRound) -> NamedRun:
         "measured": found.measured,
     }
     metrics = {**found.errors, "best_forecast_objective": found.best_forecast}
-    return NamedRun(f"round {found.number}", params, metrics)
+    return NamedRun(f"round {found.number}", params, metrics, {RECORD: f"round {found.key}"})
 
 
-def predictor(fitted: FittedPredictor) -> NamedRun:
-    """The predictor of one target."""
+def predictor(fitted: FittedPredictor, digest: str) -> NamedRun:
+    """The predictor of one target; `digest` is that of its files."""
     about: Values = {
         "target": fitted.target,
         "scale": fitted.scale,
@@ -98,7 +100,8 @@ def predictor(fitted: FittedPredictor) -> NamedRun:
         for key, value in values.items()
         if isinstance(value, float)
     }
-    return NamedRun(f"predictor {fitted.target}", {**fitted.settings, **about}, metrics)
+    key = f"predictor {fitted.target} {digest}"
+    return NamedRun(f"predictor {fitted.target}", {**fitted.settings, **about}, metrics, {RECORD: key})
 
 
 def model(exported: ExportedModel, digest: str) -> NamedRun:
@@ -110,7 +113,11 @@ def model(exported: ExportedModel, digest: str) -> NamedRun:
             "overall_ratio": exported.overall_ratio,
             "parameters": exported.parameters,
         },
-        tags={"prunecast.architecture": exported.architecture, "prunecast.model": exported.source},
+        tags={
+            "prunecast.architecture": exported.architecture,
+            "prunecast.model": exported.source,
+            RECORD: f"model {digest}",
+        },
     )
 
 

@@ -5,16 +5,18 @@ Works on the client that it is given, and imports no mlflow.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 from stages.config.params import Params
-from stages.files import InputError
 from stages.tracking import invocation, store
+from stages.tracking.invocation import ProcessIdentity
+from stages.tracking.names import KEY, RECORD
+from stages.tracking.outbox import Begin
+from stages.tracking.sqlite_store import StoreError
 
 PROCESS = "prunecast.process"
 """Tag of every run: the process that writes it."""
@@ -24,95 +26,109 @@ COMMIT = "mlflow.source.git.commit"
 DIRTY = "prunecast.git.dirty"
 
 
-class PipelineRun:
-    """Begun or resumed by each stage, and RUNNING while one is open."""
+def describe(stage: str, run_params: Params) -> Begin:
+    """The run of the pipeline that this process belongs to."""
+    ours, process = invocation.current(), invocation.this_process()
+    own = {PROCESS: str(process), "prunecast.host": process.host, "mlflow.user": invocation.user()}
+    own |= {"mlflow.source.type": "LOCAL", "prunecast.model": run_params.model.source}
+    own |= {"mlflow.source.name": f"stages.{stage.replace('-', '_')}"}
+    commit = invocation.git_commit()
+    if commit is not None:
+        own |= {COMMIT: commit[0], DIRTY: str(commit[1]).lower()}
+    titles = {"repro": "repro", "exp": f"exp {os.environ.get('DVC_EXP_NAME', '')}".strip()}
+    source = {"mlflow.source.name": f"dvc {ours.command}"} if ours.command else {}
+    return Begin(
+        experiment=run_params.tracking.experiment,
+        stage=stage,
+        invocation=str(ours.identity),
+        name=f"{titles.get(ours.command, stage)} {datetime.now():%Y-%m-%d %H:%M}",
+        tags=own | source | {INVOCATION: str(ours.identity)},
+        own=own,
+        params=store.flatten(run_params.model_dump(mode="json")),
+        at=int(time.time() * 1000),
+    )
 
-    def __init__(self, client: Any, uri: str, stage: str, params: Params) -> None:
-        self._client = client
-        self._uri = uri
-        self._stage = stage
-        self._params = params
-        self._outcome = "FINISHED"
-        self.experiment = ""
-        self.id = ""
 
-    @cached_property
-    def tags(self) -> dict[str, str]:
-        """Tags of every run of this process, which MLflow's client leaves to us."""
-        process = invocation.this_process()
-        tags = {PROCESS: str(process), "prunecast.host": process.host, "mlflow.user": invocation.user()}
-        tags |= {"mlflow.source.type": "LOCAL", "prunecast.model": self._params.model.source}
-        tags |= {"mlflow.source.name": f"stages.{self._stage.replace('-', '_')}"}
-        commit = invocation.git_commit()
-        return tags if commit is None else tags | {COMMIT: commit[0], DIRTY: str(commit[1]).lower()}
+class Experiment:
+    """An experiment of a store: its runs of the pipeline, and the runs that it holds whole, by key."""
 
-    def begin(self) -> bool:
-        """Resume the run of this invocation of the pipeline, or create it; whether it is new.
+    def __init__(self, client: Any, uri: str, name: str, step: Callable[[], None]) -> None:
+        """Find or make it; `step` is called after every page of a search.
 
         Raises:
-            InputError: the experiment was deleted, or its artifacts cannot be written.
+            StoreError: the experiment was deleted.
         """
-        self.experiment = self._find_experiment(self._params.tracking.experiment)
-        self._bury_the_dead()
-        ours = invocation.current()
-        for run in self.search(f"tags.`{INVOCATION}` LIKE '{ours.identity.host}:%'"):
-            if ours.is_named(run.data.tags[INVOCATION]):
-                self._resume(run)
-                return False
-        self._create(ours)
-        return True
-
-    def end(self, error: type[BaseException] | None) -> None:
-        """Close the run for this stage; a failure of a stage before stays visible."""
-        if error is None:
-            self._client.set_terminated(self.id, self._outcome)
-            return
-        with contextlib.suppress(Exception):  # the error that is on its way tells more
-            killed = issubclass(error, KeyboardInterrupt)
-            self._client.set_terminated(self.id, "KILLED" if killed else "FAILED")
+        self._client = client
+        self._step = step
+        self.logged: dict[str, str] | None = None
+        """Runs by key, those that are FINISHED alone, for only they were logged whole; None until `load`."""
+        self.begun: dict[str, str] = {}
+        """Runs by key that a process began, and ended before they were whole."""
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # opens MLflow's pages on the runs
+            client.create_experiment(name, store.artifact_location(uri), kind)
+            found = client.get_experiment_by_name(name)
+        if found.lifecycle_stage == "deleted":
+            raise StoreError(
+                f"its experiment {name!r} was deleted; bring it back with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or set "
+                "tracking.experiment in params.yaml to another name"
+            )
+        self.id = str(found.experiment_id)
+        if not self.id:
+            raise StoreError("its answers are not those of MLflow")
 
     def search(self, condition: str) -> Iterator[Any]:
-        """The experiment's runs that are not deleted and meet the condition, oldest first."""
+        """The runs that are not deleted and meet the condition, oldest first."""
         token = None
         while token != "":
             page = self._client.search_runs(
-                [self.experiment], condition, max_results=1000, order_by=["start_time"], page_token=token
+                [self.id], condition, max_results=1000, order_by=["start_time"], page_token=token
             )
+            self._step()
             yield from page
             token = page.token or ""
 
-    def _find_experiment(self, name: str) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # opens MLflow's pages on the runs
-            self._client.create_experiment(name, store.artifact_location(self._uri), kind)
-            experiment = self._client.get_experiment_by_name(name)
-        if experiment.lifecycle_stage != "active":
-            raise InputError(
-                f"MLflow's experiment {name!r} was deleted; bring it back with "
-                f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or set "
-                "tracking.experiment in params.yaml to another name"
-            )
-        store.check_artifacts(name, experiment.artifact_location)
-        return str(experiment.experiment_id)
+    def load(self) -> dict[str, str]:
+        """Find `logged` and `begun`; what was begun by the dead and is logged whole beside is deleted."""
+        if self.logged is None:
+            logged: dict[str, str] = {}
+            begun: dict[str, str] = {}
+            for tag in (KEY, RECORD):
+                for run in self.search(f"tags.`{tag}` LIKE '%'"):
+                    if run.info.status == "FINISHED":
+                        logged.setdefault(run.data.tags[tag], run.info.run_id)
+                    elif run.info.status != "RUNNING" or _is_left(run):
+                        begun[run.data.tags[tag]] = run.info.run_id
+            for key in begun.keys() & logged.keys():
+                self._client.delete_run(begun.pop(key))
+            self.logged, self.begun = logged, begun
+        return self.logged
 
-    def _bury_the_dead(self) -> None:
+    def find(self, key: str) -> str | None:
+        """A run of that key that this process began without hearing of it."""
+        for tag in (KEY, RECORD):
+            for run in self.search(f"tags.`{tag}` = '{key}'"):
+                return str(run.info.run_id)
+        return None
+
+    def of(self, begin: Begin) -> Any | None:
+        """The run of the pipeline, if it was created."""
+        ours = ProcessIdentity.parse(begin.invocation)
+        for run in self.search(f"tags.`{INVOCATION}` LIKE '{begin.invocation.partition(':')[0]}:%'"):
+            found = ProcessIdentity.parse(run.data.tags[INVOCATION])
+            if ours is not None and found is not None and ours.is_same(found):
+                return run
+        return None
+
+    def bury_the_dead(self) -> None:
         """Set KILLED what processes of this host, now gone, left RUNNING."""
         for run in self.search("attributes.status = 'RUNNING'"):
-            process = invocation.ProcessIdentity.parse(run.data.tags.get(PROCESS, ""))
-            if process is not None and process.is_dead():
+            if _is_left(run):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
-    def _resume(self, run: Any) -> None:
-        self.id = run.info.run_id
-        if run.info.status in ("FAILED", "KILLED"):  # by a stage before, with `dvc repro --keep-going`
-            self._outcome = run.info.status
-        self._client.set_tag(self.id, PROCESS, self.tags[PROCESS])
-        self._client.update_run(self.id, status="RUNNING")
 
-    def _create(self, ours: invocation.Invocation) -> None:
-        titles = {"repro": "repro", "exp": f"exp {os.environ.get('DVC_EXP_NAME', '')}".strip()}
-        name = f"{titles.get(ours.command, self._stage)} {datetime.now():%Y-%m-%d %H:%M}"
-        source = {"mlflow.source.name": f"dvc {ours.command}"} if ours.command else {}
-        tags = self.tags | source | {INVOCATION: str(ours.identity)}
-        self.id = self._client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+def _is_left(run: Any) -> bool:
+    process = ProcessIdentity.parse(run.data.tags.get(PROCESS, ""))
+    return process is not None and process.is_dead()

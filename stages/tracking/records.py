@@ -7,10 +7,11 @@ who tells of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from stages.architecture import Architecture
+from stages.files import digest
 
 Values = Mapping[str, str | float | int]
 Numbers = Mapping[str, float]
@@ -62,6 +63,11 @@ class SearchRound:
     best_forecast: float
     """The lowest objective among the forecasts."""
     errors: Numbers
+
+    @property
+    def key(self) -> str:
+        """A digest of it: the same round of a search that is begun again has the same."""
+        return digest(asdict(self))
 
 
 @dataclass(frozen=True)

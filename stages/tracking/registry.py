@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 """The alias of the version that the pipeline uses now (MLflow keeps "latest" for itself)."""
 DIGEST = "prunecast.digest"
-"""Tag of a registered model's version: of its weights, configuration and tokenizer."""
+"""Tag of a version: of a model's weights, configuration and tokenizer, or of a predictor and its errors."""
 DESCRIPTION_LENGTH = 5000
 """Characters of a version's description that every store takes."""
 _CARD = (".md", ".png")
@@ -52,7 +52,6 @@ class ModelRegistry:
         from mlflow.models import infer_signature
         from mlflow.pyfunc import log_model
 
-        example = example.astype("float64")  # a signature of integers would refuse floats
         with self._current(run), warnings.catch_warnings():
             # The signature is given; an input example would only be served to check it.
             warnings.filterwarnings("ignore", message=".*input example was not provided.*")
@@ -79,15 +78,14 @@ class ModelRegistry:
             return self._register(name, run, logged, tags, description)
 
     def find(self, name: str, digest: str) -> str | None:
-        """The version of `name` with that digest whose weights are still in the store, if there is one."""
+        """The version of `name` with that digest whose files are still in the store, if there is one."""
         from mlflow import MlflowException
 
         for version in self._client.search_model_versions(f"name = '{name}'"):
             if version.tags.get(DIGEST) == digest and version.status == "READY":
                 with contextlib.suppress(MlflowException):  # its logged model was deleted
                     logged = version.source.removeprefix("models:/")
-                    files = self._client.list_logged_model_artifacts(logged, "model")
-                    if any(file.path.endswith(".safetensors") for file in files):
+                    if self._client.list_logged_model_artifacts(logged):
                         return str(version.version)
         return None
 
@@ -155,7 +153,7 @@ class _Folder:
             components=["tokenizer"],
             tokenizer_type="AutoTokenizer",
         )
-        mlflow_model.model_size_bytes = sum(file.stat().st_size for file in files)
+        mlflow_model.model_size_bytes = size_bytes(folder)
         mlflow_model.save(str(Path(path, "MLmodel")))
 
 
@@ -179,6 +177,11 @@ def _shortened(text: str) -> str:
 def _files(folder: Path) -> list[Path]:
     """What loading needs, and the card; GGUF files say the same weights over again."""
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix != ".gguf")
+
+
+def size_bytes(folder: Path) -> int:
+    """What a model's files take."""
+    return sum(file.stat().st_size for file in _files(folder))
 
 
 def digest_of(folder: Path) -> str:

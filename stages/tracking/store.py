@@ -1,7 +1,4 @@
-"""What MLflow stores: where, whether that can be written, one writer at a time, and values it takes.
-
-Imports no mlflow, so that a store that cannot work is found before seconds are spent on the import.
-"""
+"""What MLflow stores: where, the values it takes, and what is said of a store that does not work."""
 
 from __future__ import annotations
 
@@ -11,14 +8,13 @@ import json
 import math
 import os
 import re
-import sqlite3
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
-from stages import locks
-from stages.files import InputError
+from tqdm import tqdm
 
 SQLITE = "sqlite:///"
 PARAM_LENGTH = 6000
@@ -29,8 +25,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-"""Settings of the first request: mlflow's own patience with a server that is not there is minutes."""
+BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+"""Settings of every request: mlflow's own patience with a server that is not there is minutes."""
 
 
 def root() -> Path:
@@ -43,50 +39,22 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root() / 'mlflow.db'}"
 
 
+def sqlite_file(store: str) -> Path | None:
+    """The file of an SQLite store; None for any other."""
+    name = store.removeprefix(SQLITE)
+    return None if name in (store, "", ":memory:") else Path(name.partition("?")[0])
+
+
+def is_of_repository(path: Path) -> bool:
+    """Whether an SQLite store is the one in the repository, to whose artifacts the repository is home."""
+    return path.resolve() == root() / "mlflow.db"
+
+
 def artifact_location(store: str) -> str | None:
     """Where a new experiment's artifacts go; None where a server decides."""
     if urlparse(store).scheme in ("http", "https", "databricks"):
         return None
     return (root() / "mlartifacts").as_uri()
-
-
-def check_artifacts(experiment: str, location: str) -> None:
-    """Make the folder of an experiment's artifacts, where it is a local one.
-
-    Raises:
-        InputError: it cannot be written, e.g. because the repository was moved or copied.
-    """
-    parsed = urlparse(location)
-    if parsed.scheme not in ("", "file"):
-        return
-    folder = Path(unquote(parsed.path))
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise InputError(
-            f"the artifacts of MLflow's experiment {experiment!r} belong in {folder}, which cannot be "
-            "written (was the repository moved?). Make that folder, set tracking.experiment in "
-            "params.yaml to another name, or pass --no-tracking"
-        )
-
-
-@contextlib.contextmanager
-def exclusive(store: str) -> Iterator[None]:
-    """Keep other processes from setting up the same SQLite store meanwhile.
-
-    Raises:
-        OSError, sqlite3.Error: the database cannot be opened or written.
-    """
-    name = store.removeprefix(SQLITE)
-    if name in (store, "", ":memory:"):
-        yield
-        return
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    with locks.exclusive(Path(f"{name}.lock")):
-        with contextlib.closing(sqlite3.connect(name, timeout=60)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.rollback()
-        yield
 
 
 @contextlib.contextmanager
@@ -107,6 +75,13 @@ def environment(values: Mapping[str, str], override: bool = False) -> Iterator[N
 def without_password(text: str) -> str:
     """The text with the passwords of addresses in it masked."""
     return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+
+
+def say(stage: str, text: str) -> None:
+    """Tell the user in one line, beside a progress bar too; without passwords."""
+    line = without_password(" ".join(text.split()))
+    with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+        tqdm.write(f"prunecast {stage}: {line}", file=sys.stderr)
 
 
 def check_metrics(run: str, metrics: Mapping[str, Any]) -> None:

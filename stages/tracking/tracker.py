@@ -33,8 +33,11 @@ class Tracker(Protocol):
     def __enter__(self) -> Self:
         """Begin, or resume, the run of the pipeline that this stage belongs to.
 
+        A store that does not work costs nothing but what it would show: then and later it is said once, and
+        what is told is kept for the next start.
+
         Raises:
-            InputError: what keeps the runs cannot be used.
+            InputError: a package that it takes is not installed.
         """
 
     def __exit__(
@@ -52,14 +55,10 @@ class Tracker(Protocol):
         """
 
     def tag_roles(self, roles: Mapping[str, Role]) -> None:
-        """Say what measured architectures became, those of earlier runs too, by the keys of their rows.
-
-        Raises:
-            KeyError: no evaluation of that key was logged.
-        """
+        """Say what measured architectures became, those of earlier runs too, by the keys of their rows."""
 
     def log_round(self, found: SearchRound, predictor: Path) -> None:
-        """Keep a round of the search, and the folder of the predictor that forecast in it."""
+        """Keep a round of the search, once for its key, and its predictor's folder."""
 
     def log_predictor(
         self,

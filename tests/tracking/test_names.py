@@ -33,7 +33,7 @@ def test_a_role_may_have_no_objective() -> None:
 
 def test_of_a_predictor_errors_are_metrics_and_counts_are_not() -> None:
     fitted = FittedPredictor("log_ppl.a", "nats", 1, 40, {"trees": 9}, {"r2": 0.9, "pairs": 12}, {"r2": 0.8})
-    told = names.predictor(fitted)
+    told = names.predictor(fitted, "abc")
     assert told.name == "predictor log_ppl.a"
     assert told.metrics == {"held_out.r2": 0.9, "cross_validated.r2": 0.8}
     assert told.params == {"trees": 9, "target": "log_ppl.a", "scale": "nats", "law": 1, "pairs": 40}
@@ -43,4 +43,8 @@ def test_a_model_is_known_by_the_digest_of_its_files() -> None:
     told = names.model(ExportedModel("ab12", "a model", 0.25, 1000, {"ppl.a": 30.5}), "0123456789")
     assert told.name == "model 01234567"
     assert told.metrics == {"ppl.a": 30.5, "overall_ratio": 0.25, "parameters": 1000}
-    assert told.tags == {"prunecast.architecture": "ab12", "prunecast.model": "a model"}
+    assert told.tags == {
+        "prunecast.architecture": "ab12",
+        "prunecast.model": "a model",
+        names.RECORD: "model 0123456789",
+    }

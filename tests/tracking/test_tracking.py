@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy
 import pandas
@@ -23,7 +23,7 @@ from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.config.params import load_params
 from stages.evaluate.results.journal import Row
 from stages.files import InputError
-from stages.tracking import invocation, mlflow_tracker, names, pipeline_run
+from stages.tracking import invocation, mlflow_writer, names, outbox, pipeline_run
 from stages.tracking import registry as tracking_registry
 from stages.tracking import store as tracking_store
 from stages.tracking.mlflow_tracker import MlflowTracker
@@ -34,26 +34,6 @@ from stages.train_predictor.predictor import Predictor
 
 REPOSITORY = Path(__file__).parents[2]
 PARAMS = load_params(REPOSITORY / "params.yaml")
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; to make one takes seconds."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
-    return path
-
-
-@pytest.fixture
-def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root of a repository (with a blank in its path) whose store is still empty."""
-    folder = tmp_path / "a repository"
-    folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
-    monkeypatch.setenv("DVC_ROOT", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return folder
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, pid: int, command: str = "repro") -> None:
@@ -105,6 +85,11 @@ def evaluations() -> list[Any]:
     return runs(f"tags.`{names.KEY}` LIKE '%'")
 
 
+def told_in(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What tracking told the user."""
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("prunecast ")]
+
+
 def test_importing_it_imports_no_mlflow() -> None:
     code = "import sys, stages.tracking.tracker; sys.exit('mlflow' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
@@ -131,7 +116,7 @@ def test_stages_of_one_invocation_share_a_parent(root: Path, monkeypatch: pytest
     assert parent.data.params["sample.ratios"] == "[0.1, 0.2, 0.3, 0.4, 0.5]"
     assert parent.data.tags["mlflow.source.name"] == "dvc repro"
     assert parent.data.tags["prunecast.model"] == PARAMS.model.source
-    children = [run for run in runs() if run.data.tags.get(mlflow_tracker.PARENT) == parent.info.run_id]
+    children = [run for run in runs() if run.data.tags.get(mlflow_writer.PARENT) == parent.info.run_id]
     assert [run.info.run_name for run in children] == [NAMED.name, "round 2"]
     assert children[1].data.tags["dvc.stage"] == "search"
     assert children[1].data.params["trials"] == "600"
@@ -168,7 +153,6 @@ def test_evaluation_is_logged_once_with_its_ratios(root: Path, monkeypatch: pyte
         with MlflowTracker("evaluate", PARAMS) as tracker:
             for _ in range(2):
                 tracker.log_evaluation(*evaluation(1))
-            assert tracker.logged_keys() == {"key1"}
     (run,) = evaluations()
     assert run.info.status == "FINISHED"
     assert run.data.params == NAMED.params
@@ -178,26 +162,41 @@ def test_evaluation_is_logged_once_with_its_ratios(root: Path, monkeypatch: pyte
     assert run.data.tags["mlflow.user"]
 
 
-def interrupted(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from mlflow import MlflowClient
+from stages.tracking.mlflow_tracker import MlflowTracker
+from tests.tracking.test_tracking import PARAMS, ROUND, evaluation
+with MlflowTracker("evaluate", PARAMS) as tracker:
+    tracker.log_evaluation(*evaluation(1))
+    while tracker._writer.run and tracker._delivery._queue:
+        time.sleep(0.01)
+    MlflowClient.log_batch = lambda *_, **__: os.kill(os.getpid(), 9)
+    predictor = Path(os.environ["DVC_ROOT"], "predictor")
+    predictor.mkdir()
+    Path(predictor, "a.json").write_text("as it was")
+    tracker.log_round(ROUND, predictor)
+    tracker.log_evaluation(*evaluation(2))
+    time.sleep(60)
+"""
 
 
-def test_what_a_kill_kept_out_is_logged_next_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    invoke(monkeypatch, 11)
-    with MlflowTracker("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(*evaluation(1))
-        monkeypatch.setattr(tracker._client, "log_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tracker.log_evaluation(*evaluation(2))  # its run exists, without ratios and metrics
-    assert len(evaluations()) == 2
-
-    invoke(monkeypatch, 12)
-    with MlflowTracker("evaluate", PARAMS) as tracker:
-        assert tracker.logged_keys() == {"key1"}
-        for number in (1, 2, 3):  # all rows of the journal
-            tracker.log_evaluation(*evaluation(number))
-    whole = [run.data.tags[names.KEY] for run in evaluations() if run.info.status == "FINISHED"]
-    assert sorted(whole) == ["key1", "key2", "key3"]
+def test_what_a_kill_kept_out_is_logged_next_time_by_any_stage(root: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED], cwd=REPOSITORY, check=False)
+    assert [run.info.run_name for run in runs()][2:] == ["round 2"], "it exists, without what is to be logged"
+    shutil.rmtree(root / "predictor")
+    with MlflowTracker("search", PARAMS):
+        pass
+    found = [(run.info.run_name, run.info.status) for run in runs() if mlflow_writer.PARENT in run.data.tags]
+    evaluated = [names.evaluation(*evaluation(number)).name for number in (1, 2)]
+    assert sorted(found) == sorted((name, "FINISHED") for name in [*evaluated, "round 2"])
+    (round_2,) = runs(f"tags.`{names.RECORD}` LIKE 'round %'")
+    assert round_2.data.params["trials"] == "600"
+    stored = root / "mlartifacts" / round_2.info.run_id / "artifacts" / "predictor" / "a.json"
+    assert stored.read_text() == "as it was"
+    assert sorted(run.info.status for run in parents()) == ["FINISHED", "KILLED"]
+    assert not (root / outbox.FOLDER).exists()
 
 
 def test_deleted_evaluation_is_logged_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,16 +210,17 @@ def test_deleted_evaluation_is_logged_again(root: Path, monkeypatch: pytest.Monk
     assert len(evaluations()) == 1
 
 
-def test_evaluations_of_a_run_before_can_be_tagged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluations_of_a_run_before_can_be_tagged(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     invoke(monkeypatch, 11)
     with MlflowTracker("evaluate", PARAMS) as tracker:
         tracker.log_evaluation(*evaluation(1))
         tracker.log_evaluation(*evaluation(2))
     invoke(monkeypatch, 12)
     with MlflowTracker("search", PARAMS) as tracker:
-        tracker.tag_roles({"key2": Role("winner", 3.5)})
-        with pytest.raises(KeyError, match="key9"):
-            tracker.tag_roles({"key9": Role("finalist")})
+        tracker.tag_roles({"key9": Role("finalist"), "key2": Role("winner", 3.5)})
+    assert "no evaluation with key 'key9'" in capsys.readouterr().err
     (run,) = runs("tags.`prunecast.role` = 'winner'")
     assert run.data.tags["prunecast.objective"] == "3.5000"
     assert run.data.tags[names.KEY] == "key2"
@@ -383,10 +383,10 @@ def test_predictor_loads_from_the_registry_without_pickles(
     _, folder, table, forecast = predictor
     uris = []
     with MlflowTracker("train-predictor", PARAMS) as tracker:
-        for _ in range(2):
-            logged = tracker.log_predictor(FITTED, folder, table[:5], forecast[:5])
+        for fitted in (FITTED, replace(FITTED, pairs=39), replace(FITTED, pairs=39)):
+            logged = tracker.log_predictor(fitted, folder, table[:5], forecast[:5])
             uris.append(logged)
-    assert uris == ["models:/prunecast-toy/1", "models:/prunecast-toy/2"]
+    assert uris == [f"models:/prunecast-toy/{version}" for version in (1, 2, 2)]
     assert capfd.readouterr() == ("", "")
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
@@ -397,7 +397,7 @@ def test_predictor_loads_from_the_registry_without_pickles(
         assert served.predict(table)["log_ppl.a"].to_numpy() == pytest.approx(
             forecast["log_ppl.a"].to_numpy()
         )
-    children = [run for run in runs() if mlflow_tracker.PARENT in run.data.tags]
+    children = [run for run in runs() if mlflow_writer.PARENT in run.data.tags]
     assert [run.info.status for run in children] == ["FINISHED", "FINISHED"]
     assert children[0].data.metrics == {"held_out.r2": 0.9, "cross_validated.r2": 0.8}
     assert {"trees": "10", "pairs": "40", "law": "1"}.items() <= children[0].data.params.items()
@@ -411,7 +411,7 @@ def test_predictor_loads_from_the_registry_without_pickles(
     assert not [name for name in stored if name.endswith((".pkl", ".pyc"))]
 
 
-def test_failure_to_log_a_predictor_shows(root: Path, tmp_path: Path) -> None:
+def test_a_predictor_that_is_not_there_is_an_error(root: Path, tmp_path: Path) -> None:
     table = pandas.DataFrame({"x": [1.0]})
     with pytest.raises(FileNotFoundError), MlflowTracker("train-predictor", PARAMS) as tracker:
         tracker.log_predictor(FITTED, tmp_path / "nowhere", table, table)
@@ -490,7 +490,7 @@ def test_a_registered_model_says_what_it_is_and_what_it_needs(registered: Path, 
     run = client.get_run(str(version.run_id))
     assert run.data.metrics == {"ppl.news": 30.5, "overall_ratio": 0.25, "parameters": 1000}
     assert run.info.status == "FINISHED"
-    assert mlflow_tracker.PARENT in run.data.tags
+    assert mlflow_writer.PARENT in run.data.tags
     stored = [path for path in (registered / "mlartifacts").rglob("*") if path.is_file()]
     (place,) = {path.parent for path in stored if path.name == "MLmodel"}
     assert {path.name: path.read_bytes() for path in (place / "model").iterdir()} == {
@@ -526,55 +526,59 @@ def test_the_same_weights_are_stored_once(registered: Path, tmp_path: Path) -> N
     assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 1
 
 
-def test_a_model_that_cannot_be_stored_shows(
-    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_cannot_be_stored_costs_nothing_and_is_stored_once_it_can(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import mlflow
-
     folder = exported(tmp_path / "model")
-    (folder / "config.json").unlink()
-    with pytest.raises(FileNotFoundError):
-        log_model(folder)
-    assert {run.info.status for run in runs()} == {"FAILED"}
-    with pytest.raises(mlflow.MlflowException):
-        mlflow.MlflowClient().get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    (registered / "mlartifacts").write_text("in the way")
+    assert log_model(folder) == ""
+    (told,) = told_in(capsys)
+    assert "mlartifacts" in told
+    assert {run.info.status for run in runs()} == {"FAILED", "FINISHED"}
+    (registered / "mlartifacts").unlink()
+    assert log_model(folder) == "models:/prunecast-model/1"
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    assert len(runs()) == 2
+    assert not (registered / outbox.FOLDER).exists()
 
 
-def unusable_stores(folder: Path) -> Iterator[tuple[str, str]]:
-    (folder / "file").write_text("")
-    (folder / "text.db").write_text("no database, but long enough to be looked at" * 40)
-    yield f"sqlite:///{folder}/file/mlflow.db", "file/mlflow.db"
-    yield f"sqlite:///{folder}/text.db", "not a database"
-    yield "http://name:secret@127.0.0.1:9/", r"http://name:\*\*\*@127.0.0.1:9"
-    yield f"file:{folder}/mlruns", "mlruns"
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_store_that_cannot_be_used_is_named_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+def test_a_model_that_was_replaced_since_is_not_registered_in_place_of_the_other(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uri, expected = list(unusable_stores(tmp_path))[number]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    start = time.monotonic()
-    with pytest.raises(InputError, match=expected) as caught, MlflowTracker("evaluate", PARAMS):
+    folder = exported(tmp_path / "model")
+    (registered / "mlartifacts").write_text("in the way")
+    log_model(folder)
+    (registered / "mlartifacts").unlink()
+    (folder / "config.json").write_text("{}")
+    with MlflowTracker("export", PARAMS):
         pass
-    assert "--no-tracking" in str(caught.value)
-    assert "secret" not in str(caught.value)
-    assert time.monotonic() - start < 60
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert f"is in {folder} no more" in capsys.readouterr().err
+    assert not list((registered / "mlartifacts").rglob("*.safetensors"))
+    assert not (registered / outbox.FOLDER).exists()
 
 
-def test_moved_repository_is_told_where_its_artifacts_belong(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_copied_repository_writes_nothing_into_the_original(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with MlflowTracker("evaluate", PARAMS):
-        pass
-    moved = root.rename(root.parent / "moved")
-    root.write_text("")  # where the artifacts belong, nothing can be written
-    monkeypatch.setenv("DVC_ROOT", str(moved))
-    with pytest.raises(InputError, match="a repository/mlartifacts"), MlflowTracker("evaluate", PARAMS):
-        pass
+    def log(name: str) -> None:
+        invoke(monkeypatch, ord(name[1]))  # MLflow's client remembers where a run's artifacts belong
+        (tmp_path / name).write_text(name)
+        with MlflowTracker("evaluate", PARAMS) as tracker:
+            tracker.log_stage(artifacts=[tmp_path / name])
+
+    log("one.txt")
+    copy = Path(shutil.copytree(root, root.parent / "copy"))
+    before = sorted(root.rglob("*"))
+    monkeypatch.setenv("DVC_ROOT", str(copy))
+    log("two.txt")
+    log("three.txt")
+    (told,) = told_in(capsys)
+    assert str(copy) in told
+    assert sorted(root.rglob("*")) == before
+    for run in runs():  # those of before the copy too
+        place = Path(unquote(urlparse(run.info.artifact_uri).path))
+        assert place.is_relative_to(copy)
+        assert len(list(place.iterdir())) == 1
 
 
 def test_missing_mlflow_is_said_and_not_ignored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
