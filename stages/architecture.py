@@ -7,10 +7,10 @@ for attention, channels for an MLP. An *architecture* is a width for every site.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 
@@ -73,6 +73,12 @@ class LayerWidth(NamedTuple):
     @property
     def has_mlp(self) -> bool:
         return self.channels > 0
+
+
+@lru_cache(maxsize=65536)
+def _shared(kv_groups: int, heads_per_group: int, channels: int) -> LayerWidth:
+    """One object for all layers of that width: a large journal has millions of layers, and few widths."""
+    return LayerWidth(kv_groups, heads_per_group, channels)
 
 
 @dataclass(frozen=True)
@@ -176,11 +182,11 @@ class Architecture:
         widths = tuple(w if w.has_attention else LayerWidth(0, 0, w.channels) for w in self.widths)
         object.__setattr__(self, "widths", widths)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of the widths."""
-        text = json.dumps([list(width) for width in self.widths], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        text = ",".join([f"[{g},{h},{c}]" for g, h, c in self.widths])
+        return hashlib.sha256(f"[{text}]".encode()).hexdigest()[:12]
 
     @classmethod
     def from_json(cls, widths: Sequence[Sequence[int]]) -> Architecture:
@@ -189,13 +195,15 @@ class Architecture:
         Raises:
             ValueError: a layer's widths are not three integers of at least zero.
         """
+        found = []
         for layer, width in enumerate(widths):
             if len(width) != 3 or any(type(w) is not int or w < 0 for w in width):
                 raise ValueError(
                     f"layer {layer} has widths {list(width)!r}; "
                     "expected [kv_groups, heads_per_group, channels], integers of at least 0"
                 )
-        return cls(tuple(LayerWidth(*width) for width in widths))
+            found.append(_shared(*width))
+        return cls(tuple(found))
 
     def to_json(self) -> list[list[int]]:
         return [list(width) for width in self.widths]

@@ -27,11 +27,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
+from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
 
 Array = NDArray[np.float64]
+Places = NDArray[np.int64]
 DAMAGE = "damage"
 ALONE = 0.3
 """The ratio at which damage curves are compared."""
@@ -119,57 +120,77 @@ class Features:
         return [site for site in self.sites if not kinds or site.kind in kinds]
 
     @cached_property
-    def _site_ratios(self) -> dict[tuple[Kind, LayerWidth], float]:
-        return {}
+    def _kept(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The parameters that attentions keep by groups and heads (G + 1, H + 1), and MLPs by channels."""
+        shape = self.shape
+        return (
+            np.array(
+                [
+                    [shape.attention_parameters(g, h) for h in range(shape.heads_per_group + 1)]
+                    for g in range(shape.kv_groups + 1)
+                ]
+            ),
+            np.array([shape.mlp_parameters(c) for c in range(shape.channels + 1)]),
+        )
 
-    def _ratio(self, kind: Kind, width: LayerWidth) -> float:
-        if (kind, width) not in self._site_ratios:
-            dense = self.shape.site_parameters(kind, self.shape.dense_width)
-            self._site_ratios[kind, width] = 1 - self.shape.site_parameters(kind, width) / dense
-        return self._site_ratios[kind, width]
+    @cached_property
+    def _site_damages(self) -> tuple[Array, Array]:
+        """Damages of attentions (layers, G + 1, H + 1) and MLPs (layers, C + 1), NaN until asked for."""
+        return np.full(self.attention_mass.shape, np.nan), np.full(self.mlp_mass.shape, np.nan)
 
     def row(self, architecture: Architecture) -> Array:
         """Features (len(names),) of one architecture."""
-        widths = architecture.widths
-        ratios = np.array([self._ratio(site.kind, widths[site.layer]) for site in self.sites])
-        bands = [ratios[places].mean() for _, places in self._bands]
-        kinds = [ratios[0::2].mean(), ratios[1::2].mean()]
-        layers = np.arange(len(widths))
-        groups, heads, channels = np.array(widths).T
-        masses = [
-            1 - self.attention_mass[layers, groups, heads].sum() / self.attention_mass[:, -1, -1].sum(),
-            1 - self.mlp_mass[layers, channels].sum() / self.mlp_mass[:, -1].sum(),
-        ]
-        overall = architecture.overall_ratio(self.shape)
-        return np.array([*ratios, *bands, *kinds, *masses, overall, *self._damages(widths)])
-
-    def _damages(self, widths: Sequence[LayerWidth]) -> list[float]:
-        if self.curves is None:
-            return []
-        each = np.array([self._damage(site, widths[site.layer]) for site in self.sites])
-        of_bands = [float(each[places].sum()) for _, places in self._bands]
-        return [
-            float(each.sum()),
-            float(each[0::2].sum()),
-            float(each[1::2].sum()),
-            *of_bands,
-            *each.tolist(),
-        ]
-
-    @cached_property
-    def _site_damages(self) -> dict[tuple[Site, Width], float]:
-        return {}
-
-    def _damage(self, site: Site, width: LayerWidth) -> float:
-        key = (site, width.of(site.kind))
-        if key not in self._site_damages:
-            assert self.curves is not None
-            self._site_damages[key] = self.curves.damage(site, self._ratio(site.kind, width))
-        return self._site_damages[key]
+        found: Array = self.matrix([architecture])[0]
+        return found
 
     def matrix(self, architectures: Sequence[Architecture]) -> Array:
         """Features (n, len(names)) of several architectures."""
-        return np.stack([self.row(a) for a in architectures])
+        layers = np.arange(self.shape.layers)
+        # (layers, n), of each layer's width
+        groups, heads, channels = np.array([a.widths for a in architectures]).transpose(2, 1, 0)
+        kept = [self._kept[0][groups, heads], self._kept[1][channels]]
+        dense = [self._kept[0][-1, -1], self._kept[1][-1]]
+        ratios = _by_site([1 - k / d for k, d in zip(kept, dense, strict=True)])
+        attention = self.attention_mass[layers, groups.T, heads.T].sum(axis=1)
+        mlp = self.mlp_mass[layers, channels.T].sum(axis=1)
+        masses = [1 - attention / self.attention_mass[:, -1, -1].sum(), 1 - mlp / self.mlp_mass[:, -1].sum()]
+        overall = 1 - sum(k.sum(axis=0) for k in kept) / self.shape.decoder_parameters
+        bands = [_rows(ratios[:, places]).mean(axis=1) for _, places in self._bands]
+        kinds = [_rows(ratios[:, start::2]).mean(axis=1) for start in (0, 1)]
+        parts = [ratios, *(part[:, None] for part in (*bands, *kinds, *masses, overall))]
+        if self.curves is not None:
+            each = self._damages(groups, heads, channels)
+            sums = [each, each[:, 0::2], each[:, 1::2], *(each[:, places] for _, places in self._bands)]
+            parts += [*(_rows(part).sum(axis=1)[:, None] for part in sums), each]
+        return np.hstack(parts)
+
+    def _damages(self, groups: Places, heads: Places, channels: Places) -> Array:
+        """The sites' own damages (n, S) at the layers' widths (layers, n)."""
+        assert self.curves is not None
+        attention, mlp = self._site_damages
+        found = []
+        for layer in range(self.shape.layers):
+            for kind, table, at, kept in (
+                (Kind.ATTENTION, attention[layer], (groups[layer], heads[layer]), self._kept[0]),
+                (Kind.MLP, mlp[layer], (channels[layer],), self._kept[1]),
+            ):
+                missing = np.isnan(table[at])
+                for place in {tuple(int(a[i]) for a in at) for i in np.flatnonzero(missing)}:
+                    ratio = 1 - int(kept[place]) / int(kept[(-1,) * len(place)])
+                    table[place] = self.curves.damage(Site(layer, kind), ratio)
+                found.append(table[at])
+        return np.stack(found, axis=1)
+
+
+def _by_site(of_kinds: Sequence[Array]) -> Array:
+    """(n, S) of attentions and MLPs (layers, n) in turn."""
+    stacked = np.stack(of_kinds, axis=1)
+    return _rows(stacked.reshape(-1, stacked.shape[-1]).T)
+
+
+def _rows(values: Array) -> Array:
+    """Values (n, m) whose rows lie together: their sums are those of each row alone, to the last digit."""
+    return np.ascontiguousarray(values)
 
 
 def is_damage(feature: str) -> bool:
