@@ -440,7 +440,7 @@ def test_a_queued_experiment_has_the_journal_and_logs_to_the_repository(reposito
     params, before = repository.params(), (repository.path / "dvc.lock").read_text()
     repository.run("dvc", "exp", "run", "--queue", "--name", "halved", "-S", "export.dtype=float16")
     done = repository.run("dvc", "exp", "run", "--run-all")
-    assert ran(done) == ["export"]
+    assert ran(done) == ["sample", "export"]
     assert "final table: 4 of 4 architectures are in the journal already" in done.stdout
     assert repository.params() == params
     assert (repository.path / "dvc.lock").read_text() == before
@@ -452,10 +452,11 @@ def test_a_queued_experiment_has_the_journal_and_logs_to_the_repository(reposito
 
 
 def test_a_changed_search_reruns_search_and_export_alone(repository: Repository) -> None:
+    """And `sample`, which asks in a second whether what is searched for can be, and writes what it wrote."""
     repository.change(search={"seed": 7})
     journal = repository.journal()
     done = repository.run("dvc", "repro")
-    assert ran(done) == ["search", "export"]
+    assert ran(done) == ["sample", "search", "export"]
     assert repository.journal() == journal
 
 
