@@ -9,13 +9,17 @@ from stages.config.params import Params
 from stages.sample import designs, feasibility
 from stages.sample.feasibility import Request
 from stages.sample.source import locate, read_model
+from stages.sample.tokenizer_files import check_files
 from stages.sample.weight_check import check_source
 from stages.stage import DATA
 
 
 def run(params: Params, _: argparse.Namespace) -> None:
     model = read_model(params.model)
-    check_source(locate(params.model), params.model, model)
+    source = locate(params.model)
+    check_source(source, params.model, model)
+    if source.kind == "folder":  # of a GGUF file it was read in the header; the hub's comes later
+        check_files(source.path, params.model.source, model.shape.vocabulary)
     request = Request(params, model)
     notes = feasibility.check(request)
     shape, made = model.shape, request.designed

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.evaluate.network.gguf_source import dequantised
 from stages.evaluate.network.tensors import read_tensors, untie
+from stages.evaluate.network.tokenizer import load_tokenizer
 from stages.families import BlockRecipe, Description, Family, describe
 from stages.files import InputError
 from stages.sample.digests import file_digest
@@ -59,6 +60,7 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """
     opened = _open(model)
     folder, described = opened.folder, opened.described
+    tokenizer = load_tokenizer(folder, model, described.shape.vocabulary)
     state = read_tensors(folder, opened.tensors, dtype, model.source)
     untie(state, described, model.source)
     return Checkpoint(
@@ -69,7 +71,7 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
         recipe=described.recipe,
         context_tokens=described.context_tokens,
         config=opened.config,
-        tokenizer=_tokenizer(folder, model),
+        tokenizer=tokenizer,
         generation_config=_generation_config(folder, model.source),
         state=state,
         digest=opened.digest,
@@ -184,17 +186,6 @@ def _folder(model: ModelSection, source: ModelSource) -> Path:
             f"{model.revision or 'main'}): {_last_line(error)}. Its configuration is in the hub's cache; try "
             "again, log in if it is gated, or give a local folder"
         ) from error
-
-
-def _tokenizer(folder: Path, model: ModelSection) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    if not tokenizer.is_fast:  # which alone say what text a token covers
-        raise InputError(
-            f"model.source {model.source!r} has a {type(tokenizer).__name__}, which is written in Python; "
-            "expected one with a tokenizer.json. Save it with transformers' "
-            "`PreTrainedTokenizerFast` and put the tokenizer.json beside the weights"
-        )
-    return tokenizer
 
 
 def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, config: Any) -> str:
