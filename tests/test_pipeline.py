@@ -714,20 +714,36 @@ def test_empty_text_is_an_error(repository: Repository) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_corrupt_journal_is_an_error_and_is_left_alone(repository: Repository) -> None:
-    path = repository.path / "data" / "evaluate" / "journal.jsonl"
-    content = path.read_text()
-    lines = content.splitlines(keepends=True)
-    damaged = "".join([lines[0], "{broken\n", *lines[2:]])
-    path.write_text(damaged)
+def test_dvc_repro_heals_what_was_altered(repository: Repository) -> None:
+    """A digit of a measured value, bits of scores and curves: measured or computed again, and nothing else."""
+    evaluated, lock = repository.path / "data" / "evaluate", repository.path / "dvc.lock"
+    names = ("journal.jsonl", "importance.safetensors", "curvature.json")
+    whole = {path: path.read_bytes() for path in [*(evaluated / name for name in names), lock]}
+    rows, pairs = repository.journal(), repository.path / "data" / "build_dataset" / "pairs.parquet"
+    measured = pairs.read_bytes()
+    value = str(rows[1]["metrics"]["ppl.prose"]).encode()
+    altered = str(rows[1]["metrics"]["ppl.prose"] - 1).encode()
+    journal, scores, curves = (evaluated / name for name in names)
+    journal.write_bytes(whole[journal].replace(value, altered, 1))
+    scores.write_bytes(whole[scores][:-3] + bytes([whole[scores][-3] ^ 1]) + whole[scores][-2:])
+    curves.write_bytes(whole[curves].replace(b"0.1", b"0.2", 1))
     try:
-        done = repository.stage("evaluate", check=False)
-        left = path.read_text()
+        refused = repository.stage("build_dataset", check=False)
+        done = repository.run("dvc", "repro", "build-dataset")
+        healed = repository.journal()
+        same = [path.read_bytes() == whole[path] for path in (scores, curves)]
     finally:
-        path.write_text(content)
-    assert done.returncode == 2
-    assert "journal.jsonl, line 2" in done.stderr
-    assert left == damaged
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+    assert "dvc repro evaluate" in refused.stderr
+    assert ran(done) == ["evaluate", "build-dataset"]
+    assert f"line 2 (architecture {rows[1]['architecture']})" in done.stdout
+    assert done.stdout.count("computed again") == 2
+    assert f"{len(rows) - 1} of {len(rows)} architectures are in the journal" in done.stdout
+    assert {r["key"]: r["metrics"] for r in healed} == {r["key"]: r["metrics"] for r in rows}
+    assert all(same)
+    assert pairs.read_bytes() == measured
 
 
 def test_a_text_too_short_for_the_final_table_is_refused_before_anything_is_measured(
