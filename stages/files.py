@@ -32,6 +32,8 @@ CHECKSUM = "checksum"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+OF_THE_DISK = (*FULL, *FORBIDDEN, errno.EIO)
+"""The system's errors that mean a disk, whatever was being done."""
 _REMEDIES = dict.fromkeys(FULL, "free some space and run it again")
 _REMEDIES |= dict.fromkeys(FORBIDDEN, "make it writable for this user, or run in a copy of the repository")
 

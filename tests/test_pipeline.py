@@ -715,7 +715,7 @@ def test_empty_text_is_an_error(repository: Repository) -> None:
 
 
 def test_dvc_repro_heals_what_was_altered(repository: Repository) -> None:
-    """A digit of a measured value, bits of scores and curves: measured or computed again, and nothing else."""
+    """A digit of a measured value, bits of scores and curves: computed again, and nothing else."""
     evaluated, lock = repository.path / "data" / "evaluate", repository.path / "dvc.lock"
     names = ("journal.jsonl", "importance.safetensors", "curvature.json")
     whole = {path: path.read_bytes() for path in [*(evaluated / name for name in names), lock]}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stages.config.document import read_yaml
 from stages.config.params import load_params
-from stages.files import InputError
+from stages.files import InputError, writing
 from stages.stage import command
 
 ACTIVE = "params.yaml"
@@ -62,9 +62,10 @@ def switch(name: str, folder: Path = Path()) -> bool:
     load_params(found[name])
     if found[name] == active:
         return False
-    if active.exists():
-        active.rename(folder / f"params.{_profile(active)}.yaml")
-    found[name].rename(active)
+    with writing(active):
+        if active.exists():
+            active.rename(folder / f"params.{_profile(active)}.yaml")
+        found[name].rename(active)
     return True
 
 

@@ -21,7 +21,7 @@ from stages.evaluate.workbench import open_workbench
 from stages.export.base_model import read_base_model
 from stages.export.results.record import MODEL
 from stages.export.weights.export import export_weights, weights_of
-from stages.files import InputError
+from stages.files import OF_THE_DISK, InputError, writing
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA, command
@@ -52,11 +52,13 @@ def run(params: Params, architecture_id: str, folder: Path) -> None:
         raise InputError(f"{folder} is there already; name a folder that is not")
     searched = DATA / "search" / "context.json"
     bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", measured=searched)
-    folder.mkdir(parents=True)
     exact = bench.exact()
-    export_weights(exact, weights_of(exact, candidate), folder / MODEL, getattr(torch, params.export.dtype))
-    for file in read_base_model(params.model).terms:
-        shutil.copy(file, folder / MODEL)
+    with writing(folder, OF_THE_DISK):
+        folder.mkdir(parents=True)
+        dtype = getattr(torch, params.export.dtype)
+        export_weights(exact, weights_of(exact, candidate), folder / MODEL, dtype)
+        for file in read_base_model(params.model).terms:
+            shutil.copy(file, folder / MODEL)
     print(f"{100 * candidate.overall_ratio:.2f} % pruned: {folder / MODEL}")
 
 

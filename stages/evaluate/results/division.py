@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.files import read_document, write_json
+from stages.files import CHECKSUM, InputError, read_document, write_json
 
 SCHEMA, VERSION = "prunecast.division", 1
 
@@ -34,6 +34,13 @@ class DividedCorpus:
 
 
 def write(path: Path, corpora: Mapping[str, DividedCorpus]) -> None:
+    """Write every corpus under its name.
+
+    Raises:
+        InputError: a corpus has a name that the file needs for itself, or the disk does not take it.
+    """
+    if odd := {"schema", "version", CHECKSUM} & corpora.keys():
+        raise InputError(f"no corpus can be called {min(odd)!r}: give it another name in params.yaml")
     write_json(path, SCHEMA, VERSION, {name: _to_json(corpus) for name, corpus in corpora.items()})
 
 

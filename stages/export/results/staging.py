@@ -11,10 +11,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.files import FORBIDDEN, FULL, InputError, fsync, ordinary_permissions, writing
+from stages.files import OF_THE_DISK, InputError, fsync, ordinary_permissions, writing
 
 PARTIAL = ".partial"
-_OF_THE_DISK = (*FULL, *FORBIDDEN, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -31,7 +30,7 @@ def replacing(parent: Path) -> Iterator[Path]:
     new = parent / PARTIAL
     _require_writable(parent)
     try:
-        with writing(parent, _OF_THE_DISK):
+        with writing(parent, OF_THE_DISK):
             parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)  # what a kill left
             new.mkdir()
