@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -140,7 +141,7 @@ def _answer(number: int, _: FrameType | None) -> None:
 def _again(lost: Any) -> None:
     """A `Stopped` in a destructor or a callback, whence Python raises nothing, comes once more."""
     if isinstance(lost.exc_value, Stopped):
-        signal.raise_signal(signal.SIGTERM)
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()  # once Python is out of there
     else:
         sys.__unraisablehook__(lost)
 
