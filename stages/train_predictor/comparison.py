@@ -28,9 +28,9 @@ NEAR_BUDGET = 0.02
 """Overall ratios this far from the budget are where the search lives."""
 TOP = 20
 FEW = 8
-COMPARED = 1000
+COMPARED = 600
 """Pairs, drawn by lot, on which predictors are compared where there are more."""
-_OF_PROCESS = 500  # pairs, by lot, that scikit-learn's process learns from: it takes their number cubed
+_OF_PROCESS = 300  # pairs, by lot, that scikit-learn's process learns from: it takes their number cubed
 
 Fit = Callable[[Array, Array, int], Forecast]
 

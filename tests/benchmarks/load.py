@@ -42,6 +42,8 @@ NOISE = 0.01
 """Nats a token, of a made-up measurement."""
 MISTAKE = 0.4
 """Standard deviation of the logarithm of what made-up damage curves are wrong by, a factor a site."""
+PARTS, TEXTS = ("calibration", "selection", "report"), ("a", "b")
+WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
 PHASES = ("journal", "build-dataset", "train-predictor", "search")
 _READ = """
 import sys, pathlib
@@ -75,27 +77,21 @@ class Folder:
             head_dim=SMOLLM2.head_dim,
             intermediate_size=SMOLLM2.channels,
         )
-        words = random.Random(0).choices(
-            ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"],
-            k=9000,
-        )
-        (path / "words.txt").write_text(" ".join(words), encoding="utf-8")
-        questions = [
-            {
-                "question": f"What is {n}?",
-                "choices": ["one", "two", "six", "ten"],
-                "answer": n % 4,
-                "subject": "n",
-            }
-            for n in range(80)
-        ]
-        (path / "quiz.jsonl").write_text("".join(f"{json.dumps(q)}\n" for q in questions), encoding="utf-8")
+        for place, part in enumerate(PARTS):
+            for name in TEXTS:
+                words = random.Random(f"{name} {part}").choices(WORDS, k=9000)
+                (path / f"{name}.{part}.txt").write_text(" ".join(words), encoding="utf-8")
+            questions = [
+                {"question": f"What is {n}?", "choices": WORDS[:4], "answer": n % 4, "subject": "n"}
+                for n in range(80 * place, 80 * place + 80)
+            ]
+            lines = [f"{json.dumps(question)}\n" for question in questions]
+            (path / f"quiz.{part}.jsonl").write_text("".join(lines), encoding="utf-8")
         params = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-        texts = {
-            name: dict.fromkeys(("calibration", "selection", "report"), "words.txt") for name in ("a", "b")
-        }
+        texts = {name: {part: f"{name}.{part}.txt" for part in PARTS} for name in TEXTS}
+        quiz = {part: f"quiz.{part}.jsonl" for part in PARTS}
         params["model"]["source"] = "model"
-        params["corpora"] |= {"texts": texts, "questions": {"quiz": "quiz.jsonl"}}
+        params["corpora"] |= {"texts": texts, "questions": {"quiz": quiz}}
         params["search"]["objective"] = {"log_ppl.a": 1.0, "log_ppl.b": 1.0}
         params["sample"] |= {"spread": 4, "spread_overall_ratios": [0.1, 0.38]}
         params["evaluate"] |= {"device": "cpu", "calibration": {"samples": 4, "sequence_length": 64}}

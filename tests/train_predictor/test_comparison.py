@@ -139,3 +139,26 @@ def test_without_a_law_weights_may_fall_and_rise():
     x = rng.random((60, 2))
     model = Additive.fit(x, x[:, 0] - x[:, 1], 0, 0)
     assert model.forecast(x) == pytest.approx(x[:, 0] - x[:, 1], abs=0.05)
+
+
+def test_many_pairs_are_drawn_from_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model sees more than the counts say, and the single-site pairs are always among them."""
+    seen = []
+
+    def fit(x: np.ndarray, y: np.ndarray, sign: int) -> Forecast:
+        seen.append(len(y))
+        return lambda rows: rows[:, 0]
+
+    table = pd.DataFrame({"design": ["single-site"] * 4 + ["spread"] * 60})
+    rng = np.random.default_rng(0)
+    table["overall_ratio"], table["log_ppl.a"] = rng.random(64), rng.random(64)
+    monkeypatch.setattr(comparison, "COMPARED", 40)
+    competing = [
+        Contestant("all", ["overall_ratio"], fit),
+        Contestant("few", ["overall_ratio"], fit, most=10),
+    ]
+    found = comparison.judged(competing, table, ["log_ppl.a"], SECTION, BUDGET)
+    assert found["pairs"].tolist() == [40, 40]
+    assert found["of_pairs"].tolist() == [60, 60]
+    assert [max(seen[: SECTION.folds]), max(seen[SECTION.folds :])] == found["learned_from"].tolist()
+    assert found["learned_from"].tolist()[1] == 10
