@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def convert(header: Header, folder: Path) -> None:
     config.save_pretrained(folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
     tokenizer(header).save_pretrained(folder)
+    _drop_foreign_tokens(folder / "tokenizer.json", settings["vocab_size"])
 
 
 def tokenizer(header: Header) -> Any:
@@ -114,6 +116,15 @@ def tokenizer(header: Header) -> Any:
             f"{path} has a tokenizer that transformers cannot rebuild ({type(error).__name__}: {error}); "
             "give the model in Hugging Face's format"
         ) from error
+
+
+def _drop_foreign_tokens(path: Path, rows: int) -> None:
+    """Take out what transformers adds of its own (GPT-2's end of text) beyond the file's tokens."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    kept = [token for token in found["added_tokens"] if token["id"] < rows]
+    if kept != found["added_tokens"]:
+        found["added_tokens"] = kept
+        path.write_text(json.dumps(found, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 def _values(tensor: ReaderTensor, architecture: str, head_dim: int) -> np.ndarray[Any, Any]:
