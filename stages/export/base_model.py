@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from stages.config.params import ModelSection
 from stages.export.results.record import BaseModel
 from stages.sample.gguf_header import read_header, stem
+from stages.sample.hub import refusal
 from stages.sample.links import leaves
 from stages.sample.source import ModelSource, locate, read_card, read_licence
 
@@ -33,16 +33,18 @@ def read_base_model(model: ModelSection) -> BaseModel:
         return _of_folder(source.path.resolve().name, "a local folder", source.path, None)
     revision = model.revision or "main"
     origin = f"{model.source} on the Hugging Face hub, revision {revision}"
-    folder = _hub_folder(model.source, revision) or source.path
+    folder = _hub_folder(model, revision) or source.path
     return _of_folder(model.source.partition("/")[2], origin, folder, model.source)
 
 
-def _hub_folder(hub_id: str, revision: str) -> Path | None:
+def _hub_folder(model: ModelSection, revision: str) -> Path | None:
     """The model's card and terms, which are fetched where the hub answers; None where it does not."""
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["README.md", *TERMS]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
-        print(f"export: the hub did not serve the card of {hub_id} ({type(error).__name__})", flush=True)
+        return Path(snapshot_download(model.source, revision=revision, allow_patterns=["README.md", *TERMS]))
+    except Exception as error:  # of the hub, of the network, of the disk: no export is lost to a card
+        print(
+            f"export: the hub did not serve the card of {model.source}: {refusal(error, model)}", flush=True
+        )
         return None
 
 

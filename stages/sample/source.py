@@ -14,6 +14,7 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.families import Description, describe
 from stages.files import InputError, unreadable
+from stages.sample.hub import refusal
 from stages.sample.links import leaves
 
 
@@ -111,7 +112,7 @@ def _hub_config(model: ModelSection) -> Path:
             cached = []
         raise InputError(
             f"model.source is {model.source!r}: no such local folder, and the Hugging Face hub did not "
-            f"serve its config.json (revision {model.revision or 'main'}): {type(error).__name__}. "
+            f"serve its config.json (revision {model.revision or 'main'}): {refusal(error, model)}. "
             f"Models in the local hub cache: {', '.join(cached) or 'none'}. "
             "Give a hub id, a local folder, a .gguf file or package:NAME"
         ) from error

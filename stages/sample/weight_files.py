@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from stages.config.params import ModelSection
 from stages.files import InputError, unreadable
+from stages.sample.hub import refusal
 from stages.sample.source import ModelSource, refuse_adapter
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -57,7 +58,7 @@ def stored_tensors(source: ModelSource, model: ModelSection) -> Stored | None:
     """
     if source.kind == "gguf":
         return _of_gguf(source.path)
-    if source.kind == "hub" and not _is_fetched(source.path):
+    if source.kind == "hub" and not is_fetched(source.path):
         return _of_the_hub(model)
     return read_headers(weight_files(source.path, model.source), model.source)
 
@@ -143,10 +144,11 @@ def _header(file: Path, source: str) -> list[StoredTensor]:
 
 def damaged(file: Path, error: Exception, source: str) -> str:
     """The message for a weight file that safetensors does not read."""
+    itself = file.resolve() if file.is_symlink() else "it"
     return (
         f"model.source {source!r}: {file} is damaged, perhaps cut short ({file.stat().st_size} bytes; "
-        f"{error}). Delete it and fetch or write it again; one in the cache folder is made anew "
-        "once its folder is deleted"
+        f"{error}). Delete {itself} and fetch or write it again; one in the cache folder is "
+        "made anew once its folder is deleted"
     )
 
 
@@ -201,8 +203,8 @@ def _of_gguf(path: Path) -> Stored:
     }
 
 
-def _is_fetched(folder: Path) -> bool:
-    """Whether the hub's cache holds all the weights of a snapshot."""
+def is_fetched(folder: Path) -> bool:
+    """Whether the hub's cache holds all the weights of a snapshot, by their names or their index."""
     index = folder / INDEX
     if (folder / SINGLE).is_file() or not index.is_file():
         return (folder / SINGLE).is_file()
@@ -224,7 +226,7 @@ def _of_the_hub(model: ModelSection) -> Stored | None:
         told = get_safetensors_metadata(model.source, revision=model.revision)
     except Exception as error:
         note(
-            f"the hub does not tell which tensors {model.source!r} has ({type(error).__name__}); `evaluate` "
+            f"the hub does not tell which tensors {model.source!r} has ({refusal(error, model)}). `evaluate` "
             "compares them with its configuration when it fetches them"
         )
         return None

@@ -24,9 +24,10 @@ from stages.evaluate.network.tokenizer import load_tokenizer
 from stages.families import BlockRecipe, Description, Family, describe
 from stages.files import InputError
 from stages.sample.digests import file_digest
+from stages.sample.hub import refusal
 from stages.sample.source import ModelSource, locate, read_config
 from stages.sample.weight_check import check_source, check_tensors
-from stages.sample.weight_files import Stored, note, read_headers, weight_files
+from stages.sample.weight_files import INDEX, Stored, is_fetched, note, read_headers, weight_files
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SNAPSHOT = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -169,23 +170,40 @@ def _folder(model: ModelSection, source: ModelSource) -> Path:
         return dequantised(source.path)
     if source.kind == "folder":
         return source.path
+    return _fetched(model, source.path)
+
+
+def _fetched(model: ModelSection, folder: Path) -> Path:
+    """The snapshot of a hub model, whole; `folder` has its configuration."""
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(
-            snapshot_download(
-                model.source,
-                revision=model.revision,
-                allow_patterns=_SNAPSHOT,
-                ignore_patterns=["consolidated*"],  # the same weights once more
-            )
+    def fetch(dry_run: bool) -> Any:
+        return snapshot_download(
+            model.source,
+            revision=model.revision,
+            allow_patterns=_SNAPSHOT,
+            ignore_patterns=["consolidated*"],  # the same weights once more
+            dry_run=dry_run,
         )
+
+    try:
+        folder = Path(fetch(dry_run=False))
+        if _lacks_weights(folder):  # either it has none, or what is cached is all that can be had
+            fetch(dry_run=True)  # which fails where the hub cannot be asked
+        return folder
     except Exception as error:  # of the hub, of the network, of the disk
         raise InputError(
-            f"model.source {model.source!r}: the Hugging Face hub did not serve its weights (revision "
-            f"{model.revision or 'main'}): {_last_line(error)}. Its configuration is in the hub's cache; try "
-            "again, log in if it is gated, or give a local folder"
+            f"model.source {model.source!r}: its configuration is in the hub's cache, its weights are not or "
+            f"in part ({folder}), and the Hugging Face hub did not serve them (revision "
+            f"{model.revision or 'main'}): {refusal(error, model)}"
         ) from error
+
+
+def _lacks_weights(folder: Path) -> bool:
+    """Whether a snapshot is surely not whole: without an index nobody knows how many files there are."""
+    index = folder / INDEX
+    told = index.exists() or index.is_symlink() or not any(p.is_file() for p in folder.glob("*.safetensors"))
+    return told and not is_fetched(folder)
 
 
 def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, config: Any) -> str:
