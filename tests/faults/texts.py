@@ -95,9 +95,6 @@ ANSWERS: Mapping[str, Callable[[int], Any]] = {
 }
 CHOICES: Mapping[str, Callable[[list[str]], Any]] = {
     "numbers": lambda c: [len(x) + i for i, x in enumerate(c)],
-    "None as text": lambda c: [*c[:3], "None"],
-    "NA as text": lambda c: [*c[:3], "NA"],
-    "nan as text": lambda c: [*c[:3], "nan"],
     "null": lambda c: [*c[:3], None],
     "empty": lambda c: [*c[:3], ""],
     "three": lambda c: c[:3],
