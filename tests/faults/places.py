@@ -31,7 +31,7 @@ def full_disk(
         ended = world.run([stage], before=fill)
         verdict, words = judge.started(ended) or (Verdict.REFUSED if ended.code else Verdict.TOLD, ended.last)
         if verdict.good:
-            again = world.run(STAGES[STAGES.index(stage) :])
+            again = world.run(STAGES[STAGES.index(stage) : -1] or STAGES[-1:])
             found, wrong = judge.resumed(world, before, again, calm)
             if found.good and (other := judge.differs(world.results(), calm.results, "search")):
                 found, wrong = Verdict.SILENT, other
