@@ -28,8 +28,8 @@ NEAR_BUDGET = 0.02
 """Overall ratios this far from the budget are where the search lives."""
 TOP = 20
 FEW = 8
-COMPARED = 600
-"""Pairs, drawn by lot, on which predictors are compared where there are more."""
+COMPARED, DRAWN = 600, 400
+"""Predictors are compared on all of so many pairs; of more, on so many drawn by lot."""
 _OF_PROCESS = 300  # pairs, by lot, that scikit-learn's process learns from: it takes their number cubed
 
 Fit = Callable[[Array, Array, int], Forecast]
@@ -169,7 +169,7 @@ def judged(
 ) -> pd.DataFrame:
     """One row a contestant and target: errors of out-of-fold forecasts, all on the same folds.
 
-    Of more than `COMPARED` pairs that many are drawn: ``pairs`` says how many of ``of_pairs`` were
+    Of more than `COMPARED` pairs `DRAWN` are drawn: ``pairs`` says how many of ``of_pairs`` were
     forecast, and ``learned_from`` how many a model saw at most.
     """
     there = int((pairs["design"] != SINGLE_SITE).sum())
@@ -196,9 +196,10 @@ def judged(
 
 
 def _some(pairs: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """All pairs of single sites, and at most `COMPARED` of the others, by lot."""
+    """All pairs of single sites, and of the others all, or of more than `COMPARED` `DRAWN` by lot."""
     alone = pairs["design"] == SINGLE_SITE
-    chosen = _drawn(np.flatnonzero(~alone), COMPARED, seed)
+    many = int((~alone).sum()) > COMPARED
+    chosen = _drawn(np.flatnonzero(~alone), DRAWN if many else None, seed)
     return pairs.iloc[np.sort(np.concatenate([np.flatnonzero(alone), chosen]))]
 
 

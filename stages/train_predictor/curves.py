@@ -32,7 +32,7 @@ LENGTHS = (0.7, 1.4)
 RELATIVE_NOISES = (0.05, 0.1)
 NOISES = (0.1, 0.3, 1.0)
 """Noises to choose from, in the root mean square that a straight line in D leaves over."""
-EXACT = 600
+EXACT = 530
 """Pairs that are fitted as above, which takes their number squared times the sites; more, as in `knots`."""
 _SLOPE = 0.3
 """Standard deviation of b around a straight line's, as a fraction of it."""

@@ -152,7 +152,8 @@ def test_many_pairs_are_drawn_from_and_it_is_said(monkeypatch: pytest.MonkeyPatc
     table = pd.DataFrame({"design": ["single-site"] * 4 + ["spread"] * 60})
     rng = np.random.default_rng(0)
     table["overall_ratio"], table["log_ppl.a"] = rng.random(64), rng.random(64)
-    monkeypatch.setattr(comparison, "COMPARED", 40)
+    monkeypatch.setattr(comparison, "COMPARED", 45)
+    monkeypatch.setattr(comparison, "DRAWN", 40)
     competing = [
         Contestant("all", ["overall_ratio"], fit),
         Contestant("few", ["overall_ratio"], fit, most=10),
