@@ -173,7 +173,7 @@ class TargetModel:
         try:
             trees.load_model(bytearray(path.read_bytes()))
             trees.get_booster().set_param("nthread", "1")  # a search asks for one row at a time
-        except (XGBoostError, OSError) as error:
+        except (XGBoostError, OSError, ValueError) as error:  # ValueError: its own message is no UTF-8
             raise InputError(f"{path} cannot be read; run `dvc repro train-predictor`") from error
         return cls(additive, curves, trees, roles)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from stages.evaluate.network.elastic import DenseNetwork
 from stages.files import InputError
 from tests import tiny
+from tests.bombs import Bomb
 from tests.conftest import TinyFolder
 
 
@@ -107,16 +108,6 @@ def test_a_file_that_is_cut_short_is_named(folder: Path, tmp_path: Path) -> None
             InputError, match=rf"model\.safetensors is damaged.*\({size} bytes.*fetch or write it again"
         ):
             tiny.load(cut)
-
-
-class Bomb:
-    """A pickle of it writes a file when it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
 
 
 def test_a_pickle_is_never_read(folder: Path, tmp_path: Path) -> None:
