@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.faults import asked, damage, inputs, kills, models, places, texts
+from tests.faults import asked, damage, inputs, kills, models, places, stores, texts
 from tests.faults.judge import Undisturbed
 from tests.faults.verdict import Trial, table
 from tests.faults.world import STAGES, World
@@ -30,6 +30,7 @@ FRESH: dict[str, tuple[Campaign, int, int]] = {
     "places": (places.in_the_way, 27, 3),
     "models": (inputs.campaign(models.HARMS), 900, 40),
     "texts": (inputs.campaign(texts.HARMS), 500, 20),
+    "stores": (stores.trials, 42, 2),
     "params": (asked.trials, 400, 10),
 }
 """Campaigns from a world in which nothing has run: trials in the long form, and in the short one."""

@@ -138,7 +138,7 @@ class World:
             os.dup2(says, 1)
             os.dup2(says, 2)
             os.environ["PRUNECAST_CACHE"] = str(self.folder / "cache")
-            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.folder}/mlflow.db"
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
             sys.argv = [f"stages/{stage}", "--no-tracking"]
             random.seed()  # names of temporary files
             if before is not None:
