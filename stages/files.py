@@ -186,6 +186,28 @@ def unreadable(path: Path) -> str | None:
     return None
 
 
+def located(source: str, root: Path = Path(), key: str = "") -> Path:
+    """The path that a source names, relative to `root`; ``~`` is a home. `key` begins the error's message.
+
+    Raises:
+        InputError: the file system knows no such name or user.
+    """
+    try:
+        path = root / Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of a user who is none, with a NUL
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise InputError(
+            f"{key}{shortened(source)} cannot be looked for: {reason}. Name a file that is there"
+        ) from error
+    return path
+
+
+def shortened(text: str) -> str:
+    """`text` in quotes, and no longer than a line."""
+    return repr(text) if len(text) <= 200 else f"{text[:80]!r}… ({len(text):,} characters)"
+
+
 def fsync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)

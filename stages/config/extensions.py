@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.files import InputError
+from stages.files import InputError, located
 
 
 def load(paths: Sequence[str]) -> None:
@@ -22,7 +22,7 @@ def load(paths: Sequence[str]) -> None:
         InputError: a file is not there, or fails; the message names it.
     """
     for path in paths:
-        file = Path(path).expanduser().resolve()
+        file = located(path, key="params.yaml: extensions names ").resolve()
         name = f"prunecast_extension_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
         if name in sys.modules:
             continue

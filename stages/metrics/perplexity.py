@@ -6,6 +6,14 @@ import math
 
 from stages.metrics.metric import RescaledMetric, Shown, TextMetric
 
+
+def perplexity(nats: float) -> float:
+    """The perplexity of so many nats a token; infinite where a float holds no more."""
+    return math.exp(nats) if nats < _MOST_NATS else math.inf
+
+
+_MOST_NATS = 709.0
+
 LOG_PPL = TextMetric(
     name="log_ppl",
     title="log perplexity",
@@ -28,7 +36,7 @@ PPL = RescaledMetric(
     law=1,
     shown=Shown.VERDICT,
     base=LOG_PPL,
-    rescaled=lambda nats, _: math.exp(nats),
+    rescaled=lambda nats, _: perplexity(nats),
     steepness=lambda ppl, _: ppl,
-    forecast_of=math.exp,
+    forecast_of=perplexity,
 )

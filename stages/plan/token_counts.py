@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stages.config.params import Corpora, Measurement, ModelSection, Params, Part, PartSources
-from stages.files import InputError
+from stages.files import InputError, located
 from stages.metrics.metric import format_of
 
 BYTES_PER_TOKEN = 4.0
@@ -53,7 +52,7 @@ class TokenCount:
 def at_hand(params: Params) -> bool:
     """Whether model and corpora can be read without the hub, so that counting takes seconds."""
     corpora, model = params.corpora, params.model.source
-    if not (model.startswith("package:") or Path(model).expanduser().exists()):
+    if not (model.startswith("package:") or located(model, key="model.source ").exists()):
         return False
     return not any(
         source.startswith("hub:")

@@ -13,7 +13,7 @@ import yaml
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection
 from stages.families import Description, describe
-from stages.files import InputError, unreadable
+from stages.files import InputError, located, unreadable
 from stages.sample.hub import refusal
 from stages.sample.links import leaves
 
@@ -36,11 +36,11 @@ def locate(model: ModelSection) -> ModelSource:
     Only the configuration of a hub model is fetched here; weights come with `evaluate`.
 
     Raises:
-        InputError: nothing is there; the message lists what is.
+        InputError: nothing is there, and the message lists what is; or the name is of no user, or too long.
     """
     if model.source.startswith("package:"):
         return ModelSource(model.source, "gguf", _packaged_gguf(model.source.removeprefix("package:")))
-    path = Path(model.source).expanduser()
+    path = located(model.source, key="model.source ")
     if _is_gguf(path):
         if not path.is_file():
             raise InputError(f"model.source is {model.source!r}, but there is no such file. {_nearby(path)}")
@@ -80,7 +80,7 @@ def _packaged_gguf(package: str) -> Path:
     """The one GGUF file of an installed package, found without importing the package."""
     try:
         files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, ValueError):  # which is said of no name at all
         present = sorted(
             str(d.name) for d in metadata.distributions() if any(_is_gguf(Path(f)) for f in d.files or [])
         )

@@ -104,7 +104,7 @@ def refuse_quantised(config: Config, stored: Stored, source: str) -> None:
     codes = [name for name, tensor in stored.items() if tensor.dtype not in FLOATS]
     signs = [
         f"{key} in config.json ({_method(config[key])})"
-        for key in ("quantization_config", "compression_config")
+        for key in ("quantization_config", "compression_config", "quantization")
         if config.get(key) is not None
     ]
     signs += (

@@ -34,6 +34,9 @@ from stages.config.params import load_params
 from stages.evaluate.results import journal
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.journal import Row
+from stages.metrics.log_likelihood import LOG_LIKELIHOOD
+from stages.metrics.perplexity import LOG_PPL, PPL
+from stages.metrics.registered import metric_of
 from stages.sample import designs
 from tests import tiny
 from tests.small import PARAMS, REPOSITORY, SMOLLM2
@@ -149,11 +152,12 @@ class Folder:
     @staticmethod
     def _value(key: str, cost: float) -> float:
         """A plausible value of a metric."""
-        if key.startswith("ppl"):
+        name = metric_of(key).name
+        if name == PPL.name:
             return float(np.exp(3 + cost))
-        if key.startswith("log_ppl"):
+        if name == LOG_PPL.name:
             return 3 + cost
-        return -1.4 - 0.1 * cost if "likelihood" in key else min(1.0, max(0.0, 0.3 - 0.02 * cost))
+        return -1.4 - 0.1 * cost if name == LOG_LIKELIHOOD.name else min(1.0, max(0.0, 0.3 - 0.02 * cost))
 
     def door(self, stage: str) -> Cost:
         """Run a stage's door.

@@ -28,12 +28,18 @@ from stages.metrics.metric import (
     format_of,
 )
 from stages.metrics.perplexity import LOG_PPL, PPL
+from stages.metrics.perplexity import perplexity as perplexity_of
 from stages.metrics.registered import by_corpus, metric_of, of_questions, of_text, shown, targets
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("ppl", "log_ppl", "bpb", "accuracy", "log_likelihood")
 
 corpora = st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True).filter(lambda name: name not in NAMES)
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
+    assert perplexity_of(800.0) == math.inf
+    assert perplexity_of(2.5) == math.exp(2.5)
 
 
 # --- written and read -------------------------------------------------------------------------------

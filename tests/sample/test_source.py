@@ -269,3 +269,16 @@ def test_the_licence_of_a_folder(tmp_path: Path, card: str | None, licence: str)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     assert read_licence(locate(model(folder))) == licence
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("~nobody-is-called-so/model", "cannot be looked for"),
+        ("x" * 5000, r"x'… \(5,000 characters\) cannot be looked for"),
+        ("package:", "the package '' is not installed"),
+    ],
+)
+def test_a_name_that_nothing_can_have_is_refused(source: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"model.source .*{said}"):
+        locate(model(source))

@@ -247,6 +247,11 @@ def test_a_quantised_model_is_called_one(tmp_path: Path, method: str, announced:
     assert (f"quantization_config in config.json ({method})" in said) is announced
 
 
+def test_the_key_by_which_mlx_announces_codes_is_known(tmp_path: Path):
+    found = CONFIG | {"quantization": {"group_size": 64, "bits": 4}}
+    assert "is quantised: quantization in config.json" in refusal(write(tmp_path / "m", whole(), found))
+
+
 @pytest.mark.parametrize("found", [{}, {"bits": 4}, "gptq", 4, [], {"quant_method": ["x"]}])
 def test_an_odd_quantization_config_is_refused_too(tmp_path: Path, found: Any):
     assert "is quantised" in refusal(write(tmp_path / "m", whole(), CONFIG | {"quantization_config": found}))

@@ -29,7 +29,7 @@ from stages.evaluate.network.repair import Given, Repair, RepairMethod
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
-from stages.files import cache_folder, digest, kept
+from stages.files import InputError, cache_folder, digest, kept
 
 
 class Calibrator:
@@ -68,6 +68,7 @@ class Calibrator:
         if scores is None:
             print(f"Scoring units by {name} on {self.tokens} tokens", flush=True)
             scores = importance.score(CalibrationData(network, self.batches, self.statistics))
+            self._check(scores.heads, scores.groups, scores.channels, what=f"units' scores by {name}")
             scores.save(path, key)
         return scores
 
@@ -90,10 +91,21 @@ class Calibrator:
 
     def _gather(self) -> Statistics:
         gathered = statistics.gather(DenseNetwork(self._checkpoint, self._device), self.batches)
+        self._check(*(of_site.square_sums() for of_site in gathered.values()), what="activations' squares")
         for site, of_site in gathered.items():
             tensors = {"gram": of_site.gram, "total": of_site.total, "tokens": torch.tensor(of_site.tokens)}
             self.cache.put(self._statistics_key(site), tensors)
         return gathered
+
+    def _check(self, *values: Any, what: str) -> None:
+        """Raise InputError unless all numbers of these tensors, arrays or lists are finite."""
+        if not all(bool(torch.as_tensor(v).isfinite().all()) for v in values):
+            dtype = str(self._checkpoint.state[self._checkpoint.family.embedding].dtype)
+            raise InputError(
+                f"model.source {self._checkpoint.name!r}: the {what} on the calibration text are not finite "
+                f"in {dtype.removeprefix('torch.')}: numbers overflow. Try evaluate.dtype: float32; where "
+                "that is set, the weights are damaged: take another checkpoint"
+            )
 
     def repair(self, network: ElasticNetwork) -> Repair:
         """The repair of the network that params ask for."""
@@ -116,6 +128,7 @@ class Calibrator:
             if chosen:
                 print(f"Damage curves by curvature on {count} tokens", flush=True)
             found = curvature.expected_curves(network, repair, chosen) if chosen else DamageCurves({})
+            self._check(*found.points.values(), what="damage curves by curvature")
             found.write(path, key)
         return found
 

@@ -26,6 +26,7 @@ from stages.evaluate.calibrate.statistics import Statistics
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.layers import sorted_elements
 from stages.evaluate.network.repair import RepairMethod
+from stages.files import InputError
 
 VERSION = 1
 """The version of the projections, set by hand: raise it when they change."""
@@ -139,14 +140,14 @@ class LeastSquares:
 
     def factor(self, site: Site) -> Tensor:
         """L (C, C) of an MLP's G + λI = L Lᵀ, its units sorted; float32."""
-        lower: Tensor = torch.linalg.cholesky(self._gram(site)[1])
+        lower = lower_factor(self._gram(site)[1])
         return lower.float()
 
     def _solve_mlp(self, site: Site, channels: int) -> Tensor:
         factors = self._factors.get(site)
         if factors is None:  # L of G + λI (C, C), and L⁻¹ G Wᵀ (C, D)
             gram, damped = self._gram(site)
-            lower = torch.linalg.cholesky(damped)
+            lower = lower_factor(damped)
             target = gram @ self._network.layers[site.layer].down.to(gram).T
             forward = torch.linalg.solve_triangular(lower, target, upper=False)
             factors = self._factors.put(site, (lower, forward))
@@ -161,7 +162,7 @@ class LeastSquares:
         elements = torch.arange(len(gram), device=gram.device)
         kept = elements.view(self._network.shape.kv_groups, -1)[:kv_groups, :rows].flatten()
         weight = self._network.layers[site.layer].o.flatten(1).to(gram)
-        lower = torch.linalg.cholesky(damped[kept][:, kept])
+        lower = lower_factor(damped[kept][:, kept])
         return torch.cholesky_solve(gram[kept] @ weight.T, lower).T
 
     def _gram(self, site: Site) -> tuple[Tensor, Tensor]:
@@ -171,6 +172,23 @@ class LeastSquares:
         gram = gram[index][:, index].double()
         level = self._damping * gram.diagonal().mean() + torch.finfo(torch.float32).tiny
         return gram, gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+def lower_factor(damped: Tensor) -> Tensor:
+    """L (n, n) of a damped Gram matrix (n, n), which is L Lᵀ.
+
+    Raises:
+        InputError: no damping that is so small makes it positive definite.
+    """
+    lower: Tensor
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        raise InputError(
+            f"the repair has no solution: the {len(damped)} activations of a site depend on each other on "
+            "the calibration text, and evaluate.reconstruction.damping is too small to tell them apart. "
+            "Raise it, to 0.01 for example, or raise evaluate.calibration.samples"
+        )
+    return lower
 
 
 def repair(network: ElasticNetwork, calibrator: Calibrator) -> LeastSquares:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Architecture, Kind, LayerWidth, Site
+from stages.evaluate.calibrate.least_squares import lower_factor
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import Repair
@@ -88,9 +89,7 @@ def _site(
     start = network.projection(site, width, repair).to(torch.float64)
     moments = gram.double()
     level = damping * moments.diagonal().mean() + torch.finfo(torch.float32).tiny
-    lower = torch.linalg.cholesky(
-        moments + level * torch.eye(len(moments), dtype=moments.dtype, device=gram.device)
-    )
+    lower = lower_factor(moments + level * torch.eye(len(moments), dtype=moments.dtype, device=gram.device))
     found[site] = torch.cholesky_solve(cross.double() + level * start.T, lower).T.float().contiguous()
     for place, own in enumerate(activations):
         step = F.linear(own, found[site].to(own.dtype)) + _bias(network, site).to(own.dtype)

@@ -70,7 +70,7 @@ def recorded(evaluator: Evaluator, measured: Measured) -> Row:
         raise InputError(
             f"architecture {work.architecture.id} measured {metrics[wrong[0]]} as its "
             f"{wrong[0]}; expected a finite number. In {evaluator.context['dtype']} that can be an overflow: "
-            "try evaluate.dtype: float32"
+            "try evaluate.dtype: float32; where that is set, the weights are damaged"
         )
     return Row(
         key=evaluator.key(work.architecture, work.weights),

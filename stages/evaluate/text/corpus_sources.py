@@ -21,9 +21,9 @@ from stages.evaluate.text.corpus_files import (
     read_text_file,
     texts_of_rows,
 )
-from stages.evaluate.text.local_files import Table, located
+from stages.evaluate.text.local_files import Table
 from stages.evaluate.text.question_files import questions_of_tables, read_question_files
-from stages.files import InputError
+from stages.files import InputError, located
 
 _WIKIPEDIA = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _NEWS = "gensim/test/test_data/lee_background.cor"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.evaluate.text import characters
-from stages.files import InputError
+from stages.files import InputError, shortened
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -59,22 +59,6 @@ class Table:
     def columns(self) -> list[str]:
         """The columns of all rows: a line of JSON need not have the keys of the first."""
         return list(dict.fromkeys(str(name) for row in self.rows for name in row))
-
-
-def located(source: str, root: Path) -> Path:
-    """The path that a source names, relative to `root`.
-
-    Raises:
-        InputError: the file system knows no such name or user.
-    """
-    try:
-        path = root / Path(source).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, of a user who is none, with a NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        where = shortened(source)
-        raise InputError(f"{where} cannot be looked for: {reason}. Name a file that is there") from error
-    return path
 
 
 def check_file(path: Path, source: str, suffixes: tuple[str, ...]) -> None:
@@ -235,11 +219,6 @@ def _is_header(row: list[str], known: Collection[str]) -> bool:
 def _is_mmlu(row: list[str]) -> bool:
     """Whether a row is a question of MMLU's own release, which has no header."""
     return len(row) == 6 and row[5].strip() in ("A", "B", "C", "D")
-
-
-def shortened(text: str) -> str:
-    """`text` in quotes, and no longer than a line."""
-    return repr(text) if len(text) <= 200 else f"{text[:80]!r}… ({len(text):,} characters)"
 
 
 def is_null(value: object) -> bool:
