@@ -92,7 +92,7 @@ def log_round(tracker: Tracker, params: Params, found: Round) -> None:
     """One run a round: its predictor, and its errors on what it had not seen."""
     section = params.search
     errors = found.errors(section.objective)
-    text = ", ".join(f"{key} {value:.4f}" for key, value in errors.items())
+    text = ", ".join(f"{key} {value:.4f}" for key, value in errors.items()) or "nothing was measured"
     print(f"round {found.number}, forecasts against measurements: {text}", flush=True)
     about = SearchRound(
         number=found.number,

@@ -20,6 +20,7 @@ from stages.architecture import Architecture, Site
 from stages.build_dataset.features import Features
 from stages.config.budget import Budget
 from stages.config.params import Search, TrainPredictor
+from stages.files import InputError
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
 from stages.search import allocation, studies
@@ -47,9 +48,12 @@ class Round:
         """Errors of the forecasts of architectures that the predictor had not seen, before they join.
 
         mean error (bias) and root mean squared error of each target and of the objective, and the
-        rank correlation of the objective where at least three architectures were chosen.
+        rank correlation of the objective where at least three architectures were chosen; nothing where
+        none was.
         """
         found: dict[str, float] = {}
+        if not self.chosen:
+            return found
         for target in weights:
             missed = [t.forecast[target] - self.measured[t.architecture][target] for t in self.chosen]
             found[f"bias.{target}"] = float(np.mean(missed))
@@ -96,7 +100,11 @@ class GuidedSearch:
         """Run all rounds, from the pairs `known` and the predictor fitted on them.
 
         Returns the rounds and everything that is measured by then. Started again after a kill, it
-        repeats no measurement, and no trial of a study that `storage` holds.
+        repeats no measurement, and no trial of a study that `storage` holds. A round whose trials hold
+        nothing new is the last.
+
+        Raises:
+            InputError: no architecture of the budget is found, and none was measured before.
         """
         known = dict(known)
         rounds: list[Round] = []
@@ -110,11 +118,26 @@ class GuidedSearch:
             taken = [*known, *(t.architecture for t in first_cuts)]
             more = self.search.per_round - len(first_cuts)
             chosen = first_cuts + studies.finalists(trials, more, self.search.min_distance, taken)
-            measured = self.measure([t.architecture for t in chosen], number)
+            self._tell(number, len(trials), len(chosen), known)
+            measured = self.measure([t.architecture for t in chosen], number) if chosen else {}
             rounds.append(Round(number, predictor, trials, chosen, measured))
             after(rounds[-1])
             known |= measured
+            if not chosen:
+                break
         return rounds, known
+
+    def _tell(self, number: int, trials: int, new: int, known: Mapping[Architecture, Metrics]) -> None:
+        """Say that a round measures fewer architectures than asked for; an error where there is not one."""
+        asked = self.search.per_round
+        found = (
+            f"round {number}: {trials} trials hold {new} new architectures of the {asked} of search.per_round"
+        )
+        if new == 0 and not self.best(known):
+            raise InputError(f"{found}, and none of the budget was measured before; raise search.trials")
+        if new < asked:
+            then = "these are measured" if new else "the search goes on with those that are measured"
+            print(f"{found}: {then}. More search.trials, or a wider space, may find more", flush=True)
 
     def learn(self, known: Mapping[Architecture, Metrics]) -> Predictor:
         """A predictor of everything measured so far."""

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from stages.architecture import Architecture, Site
 from stages.config.choices import SAMPLERS
 from stages.config.params import Search
-from stages.files import InputError
 from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
 from stages.search.allocation import Allocation, Damage
@@ -267,10 +266,7 @@ def finalists(
     """The best-forecast trials that differ in at least `min_distance` sites from each other.
 
     And in at least one from those that are `taken`. Where the trials hold too few so unlike, half
-    that distance is asked for, and so on.
-
-    Raises:
-        InputError: the trials hold fewer distinct new architectures than asked for.
+    that distance is asked for, and so on; fewer than `count`, or none, where they hold no more.
     """
     known = set(taken)
     ordered = [
@@ -279,13 +275,10 @@ def finalists(
     while True:
         chosen: list[Trial] = []
         for trial in ordered:
-            if all(distance(trial.architecture, c.architecture) >= min_distance for c in chosen):
+            if len(chosen) < count and all(
+                distance(trial.architecture, c.architecture) >= min_distance for c in chosen
+            ):
                 chosen.append(trial)
-            if len(chosen) == count:
-                return chosen
-        if min_distance <= 1:
-            raise InputError(
-                f"the search asks for {count} new architectures, but {len(trials)} trials hold "
-                f"{len(chosen)}. Raise search.trials, or lower search.per_round"
-            )
+        if len(chosen) == count or min_distance <= 1:
+            return chosen
         min_distance //= 2

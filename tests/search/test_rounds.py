@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from stages.architecture import Architecture, Kind
 from stages.build_dataset.features import Features
 from stages.evaluate.results.damage import DamageCurves
+from stages.files import InputError
 from stages.sample.limits import Limit, limits_of
 from stages.sample.space import Space, prunable_sites
 from stages.search import allocation
@@ -222,3 +224,41 @@ def test_with_damage_curves_the_plain_curves_choice_is_measured_first(features: 
     assert [len(r.measured) for r in rounds] == [4, 4, 4]
     found = [min(truth(a)["log_ppl.a"] for a in r.measured) for r in rounds]
     assert min(found) < truth(first)["log_ppl.a"]
+
+
+def every(space: Space) -> list[Architecture]:
+    """All architectures of the budget in a space of few sites."""
+    options = [[(site, option) for option in space.allowed[site]] for site in space.limits]
+    made = {space.architecture(dict(row)) for row in itertools.product(*options)}
+    return [a for a in made if -1e-9 <= a.overall_ratio(SMALL) - 0.25 <= 0.02 + 1e-9]
+
+
+FEW = Space(SMALL, 16, dict.fromkeys(list(prunable_sites(SMALL, 0, 0))[:7], (0.0, 0.7)))
+
+
+def few(features: Features, meter: Meter) -> GuidedSearch:
+    return replace(guided(features, meter), narrow=lambda *_: FEW)
+
+
+def test_a_round_measures_what_new_there_is_and_says_so(
+    features: Features, capsys: pytest.CaptureFixture[str]
+):
+    meter, there = Meter(), every(FEW)
+    known = PAIRS | {a: truth(a) for a in there[1:]}
+    search = few(features, meter)
+    rounds, known = search.run(known, search.learn(known))
+    assert set(known) >= set(there[1:])
+    assert [len(r.measured) for r in rounds] in ([1, 0], [0])  # trials may miss the one that is left
+    assert set(meter.measured) <= {there[0]}
+    assert rounds[-1].errors(WEIGHTS) == {}
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(rounds)
+    assert "trials hold 0 new architectures of the 4 of search.per_round: the search goes on" in said[-1]
+
+
+def test_a_search_without_any_architecture_is_told(features: Features, monkeypatch: pytest.MonkeyPatch):
+    search = few(features, Meter())
+    known = {a: m for a, m in PAIRS.items() if not 0.25 - 1e-9 <= a.overall_ratio(SMALL) <= 0.27 + 1e-9}
+    monkeypatch.setattr(GuidedSearch, "ask", lambda *_: [])
+    with pytest.raises(InputError, match=r"0 trials hold 0 new .*none of the budget was measured before"):
+        search.run(known, search.learn(known))
