@@ -19,7 +19,7 @@ from stages.export.benchmark.runtimes import has_llama_cpp
 from stages.export.keys import keys
 from stages.export.report.build import METRICS, PICTURES, REPORT, write_card, write_report
 from stages.export.report.data import ReportData, flat_metrics, metrics
-from stages.export.report.from_files import read_report
+from stages.export.report.from_files import read_report, read_stages
 from stages.export.report.model_card import body
 from stages.export.results import record
 from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, ExportPart, Record
@@ -37,7 +37,7 @@ _GGUF_BYTES = {"F16": 2.0, "Q8_0": 1.1, "Q4_0": 0.6}  # a parameter
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
-    candidates = outcome.read(DATA / "search" / "outcome.json")
+    candidates = read_stages(DATA).candidates  # all that the report will show: damage is told before the work
     wanted = keys(params, DATA, candidates)
     before = record.read_if_there(HERE / RECORD)
     with Journal(HERE / JOURNAL) as journal:

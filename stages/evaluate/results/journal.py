@@ -113,6 +113,11 @@ class _Content:
     lines: Sequence[bytes]
     damaged: Sequence[str]
 
+    @property
+    def unsealed(self) -> int:
+        """The number of rows without a checksum."""
+        return sum(_SEALED.match(line) is None for line in self.lines)
+
 
 def read(path: Path) -> dict[str, Row]:
     """The journal's rows by key, in the order written; the first of equal keys counts.
@@ -180,6 +185,12 @@ class Journal:
         try:
             content = _read(self.path)
             self.rows = dict(content.rows)
+            if content.unsealed:
+                print(
+                    f"{self.path}: {content.unsealed} rows are of a release that wrote no checksums, and are "
+                    "believed: whether they were altered since cannot be told",
+                    flush=True,
+                )
             if content.damaged:
                 self._leave_out(content)
             else:

@@ -13,8 +13,9 @@ from stages.export.benchmark import comparison
 from stages.export.report.build import PICTURES, REPORT, write_card, write_report
 from stages.export.report.from_files import read_report
 from stages.export.results import record
-from stages.export.results.record import PROOF, RECORD
+from stages.export.results.record import PROOF, RECORD, ExportPart
 from stages.export.results.staging import replacing
+from stages.files import DamagedError
 from stages.stage import command
 
 
@@ -26,6 +27,8 @@ def run(data: Path) -> None:
     """
     here = data / "export"
     found = record.read(here / RECORD)
+    if altered := [path for part in ExportPart for path in found.altered(part, here)]:
+        raise DamagedError(f"{altered[0]} was altered since it was written", "run `dvc repro export`")
     extensions.load(found.extensions)
     shown = read_report(data, found, comparison.read(here / PROOF))
     with replacing(here) as new:

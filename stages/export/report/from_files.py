@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from stages.architecture import ModelShape
 from stages.evaluate.results import division
+from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Proof
 from stages.export.report.data import FrontPoint, MeasuredPoint, ReportData, Trust
 from stages.export.results.final_table import PRUNED_BASELINES
@@ -15,27 +18,60 @@ from stages.metrics.perplexity import LOG_PPL, PPL
 from stages.metrics.registered import by_corpus
 from stages.sample import designs
 from stages.search import narrowed_space, outcome, tables
+from stages.search.narrowed_space import NarrowedSpace
 from stages.search.outcome import Candidate
 from stages.search.tables import FrontRow
 from stages.train_predictor import results
-from stages.train_predictor.results import ForecastPair, PredictorErrors
+from stages.train_predictor.results import ForecastPair, Judged, PredictorErrors
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """What the stages before export left for its report."""
+
+    shape: ModelShape
+    errors: PredictorErrors
+    forecasts: Sequence[ForecastPair]
+    judged: Sequence[Judged]
+    corpora: Mapping[str, DividedCorpus]
+    narrowed: NarrowedSpace
+    candidates: Sequence[Candidate]
+    history: Sequence[float]
+    front: Sequence[FrontRow]
+    rounds: Sequence[dict[str, float]]
+
+
+def read_stages(data: Path) -> StageFiles:
+    """Read what the stages before export left in `data`; cheap, so that it can be asked for before the work.
+
+    Raises:
+        InputError: a file is missing, damaged or of another release; the message says which stage to run.
+    """
+    trained, searched = data / "train_predictor", data / "search"
+    outcome.check_tables(searched / "outcome.json")
+    return StageFiles(
+        shape=designs.read(data / "sample" / "architectures.json")[0],
+        errors=results.read_errors(trained / results.ERRORS),
+        forecasts=results.read_forecasts(trained / results.FORECASTS),
+        judged=results.read_judged(trained / results.ABLATION),
+        corpora=division.read(data / "evaluate" / "division.json"),
+        narrowed=narrowed_space.read(searched / "narrowed_space.json"),
+        candidates=outcome.read(searched / "outcome.json"),
+        history=tables.read_history(searched / tables.TRIALS),
+        front=tables.read_front(searched / tables.FRONT),
+        rounds=tables.read_rounds(searched / tables.ROUNDS),
+    )
 
 
 def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
     """The report of an export, with what the stages before it left in `data`.
 
     Raises:
-        InputError: a file is missing, damaged or of another release, or the export is of another search; the
-            message says which stage to run.
+        InputError: as `read_stages`; or the export is of another search.
     """
-    trained, searched = data / "train_predictor", data / "search"
-    shape, _ = designs.read(data / "sample" / "architectures.json")
-    errors = results.read_errors(trained / results.ERRORS)
-    narrowed = narrowed_space.read(searched / "narrowed_space.json")
-    table = record.table
-    candidates = outcome.read(searched / "outcome.json")
-    outcome.check_tables(searched / "outcome.json")
-    winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+    found = read_stages(data)
+    errors, narrowed, table = found.errors, found.narrowed, record.table
+    winner = outcome.candidate_of(found.candidates, outcome.WINNER).architecture
     exported = next(c.architecture for c in table.contenders if c.name == outcome.WINNER)
     if exported != winner:
         raise InputError(
@@ -44,15 +80,15 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         )
     return ReportData(
         model=record.model,
-        shape=shape,
+        shape=found.shape,
         contenders=table.contenders,
-        pairs=_pairs(results.read_forecasts(trained / results.FORECASTS), record.texts),
-        finalists=_finalists(candidates, record.texts),
+        pairs=_pairs(found.forecasts, record.texts),
+        finalists=_finalists(found.candidates, record.texts),
         predictor=_held_out(errors),
         narrowed={str(site.site): site for site in narrowed.sites},
         protocol=table.protocol,
-        corpora=division.read(data / "evaluate" / "division.json"),
-        history=tables.read_history(searched / tables.TRIALS),
+        corpora=found.corpora,
+        history=found.history,
         provenance=record.provenance,
         export_check=record.checks,
         change_errors=table.change_errors,
@@ -60,13 +96,13 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         protocol_entries=table.protocol_entries,
         taken=table.taken,
         narrowed_by=narrowed.ranked_by,
-        front=[front_point(row) for row in tables.read_front(searched / tables.FRONT)],
+        front=[front_point(row) for row in found.front],
         trust=Trust(
             kind=errors.kind,
             promised_coverage=errors.promised_coverage,
             cross_validated=errors.cross_validated,
-            ablation=results.read_judged(trained / results.ABLATION),
-            rounds=tables.read_rounds(searched / tables.ROUNDS),
+            ablation=found.judged,
+            rounds=found.rounds,
         ),
         proof=proof,
     )

@@ -78,11 +78,15 @@ class Record:
             return False
         if part is ExportPart.TABLE:
             return all(row in rows for row in self.table.rows.values())
-        own = self.files_of(part)
-        altered = [folder / name for name, checksum in own.items() if _checksum(folder / name) != checksum]
+        altered = self.altered(part, folder)
         if altered:
             print(f"{altered[0]} was altered since it was written: {part} is made again", flush=True)
-        return bool(own) and not altered
+        return bool(self.files_of(part)) and not altered
+
+    def altered(self, part: ExportPart, folder: Path) -> list[Path]:
+        """The part's files in `folder` that are not as they were written, or are gone."""
+        own = self.files_of(part).items()
+        return [folder / name for name, checksum in own if _checksum(folder / name) != checksum]
 
     def files_of(self, part: ExportPart) -> dict[str, str]:
         """Checksums of the part's own files; the final table has none."""

@@ -433,3 +433,14 @@ def test_a_journal_replaced_under_its_writer_stops_it(path: Path, how: str) -> N
         with pytest.raises(InputError, match=r"journal\.jsonl was replaced or removed"):
             opened.append(make_row(1))
         assert list(opened.rows) == ["key-000000"]
+
+
+def test_rows_without_checksums_are_said_to_be_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(make_row(1).to_line()) | {"schema": 1}
+    del content["checksum"]
+    (tmp_path / "journal").write_text(f"{json.dumps(content)}\n{make_row(2).to_line()}\n")
+    with Journal(tmp_path / "journal") as journal:
+        assert len(journal.rows) == 2
+    assert "journal: 1 rows are of a release that wrote no checksums" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.evaluate.results.journal import Journal
+from stages.export.report import __main__ as report
 from stages.export.report.data import ReportData
 from stages.export.results import record
 from stages.export.results.final_table import FinalTable
@@ -108,3 +109,15 @@ def test_a_damaged_record_says_what_to_run(export: tuple[Path, Record]) -> None:
         record.read(path)
     assert record.read_if_there(path) is None
     assert record.read_if_there(folder / "nothing.json") is None
+
+
+def test_no_report_is_made_of_an_export_that_was_altered(
+    export: tuple[Path, Record], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, made = export
+    record.write(folder / "record.json", made)
+    data = tmp_path_factory.mktemp("data")
+    (data / "export").symlink_to(folder)
+    (folder / "model" / "model.safetensors").write_text("model/model.safetensorz")
+    with pytest.raises(InputError, match=r"model\.safetensors was altered .*; run `dvc repro export`"):
+        report.run(data)
