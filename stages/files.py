@@ -94,9 +94,16 @@ def writing(path: Path, only: Container[int] | None = None) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PRUNECAST_CACHE") or Path(base) / "prunecast")
+    """``PRUNECAST_CACHE``, or ``prunecast`` in the user's cache folder: an absolute path.
+
+    Raises:
+        InputError: it cannot be told, as of a user without a home.
+    """
+    if own := os.environ.get("PRUNECAST_CACHE"):
+        return located(own, key="the environment variable PRUNECAST_CACHE ").absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    key = "the cache folder (name one in the environment variable PRUNECAST_CACHE) "
+    return located(base, key=key).absolute() / "prunecast"
 
 
 def digest(*parts: object) -> str:
@@ -194,6 +201,8 @@ def located(source: str, root: Path = Path(), key: str = "") -> Path:
     """
     try:
         path = root / Path(source).expanduser()
+        if "\0" in source:  # which `exists` takes for a name
+            raise ValueError("it holds a NUL")
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, of a user who is none, with a NUL
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")

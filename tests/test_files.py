@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.files import InputError, atomically, read_json, write_json, write_text
+from stages.files import InputError, atomically, cache_folder, located, read_json, write_json, write_text
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -138,3 +138,47 @@ def test_an_error_leaves_the_file_that_was_there_and_nothing_else(tmp_path: Path
         fail()
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"PRUNECAST_CACHE": "/somewhere"}, "/somewhere"),
+        ({"PRUNECAST_CACHE": "own"}, "{here}/own"),
+        ({"PRUNECAST_CACHE": "~/own"}, "/a/home/own"),
+        ({"PRUNECAST_CACHE": ""}, "/a/home/.cache/prunecast"),
+        ({"XDG_CACHE_HOME": "~/xdg"}, "/a/home/xdg/prunecast"),
+        ({"XDG_CACHE_HOME": "xdg"}, "{here}/xdg/prunecast"),
+        ({"XDG_CACHE_HOME": "", "PRUNECAST_CACHE": ""}, "/a/home/.cache/prunecast"),
+    ],
+    ids=str,
+)
+def test_the_cache_is_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
+):
+    _environment(tmp_path, monkeypatch, variables)
+    assert str(cache_folder()) == folder.format(here=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["PRUNECAST_CACHE", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("value", ["~nobody-is-called-so/x", "x" * 5000])
+def test_a_cache_that_cannot_be_anywhere_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+):
+    _environment(tmp_path, monkeypatch, {name: value})
+    with pytest.raises(InputError, match=r"the environment variable PRUNECAST_CACHE.* cannot be looked for"):
+        cache_folder()
+
+
+def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("PRUNECAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/a/home", **variables}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("source", ["~nobody-is-called-so/x", "x" * 5000, "nul\0.py"])
+def test_names_that_no_file_can_have(source: str):
+    with pytest.raises(InputError, match=r"^here: .* cannot be looked for: "):
+        located(source, key="here: ")

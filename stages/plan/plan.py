@@ -20,7 +20,7 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.families import Description, describe
-from stages.files import InputError
+from stages.files import InputError, located
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount, at_hand, token_counts
@@ -45,7 +45,8 @@ def model_of(section: ModelSection, config: Path | None) -> Description:
         config = Path(__file__).with_name(KNOWN[section.source])
     if config is None:
         return read_model(section)
-    path = config / "config.json" if config.is_dir() else config
+    given = located(str(config), key="--config ")
+    path = given / "config.json" if given.is_dir() else given
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:

@@ -68,3 +68,9 @@ def test_this_cpu_is_measured():
     cpu = machines.named("cpu", 576)
     assert 1e8 < cpu.flops64 < 1.5 * cpu.flops
     assert cpu.flops < 1e14
+
+
+@pytest.mark.parametrize("path", ["~nobody-is-called-so/config.json", "x" * 5000, "nul\0"])
+def test_a_configuration_that_cannot_be_anywhere_is_told(path: str):
+    with pytest.raises(InputError, match=r"^--config .* cannot be looked for"):
+        model_of(PAPER.model, Path(path))
