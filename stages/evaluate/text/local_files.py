@@ -159,6 +159,9 @@ def _jsonl(text: str, where: str, counts: Counter[str]) -> list[dict[str, Any]]:
             row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: line {number} is not JSON: {error}. Correct that line") from error
+        if row is None:
+            counts["rows that are null passed over"] += 1
+            continue
         if not isinstance(row, dict):
             raise InputError(
                 f"{where}: line {number} is {line[:40]!r}; expected an object, one a line, such as "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages.config.params import Corpora, Division
-from stages.evaluate.text import corpora
+from stages.evaluate.text import corpora, local_files
 from stages.files import InputError
 
 DIVISION = Division(calibration=0.3, selection=0.35, report=0.35)
@@ -169,3 +169,10 @@ def test_choices_that_pandas_takes_for_missing_stay_in_csv_files_of_the_hub(
 def test_a_corpus_is_not_called_as_a_field_of_its_division(name: str) -> None:
     with pytest.raises(ValueError, match=f"a corpus is called '{name}', as a field of division.json is"):
         Corpora(division=DIVISION, texts={name: "a.txt"}, questions={})
+
+
+def test_a_line_that_is_null_is_passed_over_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\nnull\n{"text": "b"}\n')
+    found = local_files.read_table(tmp_path / "rows.jsonl", "rows.jsonl", {"text"})
+    assert [row["text"] for row in found.rows] == ["a", "b"]
+    assert found.counts["rows that are null passed over"] == 1
