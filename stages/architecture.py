@@ -160,6 +160,22 @@ class ModelShape:
         return Architecture((self.dense_width,) * self.layers)
 
 
+class _LayerParameters(dict[LayerWidth, int]):
+    """Parameters that a layer keeps by its width, counted once: a large journal has millions of layers."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self._shape = shape
+
+    def __missing__(self, width: LayerWidth) -> int:
+        self[width] = sum(self._shape.site_parameters(kind, width) for kind in Kind)
+        return self[width]
+
+
+@lru_cache(maxsize=16)
+def _layer_parameters(shape: ModelShape) -> _LayerParameters:
+    return _LayerParameters(shape)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A width for every site of a model. Immutable, hashable, JSON, with a stable id.
@@ -214,7 +230,7 @@ class Architecture:
 
     def kept_parameters(self, shape: ModelShape) -> int:
         """Decoder-layer parameters that remain."""
-        return sum(shape.site_parameters(kind, width) for width in self.widths for kind in Kind)
+        return sum(map(_layer_parameters(shape).__getitem__, self.widths))
 
     def total_parameters(self, shape: ModelShape) -> int:
         """All parameters that remain, those outside the decoder layers included."""
@@ -235,8 +251,10 @@ class Architecture:
             raise ValueError(
                 f"architecture {self.id} has {len(self.widths)} layers; the model has {shape.layers}"
             )
+        dense = shape.dense_width
+        groups, heads, channels = dense
         for layer, width in enumerate(self.widths):
-            if any(w > d for w, d in zip(width, shape.dense_width, strict=True)):
+            if width[0] > groups or width[1] > heads or width[2] > channels:
                 raise ValueError(
-                    f"architecture {self.id}, layer {layer}: {width} exceeds the model's {shape.dense_width}"
+                    f"architecture {self.id}, layer {layer}: {width} exceeds the model's {dense}"
                 )

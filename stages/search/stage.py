@@ -39,7 +39,8 @@ PAIRS_CONTEXT = DATA / "evaluate" / "context.json"
 def run(params: Params, arguments: argparse.Namespace) -> None:
     architectures = DATA / "sample" / "architectures.json"
     shape, designed = designs.read(architectures)
-    limits = limits_of(shape, params.budget, designs.read_latency(architectures))
+    latency = designs.read_latency(architectures) if params.budget.timed else None
+    limits = limits_of(shape, params.budget, latency)
     first = Predictor.load(DATA / "train_predictor" / "predictor")
     scores = DATA / "evaluate" / "importance.safetensors"
     curves = DamageCurves.read(DATA / "build_dataset" / "damage.json", stage="build-dataset")
