@@ -5,6 +5,7 @@ A few harms of every kind of file; `PRUNECAST_FUZZ=3000` tries so many of each.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -228,12 +229,15 @@ def test_a_harmed_file_is_refused_computed_again_or_means_the_same(name: str, tm
     assert named == refused
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[], None]]:
-    """A call that makes no file grow beyond 20 bytes, as on a full disk, until the test ends."""
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """No file grows beyond 20 bytes meanwhile, as on a full disk; pytest's own report may, after it."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _refused_by_the_disk(kept: KeptFile, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -248,14 +252,15 @@ def _refused_by_the_disk(kept: KeptFile, folder: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("name", KEPT)
 def test_a_full_disk_is_one_clear_error_and_what_was_there_stays(
-    name: str, tmp_path: Path, small_files: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = KEPT[name]
     if "journal" not in name:
         kept.write(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    small_files()
-    assert re.search("File too large|disk full", _refused_by_the_disk(kept, tmp_path, capsys))
+    with small_files():
+        said = _refused_by_the_disk(kept, tmp_path, capsys)
+    assert re.search("File too large|disk full", said)
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.stat().st_size} == before
 
 

@@ -33,7 +33,7 @@ class Context:
 
 def require_weights(path: Path, weights: str, source: str) -> None:
     """Raise InputError unless what `path` is of was measured on weights of that digest, those of `source`."""
-    found = read(path).weights
+    found = read(path, path.parent.name).weights
     if found != weights:
         raise InputError(
             f"model.source {source!r} holds other weights than {path} was measured on (SHA-256 "

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from stages.architecture import Architecture
 from stages.config.params import PARTS
+from stages.evaluate.network import checkpoint
+from stages.evaluate.results import context
+from stages.evaluate.results.context import Context
 from stages.export.benchmark import comparison, proof, speed
 from stages.export.benchmark.comparison import Comparison, Conditions, Proof, Spread
 from stages.export.benchmark.runtimes import PyTorch, has_llama_cpp
@@ -238,10 +241,14 @@ def test_the_command_reads_what_the_pipeline_wrote(
     shutil.copytree(export, tmp_path / "data" / "export")
     winner = Candidate(outcome.WINNER, EVERY_CASE, 0.5, {}, {}, 1.0)
     outcome.write(tmp_path / "data" / "search" / "outcome.json", [winner])
-    (tmp_path / "text.txt").write_text(TEXT * 8)
+    weights = checkpoint.digest_of(tiny.source_of(dense))
+    searched = Context("digest", {"measurement": {"question_formats": []}, "weights": weights})
+    context.write(tmp_path / "data" / "search" / "context.json", searched)
+    for part in PARTS:
+        (tmp_path / f"{part}.txt").write_text((TEXT * 8).replace("l", part))
     content = yaml.safe_load(PARAMS.read_text())
     content["model"]["source"] = str(dense)
-    content["corpora"]["texts"] = {"llamas": dict.fromkeys(PARTS, "text.txt")}
+    content["corpora"]["texts"] = {"llamas": {part: f"{part}.txt" for part in PARTS}}
     content["search"]["objective"] = {"log_ppl.llamas": 1.0}
     content["export"]["measurement"]["sequence_length"] = 50
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))

@@ -12,7 +12,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.architecture import Architecture, ModelShape
+from stages.architecture import Architecture
 from tests import tiny
 from tests.tiny import (
     HIDDEN,
@@ -245,7 +245,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, 
 
 
 def test_a_wrong_parameter_count_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ModelShape, "mlp_parameters", lambda *_: 1)
+    monkeypatch.setattr(Architecture, "kept_parameters", lambda *_: 1)
     with pytest.raises(ValueError, match="parameters; expected"):
         export(tmp_path / "model", random_model("llama"), MIXED)
     assert list(tmp_path.iterdir()) == []
