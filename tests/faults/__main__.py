@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.faults import asked, damage, inputs, kills, models, places, stores, texts
 from tests.faults.judge import Undisturbed
-from tests.faults.verdict import Trial, table
+from tests.faults.verdict import Trial, Verdict, table
 from tests.faults.world import STAGES, World
 
 Campaign = Callable[[World, Undisturbed, Path, random.Random, int], Iterator[Trial]]
@@ -69,7 +69,7 @@ def main() -> int:
                     trials.append(trial)
                     if arguments.verbose or not trial.verdict.good:
                         print(
-                            f"{trial.verdict.value}: {trial.kind}, {trial.what}: {trial.words[:200]}",
+                            f"{trial.verdict.value}: {trial.kind}, {trial.what}: {trial.words if trial.verdict is Verdict.HANG else trial.words[:200]}",
                             flush=True,
                         )
     finally:

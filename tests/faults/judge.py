@@ -31,7 +31,7 @@ class Undisturbed:
 def started(ended: Ended) -> Judgement | None:
     """What is wrong with an end whatever the fault was."""
     if ended.code is None:
-        return Verdict.HANG, f"{ended.stage}: no end in {ended.seconds:.0f} s"
+        return Verdict.HANG, f"{ended.stage}: no end in {ended.seconds:.0f} s; {ended.output[-3000:]}"
     if ended.crashed:
         return Verdict.TRACEBACK, f"{ended.stage}: {ended.last}"
     if ended.code not in (0, 2):

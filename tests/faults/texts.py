@@ -55,7 +55,8 @@ def _rows_of_text(world: World, rng: random.Random) -> str:
     rows: list[dict[str, Any]] = [{"text": paragraph} for paragraph in paragraphs(60, 3)]
     odd = rng.choice([None, "", "  \n", 3, 2.5, True, ["a"], {"a": 1}, float("nan"), "\ufeff", "\r\n"])
     rows.insert(rng.randrange(len(rows)), {"text": odd})
-    form = rng.choice(["jsonl", "JSONL", "csv", "parquet"])
+    forms = ["jsonl", "JSONL", "parquet"]  # of CSV every cell is a text
+    form = rng.choice([*forms, "csv"] if odd is None or isinstance(odd, str) else forms)
     path = world.folder / f"rows.{form}"
     try:
         _write(path, rows, form.lower())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -141,6 +142,7 @@ class World:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
             sys.argv = [f"stages/{stage}", "--no-tracking"]
             random.seed()  # names of temporary files
+            faulthandler.dump_traceback_later(PATIENCE - 5)
             if before is not None:
                 before()
             runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
