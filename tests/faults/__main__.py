@@ -68,10 +68,8 @@ def main() -> int:
                 for trial in campaign(start, calm, scratch, rng, count):
                     trials.append(trial)
                     if arguments.verbose or not trial.verdict.good:
-                        print(
-                            f"{trial.verdict.value}: {trial.kind}, {trial.what}: {trial.words if trial.verdict is Verdict.HANG else trial.words[:200]}",
-                            flush=True,
-                        )
+                        words = trial.words if trial.verdict is Verdict.HANG else trial.words[:200]
+                        print(f"{trial.verdict.value}: {trial.kind}, {trial.what}: {words}", flush=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(table(trials))

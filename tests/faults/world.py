@@ -11,6 +11,7 @@ import runpy
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from stages.evaluate.results import journal
 from stages.files import InputError, digest_of_file
@@ -143,6 +145,7 @@ class World:
             sys.argv = [f"stages/{stage}", "--no-tracking"]
             random.seed()  # names of temporary files
             faulthandler.dump_traceback_later(PATIENCE - 5)
+            tqdm.set_lock(threading.RLock())  # else one semaphore, which a killed fork may hold for ever
             if before is not None:
                 before()
             runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)

@@ -10,9 +10,16 @@ from stages.files import CHECKSUM, parse_json
 
 
 def sealed(save: Callable[[dict[str, str]], bytes], metadata: Mapping[str, str]) -> bytes:
-    """What `save` makes of metadata: these, and the checksum of the file without it."""
+    """What `save` makes of metadata: these, and the checksum of the file without it.
+
+    The same content has the same bytes: safetensors itself writes metadata in any order.
+    """
     _, _, checksum = _parts(save(dict(metadata)))
-    return save({**metadata, CHECKSUM: checksum})
+    raw = save({**metadata, CHECKSUM: checksum})
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.dumps(parse_json(raw[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + raw[end:]
 
 
 def metadata_of(raw: bytes) -> dict[str, str]:
