@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import load_file
 
 from stages.architecture import Architecture
+from stages.files import CHECKSUM, write_json
 from tests import tiny
 from tests.test_pipeline import Repository
 
@@ -176,11 +177,15 @@ def test_a_report_of_another_search_than_the_export_is_refused(
     repository, _ = run
     path = repository.path / "data" / "search" / "outcome.json"
     content = path.read_text()
-    names = {'"name": "winner"': '"name": "other"', '"name": "finalist"': '"name": "winner"'}
-    changed = content
-    for old, new in names.items():
-        changed = changed.replace(old, new, 1)
-    path.write_text(changed)
+    document = json.loads(content)
+    first = next(c for c in document["candidates"] if c["name"] == "finalist")
+    for candidate in document["candidates"]:
+        if candidate["name"] == "winner":
+            candidate["name"] = "other"
+    first["name"] = "winner"
+    schema, version = document.pop("schema"), document.pop("version")
+    del document[CHECKSUM]
+    write_json(path, schema, version, document)
     try:
         refused = repository.run(sys.executable, "-m", "stages.export.report", check=False)
     finally:
