@@ -25,16 +25,16 @@ from tests.faults.world import STAGES, World
 
 Campaign = Callable[[World, Undisturbed, Path, random.Random, int], Iterator[Trial]]
 FRESH: dict[str, tuple[Campaign, int, int]] = {
-    "kills": (kills.trials, 210, 6),
+    "kills": (kills.trials, 210, 4),
     "full disks": (places.full_disk, 120, 6),
-    "places": (places.in_the_way, 27, 3),
+    "places": (places.in_the_way, 27, 2),
     "models": (inputs.campaign(models.HARMS), 900, 40),
     "texts": (inputs.campaign(texts.HARMS), 500, 20),
-    "stores": (stores.trials, 42, 2),
-    "params": (asked.trials, 400, 10),
+    "stores": (stores.trials, 42, 1),
+    "params": (asked.trials, 400, 5),
 }
 """Campaigns from a world in which nothing has run: trials in the long form, and in the short one."""
-FINISHED: dict[str, tuple[Campaign, int, int]] = {"damage": (damage.trials, 600, 16)}
+FINISHED: dict[str, tuple[Campaign, int, int]] = {"damage": (damage.trials, 600, 8)}
 """Those that start from a finished run."""
 
 

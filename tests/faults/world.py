@@ -82,7 +82,7 @@ class Results:
     rows: Mapping[str, Mapping[str, Mapping[str, float]]]
     """The metrics of each journal's rows by their keys."""
     digests: Mapping[str, str]
-    """Of the files below data/ but the journals, by name."""
+    """Of the files below data/ but the journals and what is for people, by name."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,9 @@ class World:
             with contextlib.suppress(InputError):
                 found = journal.read(self.folder / "data" / stage / "journal.jsonl")
                 rows[stage] = {key: dict(row.metrics) for key, row in found.items()}
-        kept = sorted(p for p in (self.folder / "data").rglob("*") if p.is_file() and p.suffix != ".jsonl")
+        told = (".jsonl", ".md", ".html", ".png")  # journals are read above; what is for people has dates
+        kept = sorted(p for p in (self.folder / "data").rglob("*") if p.is_file() and p.suffix not in told)
+        kept = [path for path in kept if path.name != "record.json"]  # it has the digest of the card
         return Results(rows, {str(p.relative_to(self.folder)): digest_of_file(p) for p in kept})
 
     def files(self) -> set[str]:
