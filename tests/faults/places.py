@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.faults import judge
-from tests.faults.judge import Undisturbed
+from tests.faults.judge import Judgement, Undisturbed
 from tests.faults.verdict import Trial, Verdict
 from tests.faults.world import STAGES, World
 
@@ -31,11 +31,8 @@ def full_disk(
         ended = world.run([stage], before=fill)
         verdict, words = judge.started(ended) or (Verdict.REFUSED if ended.code else Verdict.TOLD, ended.last)
         if verdict.good:
-            again = world.run(STAGES[STAGES.index(stage) : -1] or STAGES[-1:])
-            found, wrong = judge.resumed(world, before, again, calm)
-            if found.good and (other := judge.differs(world.results(), calm.results, "search")):
-                found, wrong = Verdict.SILENT, other
-            verdict, words = (verdict, words) if found.good else (found, wrong)
+            stages = STAGES[STAGES.index(stage) : -1] or STAGES[-1:]
+            verdict, words = _healed(world, stages, before, calm) or (verdict, words)
         yield Trial(f"full disk in {stage}", f"{limit} bytes a file", verdict, words, ended.seconds)
         shutil.rmtree(world.folder)
 
@@ -58,10 +55,17 @@ def in_the_way(
             verdict, words = (Verdict.REFUSED if named else Verdict.SILENT), ended.last
         if verdict.good:
             at.unlink(missing_ok=True)
-            again = world.run(STAGES)
-            found, wrong = judge.resumed(world, {}, again, calm)
-            if found.good and (other := judge.differs(world.results(), calm.results, "search")):
-                found, wrong = Verdict.SILENT, other
-            verdict, words = (verdict, words) if found.good else (found, wrong)
+            verdict, words = _healed(world, STAGES, {}, calm) or (verdict, words)
         yield Trial("place that cannot be written", place, verdict, words, ended.seconds)
         shutil.rmtree(world.folder)
+
+
+def _healed(
+    world: World, stages: Sequence[str], before: Mapping[str, Sequence[str]], calm: Undisturbed
+) -> Judgement | None:
+    """What is wrong after stages ran again with nothing in their way, if anything is."""
+    found, words = judge.resumed(world, before, world.run(stages), calm)
+    if not found.good:
+        return found, words
+    other = judge.differs(world.results(), calm.results, "search")
+    return (Verdict.SILENT, other) if other else None

@@ -58,9 +58,7 @@ class TensorCache:
         ours = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         try:
             with atomically(path) as temporary:
-                size = temporary.write_bytes(
-                    tensor_file.sealed(lambda told: safetensors.save(ours, told), {})
-                )
+                size = temporary.write_bytes(tensor_file.sealed(safetensors.save(ours)))
         except InputError as error:
             self._writable = False
             print(f"Done without the cache: {error}, or name another folder in PRUNECAST_CACHE", flush=True)

@@ -88,7 +88,7 @@ class UnitScores:
         """
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in NAMES}
         with atomically(path) as temporary:
-            temporary.write_bytes(tensor_file.sealed(lambda told: save(tensors, told), {"key": key}))
+            temporary.write_bytes(tensor_file.sealed(save(tensors, {"key": key})))
 
     @classmethod
     def load(cls, path: Path, key: str) -> UnitScores | None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
 
 from stages.files import CHECKSUM, parse_json
 
 
-def sealed(save: Callable[[dict[str, str]], bytes], metadata: Mapping[str, str]) -> bytes:
-    """What `save` makes of metadata: these, and the checksum of the file without it.
+def sealed(raw: bytes) -> bytes:
+    """A safetensors file's content with a checksum of it among its metadata.
 
     The same content has the same bytes: safetensors itself writes metadata in any order.
     """
-    _, _, checksum = _parts(save(dict(metadata)))
-    raw = save({**metadata, CHECKSUM: checksum})
+    metadata, _, checksum = _parts(raw)
     end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.dumps(parse_json(raw[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + raw[end:]
+    header = parse_json(raw[8:end]) | {"__metadata__": metadata | {CHECKSUM: checksum}}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[end:]
 
 
 def metadata_of(raw: bytes) -> dict[str, str]:
