@@ -101,7 +101,8 @@ def search(
     `starts` are architectures known or thought to be good; the search over ratios of sites begins with
     them too, and moves around the best forecast among them and the earlier trials. Reproducible:
     one seed, one thread. With a `storage` file the studies can be watched with optuna-dashboard, and
-    an interrupted one goes on (its later trials then differ from an uninterrupted one's).
+    those that were finished aren't asked again. An unfinished one begins anew, since what a sampler
+    proposes next depends on what it drew before: a search that was killed finds what an undisturbed one does.
     """
     kept = None if storage is None else _open(storage)
     bundled = _bundles(task, section, kept)
@@ -205,24 +206,26 @@ class _Phase:
         self.task = task
         self._wishes = wishes
         self.dimensions = dimensions
-        self._weights = section.objective
+        self._section = section
         self._label = label
+        self._storage = storage
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        name = f"{task.name} {label}"
-        self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-        done = len(self._study.get_trials(deepcopy=False, states=_TOLD))
-        self._study.sampler = SAMPLERS[section.sampler](task.seed + done, section)
+        self._study = self._open()
 
     def run(self, count: int, starts: Sequence[Mapping[str, float]], first: int = 0) -> list[Trial]:
-        """`count` trials, those of an interrupted run among them, numbered from `first`."""
-        told = self._study.get_trials(deepcopy=False, states=_TOLD)[:count]
-        trials = [self._trial(first + i, t.params, self._project(t.params)) for i, t in enumerate(told)]
-        if not trials:
-            for start in {tuple(s.items()): s for s in starts}.values():
-                self._study.enqueue_trial(dict(start))
-        best = min((t.objective for t in trials), default=float("inf"))
+        """`count` trials, numbered from `first`: those of an earlier run, if it had finished them."""
+        told = self._study.get_trials(deepcopy=False, states=_TOLD)
+        if len(told) >= count:
+            return [self._trial(first + i, t.params, self._project(t.params)) for i, t in enumerate(told)]
+        if self._storage is not None and self._study.get_trials(deepcopy=False):
+            optuna.delete_study(study_name=self._study.study_name, storage=self._storage)
+            self._study = self._open()
+        for start in {tuple(s.items()): s for s in starts}.values():
+            self._study.enqueue_trial(dict(start))
+        trials: list[Trial] = []
+        best = float("inf")
         label = f"{self.task.name.split(' ')[0]}, {self._label}"
-        bar = tqdm(range(len(trials), count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
+        bar = tqdm(range(count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
         for index in bar:
             asked = self._study.ask()
             values = {d.name: asked.suggest_float(d.name, d.low, d.high) for d in self.dimensions}
@@ -232,6 +235,13 @@ class _Phase:
             best = min(best, trial.objective)
             bar.set_postfix_str(f"best {best:.4f}")
         return trials
+
+    def _open(self) -> optuna.Study:
+        sampler = SAMPLERS[self._section.sampler](self.task.seed, self._section)
+        name = f"{self.task.name} {self._label}"
+        return optuna.create_study(
+            storage=self._storage, sampler=sampler, study_name=name, load_if_exists=True
+        )
 
     @property
     def even(self) -> dict[str, float]:
@@ -249,7 +259,7 @@ class _Phase:
 
     def _trial(self, number: int, values: Mapping[str, float], architecture: Architecture) -> Trial:
         forecast = self.task.forecast(architecture)
-        return Trial(number, architecture, forecast, objective_of(forecast, self._weights))
+        return Trial(number, architecture, forecast, objective_of(forecast, self._section.objective))
 
 
 _TOLD = (optuna.trial.TrialState.COMPLETE,)

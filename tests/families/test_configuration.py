@@ -99,15 +99,17 @@ def test_what_is_left_out_means_what_transformers_means(family: str):
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_value_means_what_transformers_means_or_the_key_is_named(family: str, kind: str):
-    """What transformers refuses may pass here, as `evaluate` asks it too before anything is paid for."""
+    """What transformers refuses may pass here, as `evaluate` asks it too before anything is paid for.
+
+    Transformers isn't asked about what is refused: it writes a list of 1e30 layers without end.
+    """
     for key in keys_of(family):
         config = {"model_type": family, **WHOLE, key: VALUES[kind]}
         found, refused = outcome(said, config)
-        expected, _ = outcome(by_transformers, config)
         if found is None:
             assert isinstance(refused, InputError), key
             assert re.search(rf"{key}|activation|head", str(refused)), key
-        elif expected is not None:
+        elif (expected := outcome(by_transformers, config)[0]) is not None:
             assert found == expected, key
 
 
