@@ -199,6 +199,7 @@ class MlflowTracker:
         """Say that a store was too slow, unless it is said already that it does not work."""
         count = sum(letter.kind not in (Kind.BEGIN, Kind.BURY) for letter in letters)
         if count and not self._said:
+            self._said = True
             self._say(f"MLflow's store {self.uri} is slow: {count} things are not logged yet; {self._kept()}")
 
     def _say(self, text: str) -> None:

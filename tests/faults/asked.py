@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ COSTLY = ("trials", "rounds", "seed")
 """Keys of which a large value is a wish, not a fault."""
 
 
-def trials(fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int) -> Iterator[Trial]:
+def trials(
+    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
+) -> Iterator[Trial]:
     """One key with another value each. What `sample` and `evaluate` take must go to the end."""
-    for number in range(count):
+    for number in numbers:
         world = fresh.copy(scratch / f"asked-{number}")
         params = world.params
         section, key = rng.choice(sorted(_leaves(params), key=str))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tests.faults import judge
@@ -112,11 +112,11 @@ def kept(world: World) -> list[str]:
 
 
 def trials(
-    finished: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int
+    finished: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
 ) -> Iterator[Trial]:
     """One damaged file each; then the stages that read it run, and where they refuse it, all do."""
     names = kept(finished)
-    for number in range(count):
+    for number in numbers:
         kind, damage = list(KINDS.items())[number % len(KINDS)]
         world = finished.copy(scratch / f"damage-{number}")
         name, what = _harmed(world, names, damage, rng)

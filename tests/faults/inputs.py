@@ -6,7 +6,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +40,16 @@ def measured(world: World) -> Measured:
 
 def campaign(
     harms: Sequence[Harm], stages: Sequence[str] = ("sample", "evaluate")
-) -> Callable[[World, Undisturbed, Path, random.Random, int], Iterator[Trial]]:
+) -> Callable[[World, Undisturbed, Path, random.Random, Iterable[int]], Iterator[Trial]]:
     """Each harm in turn, to a fresh world, as often as it takes."""
 
     def trials(
-        fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int
+        fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
     ) -> Iterator[Trial]:
         undisturbed = fresh.copy(scratch / "undisturbed")
         said = _said(undisturbed, undisturbed.run(stages))
         expected = measured(undisturbed)
-        for number in range(count):
+        for number in numbers:
             harm = harms[number % len(harms)]
             world = fresh.copy(scratch / f"harm-{number}")
             what = harm.apply(world, rng)

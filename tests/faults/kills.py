@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.faults import judge
@@ -25,10 +25,12 @@ def durations(fresh: World, scratch: Path) -> dict[str, float]:
     return found
 
 
-def trials(fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int) -> Iterator[Trial]:
+def trials(
+    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
+) -> Iterator[Trial]:
     """A kill each: stages up to a random one run, that one is killed once or twice, then all go on."""
     seconds = durations(fresh, scratch)
-    for number in range(count):
+    for number in numbers:
         stage = rng.choice(STAGES)
         how = SIGNALS[number % len(SIGNALS)]
         world = fresh.copy(scratch / f"kill-{number}")

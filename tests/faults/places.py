@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.faults import judge
@@ -15,10 +15,10 @@ from tests.faults.world import STAGES, World
 
 
 def full_disk(
-    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int
+    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
 ) -> Iterator[Trial]:
     """No file may grow beyond a random size in one stage; then there is room again."""
-    for number in range(count):
+    for number in numbers:
         stage = STAGES[number % len(STAGES)]
         limit = round(10 ** rng.uniform(0, 5.5))
         world = fresh.copy(scratch / f"full-{number}")
@@ -38,11 +38,11 @@ def full_disk(
 
 
 def in_the_way(
-    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int
+    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
 ) -> Iterator[Trial]:
     """A file stands where a folder has to be made: what anybody's missing rights come to, root's too."""
     places = ["cache", "cache/calibration", "data", *(f"data/{stage}" for stage in STAGES)]
-    for number in range(count):
+    for number in numbers:
         place = places[number % len(places)]
         world = fresh.copy(scratch / f"way-{number}")
         at = world.folder / place

@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from stages.tracking import names, outbox
@@ -74,12 +74,14 @@ DAMAGES = {"store cut short": _cut, "page of zeros": _zeros, "store half made": 
 SERVERS = ["refuses", "hangs", *ANSWERS]
 
 
-def trials(fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, count: int) -> Iterator[Trial]:
+def trials(
+    fresh: World, calm: Undisturbed, scratch: Path, rng: random.Random, numbers: Iterable[int]
+) -> Iterator[Trial]:
     """A server, a store or a kill each."""
     template = fresh.copy(scratch / "template")
     template.run(["sample", "evaluate"], _tracked())
     kinds = [*SERVERS, *DAMAGES, "killed", "killed again"]
-    for number in range(count):
+    for number in numbers:
         what = kinds[number % len(kinds)]
         world = fresh.copy(scratch / f"store-{number}")
         shutil.copy(template.folder / "mlflow.db", scratch / "whole.db")
