@@ -22,6 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ class Features:
         """Features (n, len(names)) of several architectures."""
         layers = np.arange(self.shape.layers)
         # (layers, n), of each layer's width
-        groups, heads, channels = np.array([a.widths for a in architectures]).transpose(2, 1, 0)
+        groups, heads, channels = self._widths(architectures).transpose(2, 1, 0)
         kept = [self._kept[0][groups, heads], self._kept[1][channels]]
         dense = [self._kept[0][-1, -1], self._kept[1][-1]]
         ratios = _by_site([1 - k / d for k, d in zip(kept, dense, strict=True)])
@@ -164,6 +165,11 @@ class Features:
             parts += [*(_rows(part).sum(axis=1)[:, None] for part in sums), each]
         return np.hstack(parts)
 
+    def _widths(self, architectures: Sequence[Architecture]) -> Places:
+        """Widths (n, layers, 3): out of one stream of numbers, which takes a tenth of nested tuples' time."""
+        numbers = chain.from_iterable(chain.from_iterable(a.widths for a in architectures))
+        return np.fromiter(numbers, np.int64).reshape(len(architectures), self.shape.layers, 3)
+
     def _damages(self, groups: Places, heads: Places, channels: Places) -> Array:
         """The sites' own damages (n, S) at the layers' widths (layers, n)."""
         assert self.curves is not None
@@ -175,7 +181,7 @@ class Features:
                 (Kind.MLP, mlp[layer], (channels[layer],), self._kept[1]),
             ):
                 missing = np.isnan(table[at])
-                for place in {tuple(int(a[i]) for a in at) for i in np.flatnonzero(missing)}:
+                for place in map(tuple, np.unique(np.stack(at)[:, missing], axis=1).T.tolist()):
                     ratio = 1 - int(kept[place]) / int(kept[(-1,) * len(place)])
                     table[place] = self.curves.damage(Site(layer, kind), ratio)
                 found.append(table[at])
