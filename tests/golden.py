@@ -27,9 +27,7 @@ from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.config.choices import IMPORTANCES
 from stages.config.params import Measurement
 from stages.evaluate.calibrate import curvature, least_squares, second_repair, statistics
-from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
-from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network import decoder
 from stages.evaluate.network.repair import NOTHING_REPAIRED
@@ -107,8 +105,8 @@ class Bench:
         tiny.write_model(folder / "model", "llama", attention_bias=True, mlp_bias=True)
         self.dense = tiny.network_of(folder / "model")
         self.network = self.dense.sorted(tiny.random_order(self.dense.shape))
-        self.moments = statistics.gather(self.dense, BATCHES)
-        self.repair = LeastSquares(self.network, self.moments, 0.003, TensorCache(folder, 2**30), "key")
+        self.moments = dict(statistics.gather(self.dense, BATCHES))
+        self.repair = tiny.repair_of(self.network, self.moments, 0.003)
         self.evaluator = evaluator_of(self)
 
     def kept(self) -> Iterator[Kept]:
@@ -134,7 +132,7 @@ class Bench:
             "VERSION in stages/evaluate/calibrate/statistics.py",
             lambda: [m for s in self.moments.values() for m in (s.gram.sum(), s.total.sum(), s.tokens)],
         )
-        data = CalibrationData(self.dense, BATCHES, lambda: self.moments)
+        data = CalibrationData(self.dense, BATCHES, self.moments.items)
         for name in IMPORTANCES.names:
             importance = IMPORTANCES[name]
             yield Kept(

@@ -447,7 +447,7 @@ def test_a_repair_that_breaks_does_not_hide_what_was_measured_before(
     def breaking(*_: Any) -> None:
         raise RuntimeError("not positive-definite")
 
-    monkeypatch.setattr("stages.evaluate.calibrate.least_squares.LeastSquares._look_up", breaking)
+    monkeypatch.setattr("stages.evaluate.calibrate.least_squares.LeastSquares._solve", breaking)
     assert guard.main([*guarded.options, "--given"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED the reduced pipeline broke off: RuntimeError: not positive-definite" in printed

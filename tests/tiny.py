@@ -5,6 +5,7 @@ Every weight is random, norms and biases too, so that a test that forgets one of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from stages.architecture import Architecture, LayerWidth, ModelShape
-from stages.config.params import ModelSection
+from stages.architecture import Architecture, LayerWidth, ModelShape, Site
+from stages.config.params import Evaluate, ModelSection
+from stages.evaluate.calibrate.least_squares import LeastSquares
+from stages.evaluate.calibrate.statistics import SiteStatistics
+from stages.evaluate.calibrate.whitening import Room
+from stages.evaluate.memory import MemoryPlan, Texts, memory_plan
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
@@ -162,6 +167,18 @@ def source_of(folder: Path) -> ModelSection:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
     return checkpoint.load(source_of(folder), dtype)
+
+
+def repair_of(
+    network: ElasticNetwork, moments: Mapping[Site, SiteStatistics], damping: float
+) -> LeastSquares:
+    """The repair of a network by the moments of its sites' activations."""
+    return LeastSquares(network, moments.items, damping, Room(2**30, 0, Path("nowhere")))
+
+
+def roomy(shape: ModelShape, section: Evaluate) -> MemoryPlan:
+    """A memory that holds whatever a tiny model needs."""
+    return memory_plan(shape, section, Texts(64, 64, 64, 64, 64), "cpu", 4, 2**32, 0)
 
 
 def network_of(folder: Path, dtype: torch.dtype = torch.float32) -> DenseNetwork:

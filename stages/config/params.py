@@ -202,6 +202,7 @@ class Evaluate(Section):
     measurement: Measurement
     prefix_cache_mb: Natural
     cache_mb: Count
+    gpu_memory_gib: Positive | None = None
 
 
 class BuildDataset(Section):

@@ -13,11 +13,13 @@ from stages.architecture import Architecture
 from stages.config.choices import EXECUTORS
 from stages.config.params import Calibration, Measurement, Params, Part, TextProtocol
 from stages.evaluate.calibrate.calibration import Calibrator
-from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH, Evaluator
 from stages.evaluate.measure.executors import Executor
+from stages.evaluate.memory import Texts, memory_at_hand, memory_plan
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.network.device import device_and_dtype
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.repair import Repair
@@ -122,6 +124,18 @@ def calibration_batches(
     return perplexity.batches(torch.cat(rows), CALIBRATION_BATCH_TOKENS)
 
 
+def _tokens(batches: Sequence[Batch], selections: Sequence[Selection], device: torch.device) -> Texts:
+    most = TOKENS_PER_BATCH[device.type]
+    measured = max((selection.tokens for selection in selections), default=most)
+    return Texts(
+        calibration=sum(batch.tokens.numel() for batch in batches),
+        calibration_batch=max(batch.tokens.numel() for batch in batches),
+        measured=measured,
+        batch=min(measured, most),
+        predictions=min(measured, PREDICTIONS_AT_ONCE[device.type]),
+    )
+
+
 def chosen(
     loaded: Checkpoint,
     texts: Mapping[str, Corpus[Document]],
@@ -155,11 +169,19 @@ def open_workbench(
     texts = load_texts(params.corpora)
     questions = load_questions(params.corpora)
     device, dtype = device_and_dtype(params.evaluate)
+    memory = memory_at_hand(device, params.evaluate.gpu_memory_gib)
     loaded = checkpoint.load(params.model, dtype)
-    for part, measurement in needed:
-        chosen(loaded, texts, questions, part, measurement)
+    selections = [chosen(loaded, texts, questions, *asked) for asked in needed]
     batches = calibration_batches(loaded, texts, params.evaluate.calibration)
-    calibration = Calibrator(params.evaluate, loaded, device, batches)
+    plan = memory_plan(
+        loaded.shape,
+        params.evaluate,
+        _tokens(batches, selections, device),
+        device.type,
+        dtype.itemsize,
+        *memory,
+    )
+    calibration = Calibrator(params.evaluate, loaded, device, batches, plan)
     dense = DenseNetwork(loaded, device)
     order = calibration.scores(scores_path, dense).order()
     network = dense.sorted(order, keep=False)

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from stages.architecture import Architecture
+from stages.architecture import Architecture, Site
 from stages.config.choices import IMPORTANCES
 from stages.config.params import ModelSection, TextProtocol
 from stages.evaluate.calibrate import statistics
-from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.importance import CalibrationData
 from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.calibrate.second_repair import repair_again
-from stages.evaluate.calibrate.statistics import Statistics
+from stages.evaluate.calibrate.statistics import SiteStatistics
+from stages.evaluate.calibrate.whitening import Room
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
@@ -83,12 +82,15 @@ class Bench:
         return found
 
 
-def methods(bench: Bench, moments: Statistics) -> dict[str, Callable[[], UnitScores]]:
+Moments = dict[Site, SiteStatistics]
+
+
+def methods(bench: Bench, moments: Moments) -> dict[str, Callable[[], UnitScores]]:
     """Every importance method; the paper's is Taylor on 10 samples of 128 tokens."""
 
     def scored(name: str, batches: Sequence[Batch]) -> UnitScores:
         found: UnitScores = IMPORTANCES[name].score(
-            CalibrationData(bench.network(), batches, lambda: moments)
+            CalibrationData(bench.network(), batches, moments.items)
         )
         return found
 
@@ -101,18 +103,21 @@ def methods(bench: Bench, moments: Statistics) -> dict[str, Callable[[], UnitSco
 
 
 def rows(
-    bench: Bench, scores: UnitScores, moments: Statistics, ratios: Sequence[float], damping: float
+    bench: Bench,
+    scores: UnitScores,
+    moments: Moments,
+    ratios: Sequence[float],
+    damping: float,
 ) -> None:
     """Print the perplexities of one method without repair, with it, and repaired again."""
     network = bench.network().sorted(scores.order())
-    with tempfile.TemporaryDirectory() as folder:
-        once = LeastSquares(network, moments, damping, TensorCache(Path(folder), 2**33), "key")
-        for ratio in ratios:
-            architecture = cut(bench.model.shape, "simple", ratio)
-            again = repair_again(network, once, architecture, bench.calibration, damping)
-            repairs: dict[str, Repair] = {"none": NOTHING_REPAIRED, "least-squares": once}
-            for label, repair in (repairs | {"and again": Given(again)}).items():
-                line(ratio, label, bench.perplexities(network, architecture, repair))
+    once = LeastSquares(network, moments.items, damping, Room(2**33, 0, Path()))
+    for ratio in ratios:
+        architecture = cut(bench.model.shape, "simple", ratio)
+        again = repair_again(network, once, architecture, bench.calibration, damping)
+        repairs: dict[str, Repair] = {"none": NOTHING_REPAIRED, "least-squares": once}
+        for label, repair in (repairs | {"and again": Given(again)}).items():
+            line(ratio, label, bench.perplexities(network, architecture, repair))
 
 
 def line(ratio: float, label: str, values: Sequence[float]) -> None:
@@ -139,7 +144,7 @@ def main() -> None:
     print("| importance | overall ratio | repair | " + " | ".join(bench.texts) + " |")
     print("| --- " * (3 + len(bench.texts)) + "|")
     print("| dense | 0 | | " + " | ".join(f"{value:.2f}" for value in dense) + " |", flush=True)
-    moments = statistics.gather(bench.network(), bench.calibration)
+    moments = dict(statistics.gather(bench.network(), bench.calibration))
     for name, score in methods(bench, moments).items():
         print(f"| **{name}** |" + " |" * (2 + len(bench.texts)))
         rows(bench, score(), moments, arguments.ratios, arguments.damping)

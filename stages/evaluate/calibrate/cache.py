@@ -25,7 +25,7 @@ class TensorCache:
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
-        self._limit = limit_bytes
+        self.limit_bytes = limit_bytes
         self._held: int | None = None
         self._writable = True
         self._said = False
@@ -67,7 +67,7 @@ class TensorCache:
             self._held = sum(size for _, size, _ in self._entries())
         else:
             self._held += size
-        if self._held > self._limit:
+        if self._held > self.limit_bytes:
             self._shrink(path)
 
     def _path(self, key: str) -> Path:
@@ -88,7 +88,7 @@ class TensorCache:
         entries = self._entries()
         held = sum(size for _, size, _ in entries)
         for _, size, path in entries:
-            if held <= self._limit:
+            if held <= self.limit_bytes:
                 break
             if path != newest and path.suffix == _SUFFIX:
                 with contextlib.suppress(OSError):  # another user's

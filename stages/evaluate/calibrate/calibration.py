@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from stages.config.params import Evaluate
 from stages.evaluate.calibrate import curvature, second_repair, statistics
 from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
-from stages.evaluate.calibrate.statistics import SiteStatistics, Statistics
+from stages.evaluate.calibrate.statistics import SiteStatistics
+from stages.evaluate.memory import MemoryPlan
 from stages.evaluate.network import decoder
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.repair import Given, Repair, RepairMethod
 from stages.evaluate.network.weights import PrunedWeights, State
@@ -40,13 +42,18 @@ class Calibrator:
     """
 
     def __init__(
-        self, section: Evaluate, checkpoint: Checkpoint, device: torch.device, batches: Sequence[Batch]
+        self,
+        section: Evaluate,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        batches: Sequence[Batch],
+        memory: MemoryPlan,
     ) -> None:
         self.section = section
+        self.memory = memory
         self.batches = batches
         self.cache = TensorCache(cache_folder() / "calibration", section.cache_mb * 2**20)
         self._checkpoint = checkpoint
-        self._device = device
         tokens = hashlib.sha256(b"".join(batch.tokens.numpy().tobytes() for batch in batches)).hexdigest()
         dtype = str(checkpoint.state[checkpoint.family.embedding].dtype)
         self.key = digest(checkpoint.digest, tokens, dtype, device.type, decoder.VERSION)
@@ -67,35 +74,45 @@ class Calibrator:
         scores = kept(path, lambda path: UnitScores.load(path, key))
         if scores is None:
             print(f"Scoring units by {name} on {self.tokens} tokens", flush=True)
-            scores = importance.score(CalibrationData(network, self.batches, self.statistics))
+            data = CalibrationData(network, self.batches, lambda: self.statistics(network))
+            scores = importance.score(data)
             self._check(scores.heads, scores.groups, scores.channels, what=f"units' scores by {name}")
             scores.save(path, key)
         return scores
 
-    def statistics(self) -> Statistics:
-        """Statistics of every site of the dense network, from the cache or by a pass over the text."""
-        found: Statistics = {}
-        for site in self._checkpoint.shape.sites():
-            tensors = self.cache.get(self._statistics_key(site))
-            if tensors is None:
-                return self._gather()
-            found[site] = SiteStatistics(tensors["gram"], tensors["total"], int(tensors["tokens"]))
-        return found
+    def statistics(self, network: Decoder) -> Iterator[tuple[Site, SiteStatistics]]:
+        """Statistics of every site, one after the other: from the cache, or by a pass over the text.
 
-    def lazy_statistics(self) -> Statistics:
-        """Statistics that are gathered or read when a site is first asked for."""
-        return _LazyStatistics(self)
+        `network` is the dense one with its units in the checkpoint's order. They are kept where the cache
+        holds all of them: a pass on a GPU takes less time than writing and reading a large model's.
+        """
+        if all(self.cache.holds(self._statistics_key(site)) for site in network.shape.sites()):
+            yield from self._kept_statistics(network)
+        else:
+            yield from self._gathered(network, [*network.shape.sites()])
+
+    def _kept_statistics(self, network: Decoder) -> Iterator[tuple[Site, SiteStatistics]]:
+        sites = [*network.shape.sites()]
+        for place, site in enumerate(sites):
+            tensors = self.cache.get(self._statistics_key(site))
+            if tensors is None:  # it went, or is damaged
+                yield from self._gathered(network, sites[place:])
+                return
+            yield site, SiteStatistics(tensors["gram"], tensors["total"], int(tensors["tokens"]))
+
+    def _gathered(self, network: Decoder, wanted: Sequence[Site]) -> Iterator[tuple[Site, SiteStatistics]]:
+        keep = statistics.size_bytes(network.shape) <= self.cache.limit_bytes
+        for site, found in statistics.gather(network, self.batches):
+            if site not in wanted:
+                continue
+            self._check(found.square_sums(), what="activations' squares")
+            if keep:
+                tensors = {"gram": found.gram, "total": found.total, "tokens": torch.tensor(found.tokens)}
+                self.cache.put(self._statistics_key(site), tensors)
+            yield site, found
 
     def _statistics_key(self, site: Site) -> str:
         return f"{digest(self.key, statistics.VERSION)}-{site}"
-
-    def _gather(self) -> Statistics:
-        gathered = statistics.gather(DenseNetwork(self._checkpoint, self._device), self.batches)
-        self._check(*(of_site.square_sums() for of_site in gathered.values()), what="activations' squares")
-        for site, of_site in gathered.items():
-            tensors = {"gram": of_site.gram, "total": of_site.total, "tokens": torch.tensor(of_site.tokens)}
-            self.cache.put(self._statistics_key(site), tensors)
-        return gathered
 
     def _check(self, *values: Any, what: str) -> None:
         """Raise InputError unless all numbers of these tensors, arrays or lists are finite."""
@@ -150,18 +167,6 @@ class Calibrator:
             return network.sliced_state(weights.architecture, Given(ready))
 
         return weights.then(step, make)
-
-
-class _LazyStatistics(dict[Site, SiteStatistics]):
-    """Statistics gathered or read when a site that is not solved yet first asks for them."""
-
-    def __init__(self, calibrator: Calibrator) -> None:
-        super().__init__()
-        self._calibrator = calibrator
-
-    def __missing__(self, site: Site) -> SiteStatistics:
-        self.update(self._calibrator.statistics())
-        return self[site]
 
 
 def _spread(batches: Sequence[Batch], tokens: int) -> list[Batch]:

@@ -8,27 +8,27 @@ that the model itself draws (LeCun et al. 1990, "Optimal brain damage"; Kunstner
 
     ½ Σ_t a_t² / predictions    nats a token.
 
-All widths of an MLP come of one pass. With x its activations, W its output projection and
-G + λI = L Lᵀ the damped Gram matrix of the sorted units, z = L⁻¹x is what each unit adds to those
-before it, and least squares on the first c units leaves W L[:, c:] z[c:]. So a_t at every c is a
-cumulative sum of (gᵀW L) ∘ z from the last unit back; without a repair the same with L = 1.
+All widths that are prefixes of one order of a site's elements (`whitening`) come of one pass. With x its
+activations in that order, W its output projection and R the whitening, least squares on the first c
+elements leaves Y z[c:], where z = R x and Y R[c:, c:] = W[:, c:]. So a_t at every c is a cumulative sum
+of (gᵀ W R⁻¹) ∘ z from the last element back; without a repair the same with R = 1.
 
-One backward pass over the calibration text. Memory beyond the weights: the hidden states of one
-batch before every layer, one layer's gradients, and where sites are repaired the factors L, 4 C²
-bytes a layer (SmolLM2-135M: 0.28 GB).
+One backward pass over the calibration text. Memory beyond the weights and the repair's whitenings: the
+hidden states of one batch before every layer, one layer's gradients, one whitening.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.architecture import Kind, LayerWidth, Site
+from stages.architecture import Kind, Site
 from stages.evaluate.calibrate.importance.taylor import loss_gradient
+from stages.evaluate.calibrate.whitening import heads_of, orders_of, prefix_order, prefix_size
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import Repair
@@ -38,7 +38,7 @@ from stages.sample.space import Option, options
 STEPS = 48
 """Widths of an MLP at which its curve is computed, evenly from one step below dense to dropped."""
 
-VERSION = 1
+VERSION = 2
 """The version of the curves, set by hand: raise it when they change."""
 
 
@@ -50,12 +50,10 @@ def expected_curves(network: ElasticNetwork, repair: Repair, batches: Sequence[B
         site: torch.zeros(len(widths[site.kind]), device=network.device, dtype=torch.float64)
         for site in shape.sites()
     }
-    factors = {site: repair.factor(site) for site in shape.sites() if site.kind is Kind.MLP}
     predictions = 0
     for number, batch in enumerate(tqdm(batches, desc="curvature", unit="batch", leave=False)):
-        for site, rises in token_rises(
-            network, repair, batch.to(network.device), widths, factors, number
-        ).items():
+        rises_by_site = token_rises(network, repair, batch.to(network.device), widths, number)
+        for site, rises in rises_by_site.items():
             squares[site] += rises.double().square().sum(0)
         predictions += batch.targets.numel()
     return DamageCurves(
@@ -74,7 +72,6 @@ def token_rises(
     repair: Repair,
     batch: Batch,
     widths: dict[Kind, list[Option]],
-    factors: Mapping[Site, Tensor | None],
     seed: int,
 ) -> dict[Site, Tensor]:
     """a_t (tokens, widths) of every site, in nats, by the widths of its kind; drawn tokens by `seed`."""
@@ -96,11 +93,8 @@ def token_rises(
         assert middle.grad is not None
         assert start.grad is not None
         with torch.no_grad():
-            of_mlp = _of_mlp(network, mlp, gated, gradient, widths[Kind.MLP], factors[mlp])
-            of_attention = _of_attention(
-                network, repair, attention, mixed, middle.grad, widths[Kind.ATTENTION]
-            )
-            found[mlp], found[attention] = scale * of_mlp, scale * of_attention
+            for site, x, slope in ((mlp, gated, gradient), (attention, mixed, middle.grad)):
+                found[site] = scale * _rises(network, repair, site, x, slope, widths[site.kind])
         gradient = start.grad
     return found
 
@@ -115,46 +109,34 @@ def _drawn(network: ElasticNetwork, last: Tensor, batch: Batch, seed: int) -> Te
     return torch.cat(drawn)
 
 
-def _of_mlp(
-    network: ElasticNetwork,
-    site: Site,
-    x: Tensor,
-    gradient: Tensor,
-    widths: list[Option],
-    lower: Tensor | None,
+def _rises(
+    network: ElasticNetwork, repair: Repair, site: Site, x: Tensor, gradient: Tensor, widths: list[Option]
 ) -> Tensor:
+    """What each width of a site changes at every token, (tokens, widths), along the gradient."""
+    shape, layer = network.shape, network.layers[site.layer]
     x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
-    layer = network.layers[site.layer]
-    down = layer.down.float()
-    if lower is not None:
-        down = down @ lower
-        x = torch.linalg.solve_triangular(lower, x.T, upper=False).T
-    each = (gradient @ down).mul_(x)  # (tokens, C)
-    beyond = each.flip(1).cumsum(1).flip(1)  # [:, c]: what the units from c on contribute
-    rises = -beyond[:, [option.width[0] for option in widths]]
-    if layer.down_bias is not None:  # a dropped sublayer takes its bias along
-        gone = torch.tensor([option.width[0] == 0 for option in widths], device=x.device)
-        rises -= (gradient @ layer.down_bias.float())[:, None] * gone
+    along = gradient @ network.output_weight(site).float()  # (tokens, n)
+    rises = x.new_empty(len(x), len(widths))
+    for heads in orders_of(shape, site.kind):
+        asked = [place for place, option in enumerate(widths) if heads_of(site.kind, option.width) == heads]
+        if asked:
+            order = prefix_order(shape, site.kind, heads).to(x.device)
+            beyond = _beyond(x[:, order], along[:, order], repair.whitening(site, heads))
+            sizes = [prefix_size(shape, site.kind, widths[place].width) for place in asked]
+            rises[:, asked] = -beyond[:, sizes]
+    dropped = [
+        place for place, option in enumerate(widths) if not prefix_size(shape, site.kind, option.width)
+    ]
+    rises[:, dropped] = -(x * along).sum(1, keepdim=True)
+    bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
+    if bias is not None:  # a dropped sublayer takes its bias along
+        rises[:, dropped] -= (gradient @ bias.float())[:, None]
     return rises
 
 
-def _of_attention(
-    network: ElasticNetwork, repair: Repair, site: Site, x: Tensor, gradient: Tensor, widths: list[Option]
-) -> Tensor:
-    x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
-    shape, layer = network.shape, network.layers[site.layer]
-    whole = layer.o.float()  # (D, G, H*d)
-    found = []
-    for option in widths:
-        groups, heads = option.width
-        change = -whole
-        if groups and heads:
-            width = LayerWidth(groups, heads, shape.channels)
-            kept = network.projection(site, width, repair).float()
-            rows = heads * shape.head_dim
-            change[:, :groups, :rows] += kept.view(shape.hidden, groups, rows)
-        rises = (gradient @ change.flatten(1)).mul_(x).sum(1)
-        if layer.o_bias is not None and not groups:
-            rises -= gradient @ layer.o_bias.float()
-        found.append(rises)
-    return torch.stack(found, dim=1)
+def _beyond(x: Tensor, along: Tensor, whitening: Tensor | None) -> Tensor:
+    """What the elements from each one on contribute, (tokens, n), if those before it make up for them."""
+    if whitening is not None:
+        x = x @ whitening.T
+        along = torch.linalg.solve_triangular(whitening.T, along.T, upper=True).T
+    return (along * x).flip(1).cumsum(1).flip(1)

@@ -20,14 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Architecture, Kind, LayerWidth, Site
-from stages.evaluate.calibrate.least_squares import lower_factor
+from stages.evaluate.calibrate.whitening import lower_factor
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import Repair
 
 Projections = dict[Site, Tensor]
 
-VERSION = 1
+VERSION = 2
 """The version of the projections, set by hand: raise it when they change."""
 
 

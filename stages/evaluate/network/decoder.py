@@ -90,7 +90,7 @@ class Decoder:
         self.head = surroundings.head
         self.recipe = surroundings.recipe
         self.eps = surroundings.recipe.norm_eps
-        self.layers = list(layers)
+        self.layers = layers
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +117,7 @@ class Decoder:
         Returns the last state, and the states before each layer in `keep`. With start 0 and no
         hidden state, the batch's tokens are embedded.
         """
-        self._check_length(batch)
+        self.check_length(batch)
         ours = hidden is None  # the caller's own state, and those that are kept, must not be written over
         if hidden is None:
             hidden = self.embed(batch.tokens)
@@ -133,7 +133,7 @@ class Decoder:
 
     def observe(self, batch: Batch, observer: Observer) -> None:
         """Run the dense network on a batch and show the observer every site's activations."""
-        self._check_length(batch)
+        self.check_length(batch)
         hidden = self.embed(batch.tokens)
         rope = self.rope(batch.positions)
         for index in range(self.shape.layers):
@@ -144,7 +144,8 @@ class Decoder:
         hidden, scale = F.embedding(tokens, self.embedding), self.recipe.embedding_scale
         return hidden if scale == 1 else hidden * scale
 
-    def _check_length(self, batch: Batch) -> None:
+    def check_length(self, batch: Batch) -> None:
+        """Raise InputError where a batch's sequences exceed a layer's attention window."""
         length = batch.tokens.shape[1]
         if (narrowest := self.recipe.narrowest) is not None and length > narrowest[1]:
             raise InputError(
@@ -210,6 +211,11 @@ class Decoder:
             total = add(own, part.T, alpha=scale)
             start += part.shape[1]
         return (total if bias is None else total.add(bias, alpha=scale)).view_as(onto)
+
+    def output_weight(self, site: Site) -> Tensor:
+        """The whole output projection (D, n) of a site, as a view."""
+        layer = self.layers[site.layer]
+        return layer.o.flatten(1) if site.kind is Kind.ATTENTION else layer.down
 
     def _projection_parts(self, site: Site, width: LayerWidth, repair: Repair) -> list[Tensor]:
         """`projection_views`, joined on a GPU: a pass over the hidden states costs more than that copy."""

@@ -6,6 +6,7 @@ Any architecture is a *prefix view* of the elastic network: what a width keeps o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 
@@ -23,6 +24,7 @@ class DenseNetwork(Decoder):
         state = {name: tensor.to(device) for name, tensor in checkpoint.state.items()}
         layers = [layer_of(state, family, shape, i, shape.dense_width) for i in range(shape.layers)]
         surroundings = Surroundings.of(shape, family, checkpoint.recipe, checkpoint.config, state)
+        self.layers: list[Layer]
         super().__init__(surroundings, layers)
 
     def sorted(self, order: UnitOrder, keep: bool = True) -> ElasticNetwork:
@@ -49,3 +51,36 @@ class ElasticNetwork(Decoder):
     def __init__(self, surroundings: Surroundings, layers: Sequence[Layer], order: UnitOrder) -> None:
         super().__init__(surroundings, layers)
         self.order = order
+
+    def as_in_checkpoint(self) -> Decoder:
+        """The same with the units in the checkpoint's order, each layer put back when it is asked for.
+
+        What is computed on it equals the dense network's to the last digit, and it holds one layer.
+        """
+        return Decoder(self.surroundings, _PutBack(self))
+
+
+class _PutBack(Sequence[Layer]):
+    """The layers of an elastic network in the checkpoint's order, the last one asked for being held."""
+
+    def __init__(self, network: ElasticNetwork) -> None:
+        self._network = network
+        self._held: tuple[int, Layer] | None = None
+
+    def __len__(self) -> int:
+        return len(self._network.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Layer]: ...
+    def __getitem__(self, index: int | slice) -> Layer | list[Layer]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if self._held is None or self._held[0] != index:
+            self._held = None  # before the next is made
+            network, back = self._network, self._network.order.inverse
+            parts = (back.groups, back.heads, back.channels)
+            units = (torch.from_numpy(part[index]).to(network.device) for part in parts)
+            self._held = index, permuted(network.layers[index], network.shape, *units)
+        return self._held[1]

@@ -25,8 +25,11 @@ class Repair(Protocol):
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         """The refitted projection (D, kept) in the network's dtype; None where the site's prefix stands."""
 
-    def factor(self, site: Site) -> Tensor | None:
-        """L (C, C) of an MLP's damped Gram matrix, its units sorted; None where nothing is refitted."""
+    def whitening(self, site: Site, heads: int) -> Tensor | None:
+        """R (n, n) of a site whose elements stand in the order of widths with so many heads a group.
+
+        Rx are uncorrelated (`stages.evaluate.calibrate.whitening`); None where nothing is refitted.
+        """
 
     def prepare(self, architectures: Iterable[Architecture]) -> None:
         """Make ready what these architectures will ask for, in whatever order is cheapest."""
@@ -41,7 +44,7 @@ class _Nothing:
     def projection(self, site: Site, width: LayerWidth) -> None:
         return None
 
-    def factor(self, site: Site) -> None:
+    def whitening(self, site: Site, heads: int) -> None:
         return None
 
     def prepare(self, architectures: Iterable[Architecture]) -> None: ...
@@ -78,7 +81,7 @@ class Given:
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         return self.projections.get(site)
 
-    def factor(self, site: Site) -> None:
+    def whitening(self, site: Site, heads: int) -> None:
         return None
 
     def prepare(self, architectures: Iterable[Architecture]) -> None: ...

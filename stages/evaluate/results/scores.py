@@ -35,6 +35,13 @@ class UnitOrder:
     channels: Indices
 
     @property
+    def inverse(self) -> UnitOrder:
+        """The order that puts units which stand in this one back."""
+        groups = np.argsort(self.groups, axis=-1)
+        heads = np.take_along_axis(np.argsort(self.heads, axis=-1), groups[..., None], axis=1)
+        return UnitOrder(groups, heads, np.argsort(self.channels, axis=-1))
+
+    @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of the order: with the weights it decides every pruned model's value."""
         found = hashlib.sha256()

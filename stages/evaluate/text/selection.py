@@ -29,6 +29,12 @@ class Selection:
     windows: Mapping[str, Windows]
     items: Mapping[str, list[Item]]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a measurement runs, but for padding and examples that questions share."""
+        texts = sum(rows.tokens.numel() for rows in self.windows.values())
+        return texts + sum(item.length for items in self.items.values() for item in items)
+
     def protocol(self) -> list[dict[str, Any]]:
         """How the figures of each corpus and format are measured, with counts, for JSON."""
         measurement = self.measurement

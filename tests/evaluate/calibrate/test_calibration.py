@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate.calibration import Calibrator
-from stages.evaluate.calibrate.least_squares import lower_factor
+from stages.evaluate.calibrate.whitening import lower_factor
 from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED
 from stages.files import InputError
@@ -28,7 +28,9 @@ def overflowing(tmp_path: Path, part: str, scale: float, importance: str) -> tup
     save_file(larger, folder / "model.safetensors", {"format": "pt"})
     section = Evaluate(**COMMITTED.evaluate.model_dump() | {"importance": importance, "curvature_tokens": 32})
     loaded = tiny.load(folder)
-    return Calibrator(section, loaded, tiny.CPU, BATCHES), DenseNetwork(loaded, tiny.CPU)
+    return Calibrator(section, loaded, tiny.CPU, BATCHES, tiny.roomy(loaded.shape, section)), DenseNetwork(
+        loaded, tiny.CPU
+    )
 
 
 @pytest.mark.parametrize(

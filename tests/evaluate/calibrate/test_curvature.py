@@ -10,8 +10,6 @@ import torch
 
 from stages.architecture import Kind, LayerWidth, Site
 from stages.evaluate.calibrate import curvature, statistics
-from stages.evaluate.calibrate.cache import TensorCache
-from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
@@ -24,10 +22,8 @@ BATCH = tiny.causal(TOKENS)
 CALIBRATION = [tiny.causal(tiny.random_tokens(rows=6, length=48, seed=seed)) for seed in (3, 4)]
 
 
-def repaired(folder: Path, network: ElasticNetwork, cache: Path) -> Repair:
-    gathered = statistics.gather(tiny.network_of(folder), CALIBRATION)
-    # Hardly damped: what damping does to the kept units is left out of the curvature.
-    return LeastSquares(network, gathered, 1e-7, TensorCache(cache, 2**30), "key")
+def repaired(folder: Path, network: ElasticNetwork) -> Repair:
+    return tiny.repair_of(network, dict(statistics.gather(tiny.network_of(folder), CALIBRATION)), 0.01)
 
 
 def seen_in_reference(model: Any, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,16 +72,15 @@ def change(
     "name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3", "granite-biased-tied"]
 )
 def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
-    name: str, repairs: bool, tiny_folder: TinyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, repairs: bool, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variant = (tiny.VARIANTS | tiny.TOYS)[name]
     folder = tiny_folder(variant.family, **variant.options)
     network, model = tiny.elastic_of(folder), tiny.reference(folder)
-    repair = repaired(folder, network, tmp_path) if repairs else NOTHING_REPAIRED
-    factors = {site: repair.factor(site) for site in network.shape.sites() if site.kind is Kind.MLP}
+    repair = repaired(folder, network) if repairs else NOTHING_REPAIRED
     monkeypatch.setattr(curvature, "_drawn", lambda network, last, batch, seed: batch.targets)
     widths = {kind: options(network.shape, kind, 8)[1:] for kind in Kind}
-    found = curvature.token_rises(network, repair, BATCH, widths, factors, 0)
+    found = curvature.token_rises(network, repair, BATCH, widths, 0)
     for site in network.shape.sites():
         layer = model.model.layers[site.layer]
         module = layer.self_attn.o_proj if site.kind is Kind.ATTENTION else layer.mlp.down_proj
@@ -104,9 +99,7 @@ def test_a_curve_is_half_the_mean_square_over_all_batches(
 ) -> None:
     network = tiny.elastic_of(tiny_folder("llama"))
 
-    def rises(
-        network: ElasticNetwork, repair: Repair, batch: Batch, widths: Any, factors: Any, seed: int
-    ) -> Any:
+    def rises(network: ElasticNetwork, repair: Repair, batch: Batch, widths: Any, seed: int) -> Any:
         tokens = batch.tokens.numel()
         return {
             site: torch.full((tokens, len(widths[site.kind])), 1.0 + seed) for site in network.shape.sites()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.architecture import Architecture, Kind, LayerWidth, Site
+from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.least_squares import LeastSquares
-from stages.evaluate.calibrate.statistics import Statistics
+from stages.evaluate.calibrate.statistics import SiteStatistics
+from stages.evaluate.calibrate.whitening import Room, orders_of, prefix_order
 from stages.evaluate.network.elastic import ElasticNetwork
+from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder
 
@@ -25,23 +30,19 @@ DAMPING = 0.003
 class Bench:
     """A sorted network, its statistics and, recorded apart from them, every site's activations."""
 
-    def __init__(self, folder: Path, cache: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         unsorted = tiny.network_of(folder)
-        self.statistics: Statistics = statistics.gather(unsorted, CALIBRATION)
+        self.statistics = dict(statistics.gather(unsorted, CALIBRATION))
         self.network: ElasticNetwork = unsorted.sorted(tiny.random_order(unsorted.shape))
         self.activations: dict[Site, torch.Tensor] = {}
         for batch in CALIBRATION:
             with torch.inference_mode():
                 self.network.observe(batch, self._record)
-        self.repair = self.make(cache)
+        self.repair = tiny.repair_of(self.network, self.statistics, DAMPING)
 
     def _record(self, site: Site, x: torch.Tensor) -> None:
         old = [self.activations[site]] if site in self.activations else []
         self.activations[site] = torch.cat([*old, x.flatten(0, 1).double()])
-
-    def make(self, cache: Path) -> LeastSquares:
-        store = TensorCache(cache, 2**30)
-        return LeastSquares(self.network, self.statistics, DAMPING, store, "key")
 
     def kept(self, site: Site, width: LayerWidth) -> list[int]:
         shape = self.network.shape
@@ -60,8 +61,8 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tiny_folder: TinyFolder, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tiny_folder("llama"), tmp_path_factory.mktemp("cache"))
+def bench(tiny_folder: TinyFolder) -> Bench:
+    return Bench(tiny_folder("llama"))
 
 
 widths = st.builds(LayerWidth, st.integers(1, 2), st.integers(1, 3), st.integers(1, 63))
@@ -81,7 +82,7 @@ def test_it_is_the_ridge_solution(bench: Bench, width: LayerWidth, layer: int, k
     level = DAMPING * x.square().sum(0).mean()
     kept = bench.kept(site, width)
     rows = torch.cat([x[:, kept], level.sqrt() * torch.eye(len(kept), dtype=x.dtype)])
-    goal = torch.cat([x @ w.T, torch.zeros(len(kept), len(w), dtype=x.dtype)])
+    goal = torch.cat([x @ w.T, level.sqrt() * w[:, kept].T])  # it strays from W by as little as it can
     expected = torch.linalg.lstsq(rows, goal).solution.T
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-4)
 
@@ -118,26 +119,83 @@ def test_the_network_uses_it_and_the_slice_carries_it(bench: Bench) -> None:
             torch.testing.assert_close(state[key], own if found is None else found)
 
 
-def test_each_site_and_width_is_solved_once(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    solved: list[tuple[Site, int]] = []
-    original = LeastSquares._solve_mlp
+def test_each_site_and_width_is_solved_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[tuple[Site, Width]] = []
+    original = LeastSquares._solve
 
-    def counted(self: LeastSquares, site: Site, channels: int) -> torch.Tensor:
-        solved.append((site, channels))
-        return original(self, site, channels)
+    def counted(self: LeastSquares, site: Site, kept: Width) -> torch.Tensor:
+        solved.append((site, kept))
+        return original(self, site, kept)
 
-    monkeypatch.setattr(LeastSquares, "_solve_mlp", counted)
+    monkeypatch.setattr(LeastSquares, "_solve", counted)
     site, width = Site(1, Kind.MLP), LayerWidth(2, 3, 32)
-    first = bench.make(tmp_path)
-    one, again = first.projection(site, width), first.projection(site, width)
-    from_disk = bench.make(tmp_path).projection(site, width)
-    assert solved == [(site, 32)]
+    repair = tiny.repair_of(bench.network, bench.statistics, DAMPING)
+    one, again = repair.projection(site, width), repair.projection(site, width)
+    assert solved == [(site, (32,))]
     assert one is not None
     assert again is one
-    assert from_disk is not None
-    assert torch.equal(one, from_disk)
+
+
+def test_statistics_are_asked_once_and_only_where_something_is_cut(bench: Bench) -> None:
+    asked = 0
+
+    def moments() -> Iterable[tuple[Site, SiteStatistics]]:
+        nonlocal asked
+        asked += 1
+        yield from bench.statistics.items()
+
+    repair = LeastSquares(bench.network, moments, DAMPING, Room(2**30, 0, Path()))
+    repair.prepare([bench.network.shape.dense()])
+    assert asked == 0
+    repair.prepare([cut_everywhere(bench.network.shape)])
+    repair.projection(Site(0, Kind.MLP), LayerWidth(2, 3, 32))
+    assert asked == 1
+
+
+def cut_everywhere(shape: ModelShape) -> Architecture:
+    return Architecture((LayerWidth(1, 2, 32),) * shape.layers)
+
+
+@pytest.mark.parametrize("room", [(0, 0), (0, 2**30), (40_000, 20_000)], ids=["disk", "host", "all"])
+def test_wherever_whitenings_lie_the_projections_are_the_same(
+    bench: Bench, tmp_path: Path, room: tuple[int, int]
+) -> None:
+    repair = LeastSquares(bench.network, bench.statistics.items, DAMPING, Room(*room, tmp_path / "deep"))
+    for site in bench.network.shape.sites():
+        width = LayerWidth(1, 2, 40)
+        found, expected = repair.projection(site, width), bench.repair.projection(site, width)
+        assert found is not None
+        assert expected is not None
+        assert found.equal(expected)
+    assert not list(tmp_path.rglob("*.*"))  # nothing is left behind that a kill could leave
+
+
+def test_a_disk_that_takes_no_whitening_is_named(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    repair = LeastSquares(bench.network, bench.statistics.items, DAMPING, Room(0, 0, tmp_path))
+    with pytest.raises(InputError, match=r"No space left on device.*PRUNECAST_CACHE"):
+        repair.projection(Site(0, Kind.MLP), LayerWidth(1, 2, 40))
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_prefix_of_a_whitening_is_the_whitening_of_the_prefix(bench: Bench, kind: Kind) -> None:
+    """What makes every width of an order a look-up, shown on the activations themselves."""
+    shape, site = bench.network.shape, Site(2, kind)
+    x = bench.activations[site]
+    for heads in orders_of(shape, kind):
+        order = prefix_order(shape, kind, heads)
+        assert sorted(order.tolist()) == list(range(x.shape[1]))
+        white = bench.repair.whitening(site, heads).double()
+        damped = x[:, order].T @ x[:, order]
+        damped += DAMPING * damped.diagonal().mean() * torch.eye(len(damped), dtype=x.dtype)
+        for size in (len(damped) // 3, len(damped)):
+            within = white[:size, :size] @ damped[:size, :size] @ white[:size, :size].T
+            torch.testing.assert_close(within, torch.eye(size, dtype=x.dtype), rtol=0, atol=2e-3)
 
 
 def test_statistics_are_the_activations_moments(bench: Bench, tiny_folder: TinyFolder) -> None:

@@ -10,9 +10,7 @@ import torch
 
 from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate import statistics
-from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.importance import CalibrationData, moments
-from stages.evaluate.calibrate.least_squares import LeastSquares
 from stages.evaluate.calibrate.second_repair import repair_again
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
@@ -44,10 +42,10 @@ def bench(
 ) -> Bench:
     variant = (tiny.VARIANTS | tiny.TOYS)[request.param]
     dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
-    gathered = statistics.gather(dense, BATCHES)
-    order = moments.activation(CalibrationData(dense, BATCHES, lambda: gathered)).order()
+    gathered = dict(statistics.gather(dense, BATCHES))
+    order = moments.activation(CalibrationData(dense, BATCHES, gathered.items)).order()
     network = dense.sorted(order)
-    return Bench(network, LeastSquares(network, gathered, DAMPING, TensorCache(tmp_path, 2**30), "key"))
+    return Bench(network, tiny.repair_of(network, gathered, DAMPING))
 
 
 def final_states(network: ElasticNetwork, architecture: Architecture, repair: Repair) -> torch.Tensor:

@@ -16,11 +16,11 @@ text (the inputs of its output projection), W the output projection:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from stages.architecture import ModelShape
-from stages.evaluate.calibrate.statistics import Statistics
+from stages.architecture import ModelShape, Site
+from stages.evaluate.calibrate.statistics import SiteStatistics
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.results.scores import UnitScores
@@ -28,11 +28,14 @@ from stages.evaluate.results.scores import UnitScores
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What a method may score by: the dense network, calibration batches, and statistics on demand."""
+    """What a method may score by: the dense network, calibration batches, and every site's statistics.
+
+    These come one after the other, layer by layer, when they are asked for.
+    """
 
     network: DenseNetwork
     batches: Sequence[Batch]
-    statistics: Callable[[], Statistics]
+    statistics: Callable[[], Iterable[tuple[Site, SiteStatistics]]]
 
 
 def _nothing(shape: ModelShape, tokens: int, batch_tokens: int, element_bytes: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.architecture import Kind, Site
+from stages.architecture import Kind
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.calibrate.statistics import SiteStatistics
 from stages.evaluate.results.scores import UnitScores
@@ -18,12 +18,14 @@ Elements = Callable[[SiteStatistics, Tensor], Tensor]
 
 def _summed(data: CalibrationData, elements: Elements, finish: Callable[[Tensor], Tensor]) -> UnitScores:
     """Sums over the elements of each unit, finished."""
-    shape, statistics = data.network.shape, data.statistics()
+    shape = data.network.shape
     heads, channels = [], []
-    for index, layer in enumerate(data.network.layers):
-        of_attention = elements(statistics[Site(index, Kind.ATTENTION)], layer.o.flatten(1))
-        heads.append(of_attention.view(shape.kv_groups, shape.heads_per_group, -1).sum(-1))
-        channels.append(elements(statistics[Site(index, Kind.MLP)], layer.down))
+    for site, moments in data.statistics():
+        found = elements(moments, data.network.output_weight(site))
+        if site.kind is Kind.ATTENTION:
+            heads.append(found.view(shape.kv_groups, shape.heads_per_group, -1).sum(-1))
+        else:
+            channels.append(found)
     groups = torch.zeros(shape.layers, shape.kv_groups)
     return UnitScores.of(finish(torch.stack(heads)), groups, finish(torch.stack(channels)))
 

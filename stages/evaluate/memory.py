@@ -1,0 +1,144 @@
+"""What a measuring stage holds and where it lies, computed from the shape before anything is loaded.
+
+The network stays on the device, and beside it what the widest of the phases needs that come one after the
+other. What is left of the device's memory goes to the repair's whitenings, those of the first sites first;
+the others lie in host memory, and where that ends in a file below the cache folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+
+from stages.architecture import Kind, ModelShape
+from stages.config.choices import IMPORTANCES, REPAIRS
+from stages.config.params import Evaluate
+from stages.evaluate.calibrate.whitening import Room, orders_of
+from stages.files import cache_folder
+
+SPARE = {"cpu": 0.5, "cuda": 0.9}
+"""The part of a memory that is planned with: kernels' workspaces, fragments and other programs take some."""
+HOST_PART = 0.5
+"""The part of the host memory that is free at the start which whitenings may take beside a GPU's."""
+_PROJECTIONS = "repaired projections of an architecture"
+_LEAST_PROJECTIONS = 2**28
+"""At least so many bytes of projections are held, from one architecture to the next."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens that are run: of the calibration text, of all of the largest measurement, and at once."""
+
+    calibration: int
+    calibration_batch: int
+    measured: int
+    batch: int
+    predictions: int
+    """Predictions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by what holds them: through all of a stage, and in each phase.
+
+    `whitenings` are the repair's, in all; `device_bytes` may be taken, of which the rest is theirs.
+    """
+
+    always: Mapping[str, float]
+    phases: Mapping[str, Mapping[str, float]]
+    whitenings: float
+    device_bytes: float
+    host_bytes: float
+    folder: Path = field(default_factory=lambda: cache_folder() / "calibration")
+
+    @property
+    def needed(self) -> float:
+        """Bytes on the device without a whitening."""
+        widest = max(sum(parts.values()) for parts in self.phases.values())
+        return sum(self.always.values()) + widest
+
+    @property
+    def projections(self) -> int:
+        """Most bytes of repaired projections that are held."""
+        return int(self.always.get(_PROJECTIONS, 0))
+
+    @property
+    def on_device(self) -> float:
+        """Bytes of whitenings on the device."""
+        return min(self.whitenings, max(0.0, self.device_bytes - self.needed))
+
+    @property
+    def in_host_memory(self) -> float:
+        return min(self.whitenings - self.on_device, self.host_bytes)
+
+    @property
+    def on_disk(self) -> float:
+        return self.whitenings - self.on_device - self.in_host_memory
+
+    @property
+    def room(self) -> Room:
+        return Room(int(self.on_device), int(self.host_bytes), self.folder)
+
+
+def memory_plan(
+    shape: ModelShape,
+    section: Evaluate,
+    texts: Texts,
+    device: str,
+    each: int,
+    device_bytes: float,
+    host_bytes: float,
+) -> MemoryPlan:
+    """The plan of one measuring stage, of elements of `each` bytes."""
+    heads = shape.kv_groups * shape.heads_per_group * shape.head_dim
+    widest, layer = max(heads, shape.channels), shape.decoder_parameters / shape.layers
+    state = texts.measured * shape.hidden * each
+    shared = min(section.prefix_cache_mb * 2**20 // max(1, state), shape.layers) * state
+    columns = shape.vocabulary if device == "cuda" else 1024
+    of_batch = texts.calibration_batch * each * (shape.hidden * (shape.layers + 8) + 6 * widest)
+    phases: dict[str, dict[str, float]] = {
+        "measuring": {
+            "hidden states in common": shared,
+            "activations of a batch": texts.batch * (3 * shape.channels + 6 * shape.hidden) * each,
+            "logits": texts.predictions * columns * (each + 8),
+        }
+    }
+    importance, repair = IMPORTANCES[section.importance], REPAIRS[section.reconstruction.method]
+    if held := importance.held_bytes(shape, texts.calibration, texts.calibration_batch, each):
+        phases["scoring"] = {"states, gradients and logits": held}
+    if importance.by_statistics or repair.by_statistics:
+        phases["calibration"] = {
+            "hidden states": texts.calibration * shape.hidden * each,
+            "activations of a batch": texts.calibration_batch * 8 * widest * 4,
+            "a layer in the checkpoint's order": layer * each,
+            "a site's Gram matrix and its factor": widest**2 * (4 + 4 * 8),
+        }
+    if section.curvature_tokens:
+        phases["damage curves"] = {
+            "hidden states and gradients of a batch": of_batch + texts.calibration_batch * 6 * widest * 4,
+            "a layer's gradients and weights in float32": layer * each + 4 * shape.hidden * widest,
+            "two whitenings": 2 * 4 * widest**2 * repair.by_statistics,
+        }
+    always: dict[str, float] = {"weights": shape.total_parameters * each}
+    whitenings = 0.0
+    if repair.by_statistics:
+        projections = shape.layers * shape.hidden * (heads + shape.channels)
+        always[_PROJECTIONS] = max(_LEAST_PROJECTIONS, projections * each)
+        sites = len(list(orders_of(shape, Kind.ATTENTION))) * heads**2 + shape.channels**2
+        whitenings = 4.0 * shape.layers * sites
+        phases["measuring"]["repair of a projection"] = 4 * (widest**2 + 3 * shape.hidden * widest)
+    return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes)
+
+
+def memory_at_hand(device: torch.device, limit_gib: float | None) -> tuple[float, float]:
+    """Bytes that may be taken now on the device and, beside a GPU's, in host memory."""
+    free = psutil.virtual_memory().available
+    if device.type == "cpu":
+        return free * SPARE["cpu"], 0.0
+    on_device, _ = torch.cuda.mem_get_info(device)
+    limit = on_device if limit_gib is None else min(on_device, limit_gib * 2**30)
+    return limit * SPARE["cuda"], free * HOST_PART
