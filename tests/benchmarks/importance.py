@@ -89,9 +89,7 @@ def methods(bench: Bench, moments: Moments) -> dict[str, Callable[[], UnitScores
     """Every importance method; the paper's is Taylor on 10 samples of 128 tokens."""
 
     def scored(name: str, batches: Sequence[Batch]) -> UnitScores:
-        found: UnitScores = IMPORTANCES[name].score(
-            CalibrationData(bench.network(), batches, moments.items)
-        )
+        found: UnitScores = IMPORTANCES[name].score(CalibrationData(bench.network(), batches, moments.items))
         return found
 
     found: dict[str, Callable[[], UnitScores]] = {
