@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, c
 
 def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(bytes.fromhex(file_digest(path)))
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        for found in pool.map(file_digest, files):
+            digest.update(bytes.fromhex(found))
     return digest.hexdigest()
