@@ -202,7 +202,7 @@ class Evaluate(Section):
     measurement: Measurement
     prefix_cache_mb: Natural
     cache_mb: Count
-    gpu_memory_gib: Positive | None = None
+    gpu_memory_gib: Positive | None
 
 
 class BuildDataset(Section):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.network.device import device_and_dtype
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.repair import Repair
-from stages.evaluate.network.weights import PrunedWeights
+from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results import context
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
@@ -74,34 +75,33 @@ class Workbench:
         }
 
     def weights(self, architecture: Architecture, again: bool) -> PrunedWeights:
-        """An architecture's weights: cut from the network, repaired, and `again` where that is asked for.
+        """An architecture's weights: cut from the model's files, repaired, and `again` if that is asked for.
 
         The dense architecture has nothing to repair.
         """
-        cut = PrunedWeights(
-            architecture,
-            ({"cut": self.identity},),
-            lambda: self.network.sliced_state(architecture, self.repair),
-        )
-        if not again or architecture == self.network.shape.dense():
-            return cut
-        return self.calibration.repair_again(self.network, self.repair, cut)
 
-    def exact(self) -> Workbench:
-        """This workbench in float32 on the CPU: exports are cut from it, whatever dtype measured them.
+        def cut(dtype: torch.dtype) -> State:
+            return self.exact.sliced_state(architecture, self.repair.on(self.exact), dtype)
+
+        once = PrunedWeights(architecture, ({"cut": self.identity},), cut)
+        if not again or architecture == self.network.shape.dense():
+            return once
+        return self.calibration.repair_again(self.network, self.repair, once, self.exact)
+
+    @cached_property
+    def exact(self) -> ElasticNetwork:
+        """The network in float32: exports are cut from it, whatever dtype measured them.
 
         Raises:
             InputError: the model's files are not those that were opened.
         """
-        if self.network.device.type == "cpu" and self.network.dtype == torch.float32:
-            return self
-        loaded = checkpoint.load(self.params.model)
-        if loaded.digest != self.checkpoint.digest:
+        if self.network.dtype == torch.float32:
+            return self.network
+        if checkpoint.digest_of(self.params.model) != self.checkpoint.digest:
             raise InputError(
-                f"model.source {loaded.name!r} was replaced while this stage ran; run the stage again"
+                f"model.source {self.checkpoint.name!r} was replaced while this stage ran; run it again"
             )
-        network = DenseNetwork(loaded, torch.device("cpu")).sorted(self.network.order, keep=False)
-        return replace(self, checkpoint=loaded, network=network, repair=self.calibration.repair(network))
+        return ElasticNetwork.exact(self.checkpoint, self.network.order, self.network.device)
 
 
 def calibration_batches(

@@ -52,11 +52,10 @@ def run(params: Params, architecture_id: str, folder: Path) -> None:
         raise InputError(f"{folder} is there already; name a folder that is not")
     searched = DATA / "search" / "context.json"
     bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", measured=searched)
-    exact = bench.exact()
     with writing(folder, OF_THE_DISK):
         folder.mkdir(parents=True)
         dtype = getattr(torch, params.export.dtype)
-        export_weights(exact, weights_of(exact, candidate), folder / MODEL, dtype)
+        export_weights(bench, weights_of(bench, candidate), folder / MODEL, dtype)
         for file in read_base_model(params.model).terms:
             shutil.copy(file, folder / MODEL)
     print(f"{100 * candidate.overall_ratio:.2f} % pruned: {folder / MODEL}")

@@ -16,14 +16,10 @@ from stages.sample.source import locate
 from stages.search import outcome
 from stages.search.outcome import Candidate
 
-VERSIONS = {ExportPart.WEIGHTS: 1, ExportPart.TABLE: 1, ExportPart.PROOF: 1}
+VERSIONS = {ExportPart.WEIGHTS: 2, ExportPart.TABLE: 1, ExportPart.PROOF: 1}
 """Raised by hand with every change of the code that makes a part, where what is made changes."""
 
-_NO_VALUES = {
-    "prefix_cache_mb",
-    "cache_mb",
-    "gpu_memory_gib",
-}  # of the section `evaluate`: they decide memory and disk alone
+_NO_VALUES = {"prefix_cache_mb", "cache_mb", "gpu_memory_gib"}  # of `evaluate`: memory and disk alone
 _OF_A_MODEL = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 

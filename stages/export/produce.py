@@ -57,9 +57,8 @@ def produce(
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
     if before is None or ExportPart.WEIGHTS in todo:
         dtype: torch.dtype = getattr(torch, params.export.dtype)
-        exact = bench.exact()
-        weights = weights_of(exact, winner)
-        checks = export_weights(exact, weights, new / MODEL, dtype)
+        weights = weights_of(bench, winner)
+        checks = export_weights(bench, weights, new / MODEL, dtype)
         base = read_base_model(params.model)
         for file in base.terms:
             shutil.copy(file, new / MODEL)

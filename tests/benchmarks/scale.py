@@ -85,9 +85,11 @@ def write_rest(work: Path, changes: dict[str, dict[str, Any]]) -> None:
         "texts": {"prose": "prose.txt", "verse": "verse.txt"},
         "questions": {"quiz": "quiz.jsonl"},
     }
+    params["sample"]["spread_overall_ratios"] = [0.1, 0.38]  # what 28 layers reach too
     params["search"]["objective"] = {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0}
     for section in ("evaluate", "search", "export"):
-        params[section]["measurement"]["windows"] = 16  # of each text, 512 tokens each: 16,384
+        # Of each text, 512 tokens each: 16,384. Questions have a token a letter here.
+        params[section]["measurement"] |= {"windows": 16, "question_tokens": None}
     for section, values in changes.items():
         params[section] |= values
     (work / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

@@ -149,12 +149,14 @@ class Calibrator:
             found.write(path, key)
         return found
 
-    def repair_again(self, network: ElasticNetwork, repair: Repair, weights: PrunedWeights) -> PrunedWeights:
-        """The second repair of weights that were cut from the network and repaired once."""
+    def repair_again(
+        self, network: ElasticNetwork, repair: Repair, weights: PrunedWeights, exact: ElasticNetwork
+    ) -> PrunedWeights:
+        """The second repair of weights that were cut and repaired once, the rest of them out of `exact`."""
         damping = self.section.reconstruction.damping
         step = {"repair again": {"damping": damping, "version": second_repair.VERSION}}
 
-        def make() -> State:
+        def make(dtype: torch.dtype) -> State:
             key = f"{self.key_of(network, {'again': [*weights.made, step]})}-{weights.architecture.id}"
             tensors = self.cache.get(key)
             if tensors is None:
@@ -163,8 +165,8 @@ class Calibrator:
                 )
                 tensors = {str(site): projection for site, projection in found.items()}
                 self.cache.put(key, tensors)
-            ready = {Site.parse(name): t.to(network.device, network.dtype) for name, t in tensors.items()}
-            return network.sliced_state(weights.architecture, Given(ready))
+            ready = {Site.parse(name): t.to(exact.device, exact.dtype) for name, t in tensors.items()}
+            return exact.sliced_state(weights.architecture, Given(ready), dtype)
 
         return weights.then(step, make)
 

@@ -17,6 +17,7 @@ disk: on a GPU a projection of a 7B Llama takes less time than reading it would.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -124,6 +125,15 @@ class LeastSquares:
         """R (n, n) of the site's order for widths of `heads` heads a group, float32 on the device."""
         self._make()
         return self._whitenings.rows(site, heads)
+
+    def on(self, network: ElasticNetwork) -> LeastSquares:
+        """The same repair of a network with the same units in another precision."""
+        if network is self._network:
+            return self
+        self._make()
+        other = copy.copy(self)
+        other._network, other._solved = network, _Bounded(0)
+        return other
 
     def _solve(self, site: Site, kept: Width) -> Tensor:
         self._make()

@@ -138,7 +138,7 @@ class Evaluator:
     ) -> list[Tensor]:
         if weights is None or weights.is_view:
             return self._prefix.log_likelihoods(architecture, branches)
-        network = PrunedNetwork(architecture, weights.make(), self.network)
+        network = PrunedNetwork(architecture, weights.make(self.network.dtype), self.network)
         return [network.log_likelihoods(architecture, batch) for batch in self._batches]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,8 +49,14 @@ class Checkpoint:
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     generation_config: GenerationConfig | None
     state: Mapping[str, torch.Tensor]
+    stored: Stored
+    """Where each tensor lies in the folder's files."""
     digest: str
     """SHA-256 of the weight files, the shape and the block recipe: part of every journal key."""
+
+    def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Tensors out of the files again, on the CPU in `dtype`."""
+        return read_tensors(self.folder, {name: self.stored[name] for name in names}, dtype, self.name)
 
 
 def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
@@ -76,6 +82,7 @@ def load(model: ModelSection, dtype: torch.dtype = torch.float32) -> Checkpoint:
         tokenizer=tokenizer,
         generation_config=_generation_config(folder, model.source),
         state=state,
+        stored={name: opened.tensors[name] for name in state},
         digest=opened.digest,
     )
 

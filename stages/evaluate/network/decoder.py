@@ -286,24 +286,36 @@ class Decoder:
         return self.surroundings.rotations.at(positions, self.dtype)
 
     def sliced_state(
-        self, architecture: Architecture, repair: Repair = NOTHING_REPAIRED
+        self,
+        architecture: Architecture,
+        repair: Repair = NOTHING_REPAIRED,
+        dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
         """The architecture's own tensors, under their Hugging Face names, on the CPU.
 
-        Dropped sublayers are absent, as is the head where it is tied to the embeddings.
+        In `dtype`, or the network's; layer by layer, so that nothing else is held beside them. Dropped
+        sublayers are absent, as is the head where it is tied to the embeddings.
         """
         family = self.family
-        state = {family.embedding: self.embedding, family.final_norm: self.final_norm}
+        outside = {family.embedding: self.embedding, family.final_norm: self.final_norm}
         if not self.shape.tied_embeddings:
-            state[family.head] = self.head
+            outside[family.head] = self.head
+        state = _own(outside, dtype)
         for index, (layer, width) in enumerate(zip(self.layers, architecture.widths, strict=True)):
             prefix = family.layer.format(layer=index)
             kept = sliced(layer, width, self.shape.head_dim)
             for kind, name in ((Kind.ATTENTION, "o.weight"), (Kind.MLP, "down.weight")):
                 if width.keeps(kind):
                     kept[name] = self.projection(Site(index, kind), width, repair)
-            state |= {prefix + name: tensor for name, tensor in named(family, kept).items()}
-        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+            state |= _own({prefix + name: t for name, t in named(family, kept).items()}, dtype)
+        return state
+
+
+def _own(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Copies on the CPU, each with a storage of its own."""
+    return {
+        name: torch.empty(t.shape, dtype=dtype or t.dtype).copy_(t.detach()) for name, t in tensors.items()
+    }
 
 
 def grouped_rows(

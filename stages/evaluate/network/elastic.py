@@ -5,14 +5,14 @@ Any architecture is a *prefix view* of the elastic network: what a width keeps o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.decoder import Decoder, Surroundings
-from stages.evaluate.network.layers import Layer, layer_of, permuted
+from stages.evaluate.network.layers import Layer, OneAtATime, layer_of, permuted, units_of
 from stages.evaluate.results.scores import UnitOrder
 
 
@@ -33,12 +33,10 @@ class DenseNetwork(Decoder):
         Unless `keep`, this network gives its layers up one by one, and is of no use afterwards: so a device
         never holds them twice.
         """
-        shape, parts = self.shape, (order.groups, order.heads, order.channels)
         layers: list[Layer] = []
-        for index in range(shape.layers):
+        for index in range(self.shape.layers):
             layer = self.layers[index] if keep else self.layers.pop(0)
-            units = (torch.from_numpy(part[index]).to(self.device) for part in parts)
-            layers.append(permuted(layer, shape, *units))
+            layers.append(permuted(layer, self.shape, *units_of(order, index, self.device)))
         return ElasticNetwork(self.surroundings, layers, order)
 
 
@@ -55,32 +53,29 @@ class ElasticNetwork(Decoder):
     def as_in_checkpoint(self) -> Decoder:
         """The same with the units in the checkpoint's order, each layer put back when it is asked for.
 
-        What is computed on it equals the dense network's to the last digit, and it holds one layer.
+        What is computed on it equals the dense network's to the last digit.
         """
-        return Decoder(self.surroundings, _PutBack(self))
+        back = self.order.inverse
 
+        def put_back(index: int) -> Layer:
+            return permuted(self.layers[index], self.shape, *units_of(back, index, self.device))
 
-class _PutBack(Sequence[Layer]):
-    """The layers of an elastic network in the checkpoint's order, the last one asked for being held."""
+        return Decoder(self.surroundings, OneAtATime(self.shape.layers, put_back))
 
-    def __init__(self, network: ElasticNetwork) -> None:
-        self._network = network
-        self._held: tuple[int, Layer] | None = None
+    @classmethod
+    def exact(cls, checkpoint: Checkpoint, order: UnitOrder, device: torch.device) -> ElasticNetwork:
+        """A checkpoint in float32, each layer read from its files when it is asked for."""
+        shape, family = checkpoint.shape, checkpoint.family
+        layers = [family.layer.format(layer=index) for index in range(shape.layers)]
 
-    def __len__(self) -> int:
-        return len(self._network.layers)
+        def read(names: Iterable[str]) -> dict[str, Tensor]:
+            return {name: t.to(device) for name, t in checkpoint.read(names, torch.float32).items()}
 
-    @overload
-    def __getitem__(self, index: int) -> Layer: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Layer]: ...
-    def __getitem__(self, index: int | slice) -> Layer | list[Layer]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if self._held is None or self._held[0] != index:
-            self._held = None  # before the next is made
-            network, back = self._network, self._network.order.inverse
-            parts = (back.groups, back.heads, back.channels)
-            units = (torch.from_numpy(part[index]).to(network.device) for part in parts)
-            self._held = index, permuted(network.layers[index], network.shape, *units)
-        return self._held[1]
+        def layer(index: int) -> Layer:
+            state = read(name for name in checkpoint.stored if name.startswith(layers[index]))
+            found = layer_of(state, family, shape, index, shape.dense_width)
+            return permuted(found, shape, *units_of(order, index, device))
+
+        outside = read(name for name in checkpoint.stored if not name.startswith(tuple(layers)))
+        surroundings = Surroundings.of(shape, family, checkpoint.recipe, checkpoint.config, outside)
+        return cls(surroundings, OneAtATime(shape.layers, layer), order)

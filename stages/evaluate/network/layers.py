@@ -11,8 +11,9 @@ G KV groups, H query heads a group, d elements a head, D hidden, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -44,6 +45,35 @@ class Layer:
     gate_bias: Tensor | None = None
     up_bias: Tensor | None = None
     down_bias: Tensor | None = None
+
+
+class OneAtATime(Sequence[Layer]):
+    """Layers that are made when they are asked for, the last one being held.
+
+    Where a network's are run in turn, over all of a text each, a device holds one of them.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Layer]) -> None:
+        self._count = count
+        self._make = make
+        self._held: tuple[int, Layer] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Layer]: ...
+    def __getitem__(self, index: int | slice) -> Layer | list[Layer]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        if self._held is None or self._held[0] != index:
+            self._held = None  # before the next is made
+            self._held = index, self._make(index)
+        return self._held[1]
 
 
 def prefix(tensor: Tensor | None, size: int) -> Tensor | None:
@@ -101,6 +131,14 @@ def sorted_elements(order: UnitOrder, site: Site, shape: ModelShape) -> Tensor:
     groups, of_groups = (torch.from_numpy(part[site.layer]) for part in (order.groups, order.heads))
     heads = groups[:, None] * shape.heads_per_group + of_groups
     return (heads[..., None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
+
+
+def units_of(order: UnitOrder, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer's rows of an order: groups, heads and channels."""
+    groups, heads, channels = (
+        torch.from_numpy(part[index]).to(device) for part in (order.groups, order.heads, order.channels)
+    )
+    return groups, heads, channels
 
 
 def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, channels: Tensor) -> Layer:

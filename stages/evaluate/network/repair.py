@@ -31,6 +31,9 @@ class Repair(Protocol):
         Rx are uncorrelated (`stages.evaluate.calibrate.whitening`); None where nothing is refitted.
         """
 
+    def on(self, network: Any) -> Repair:
+        """The same repair of a network with the same units in another precision (`ElasticNetwork.exact`)."""
+
     def prepare(self, architectures: Iterable[Architecture]) -> None:
         """Make ready what these architectures will ask for, in whatever order is cheapest."""
 
@@ -46,6 +49,9 @@ class _Nothing:
 
     def whitening(self, site: Site, heads: int) -> None:
         return None
+
+    def on(self, network: Any) -> Repair:
+        return self
 
     def prepare(self, architectures: Iterable[Architecture]) -> None: ...
 
@@ -83,5 +89,8 @@ class Given:
 
     def whitening(self, site: Site, heads: int) -> None:
         return None
+
+    def on(self, network: Any) -> Repair:
+        return self
 
     def prepare(self, architectures: Iterable[Architecture]) -> None: ...

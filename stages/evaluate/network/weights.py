@@ -7,7 +7,7 @@ step makes (the second repair, a recovery) are one architecture's own: they pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.architecture import Architecture
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
-from stages.evaluate.network.layers import layer_of
+from stages.evaluate.network.layers import Layer, OneAtATime, layer_of
 from stages.files import digest
 
 State = Mapping[str, Tensor]
@@ -30,13 +30,13 @@ class PrunedWeights:
     """An architecture with tensors of its own.
 
     `made` has the steps that made them, the first being what they were cut from, each with everything that
-    decides its outcome; so the digest is known before a tensor is computed. `make` computes them, float
-    tensors on the CPU.
+    decides its outcome; so the digest is known before a tensor is computed. `make` computes them in a
+    dtype, on the CPU.
     """
 
     architecture: Architecture
     made: tuple[Mapping[str, Any], ...]
-    make: Callable[[], State]
+    make: Callable[[torch.dtype], State]
 
     @property
     def digest(self) -> str:
@@ -48,7 +48,7 @@ class PrunedWeights:
         """Whether they were cut from the elastic network and nothing more: its prefix view is the same."""
         return len(self.made) == 1
 
-    def then(self, step: Mapping[str, Any], make: Callable[[], State]) -> PrunedWeights:
+    def then(self, step: Mapping[str, Any], make: Callable[[torch.dtype], State]) -> PrunedWeights:
         """The weights that a further step makes of these."""
         return replace(self, made=(*self.made, step), make=make)
 
@@ -56,19 +56,30 @@ class PrunedWeights:
 class PrunedNetwork(Decoder):
     """Tensors of an architecture's own, ready to run at its widths, with the surroundings of `like`.
 
-    They lie on the device of `like` in its dtype, embedding, final norm and head included.
+    They lie on the device of `like` in its dtype, embedding, final norm and head included; the layers
+    `one_at_a_time` where they are run once.
     """
 
-    def __init__(self, architecture: Architecture, state: State, like: Decoder) -> None:
+    def __init__(
+        self, architecture: Architecture, state: State, like: Decoder, one_at_a_time: bool = False
+    ) -> None:
         shape, family = like.shape, like.family
-        ours = {name: tensor.to(like.device, like.dtype) for name, tensor in state.items()}
-        embedding = ours[family.embedding]
-        head = embedding if shape.tied_embeddings else ours[family.head]
+
+        def ours(name: str) -> Tensor:
+            return state[name].to(like.device, like.dtype)
+
+        def layer(index: int) -> Layer:
+            prefix = family.layer.format(layer=index)
+            own = {name: ours(name) for name in state if name.startswith(prefix)}
+            return layer_of(own, family, shape, index, architecture.widths[index])
+
+        embedding = ours(family.embedding)
+        head = embedding if shape.tied_embeddings else ours(family.head)
         surroundings = replace(
-            like.surroundings, embedding=embedding, final_norm=ours[family.final_norm], head=head
+            like.surroundings, embedding=embedding, final_norm=ours(family.final_norm), head=head
         )
-        layers = [layer_of(ours, family, shape, i, width) for i, width in enumerate(architecture.widths)]
-        super().__init__(surroundings, layers)
+        layers: Sequence[Layer] = OneAtATime(shape.layers, layer)
+        super().__init__(surroundings, layers if one_at_a_time else list(layers))
         self.architecture = architecture
 
     def logits_of(self, tokens: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ def export_weights(
 ) -> list[tuple[str, str]]:
     """Write the weights' folder and GGUF files, and prove that the folder computes what they do.
 
-    `bench` and its weights are exact (`Workbench.exact`); lines for the report are returned.
+    Lines for the report are returned.
     """
-    loaded, state, architecture = bench.checkpoint, weights.make(), weights.architecture
+    loaded, state, architecture = bench.checkpoint, weights.make(dtype), weights.architecture
     write_folder(
         folder, state, loaded.config, architecture, loaded.shape,
         loaded.tokenizer, loaded.generation_config, dtype,
@@ -47,7 +47,7 @@ def export_weights(
     documents = next(iter(bench.texts.values())).parts["selection"]
     some = "\n\n".join(document.text for document in documents[:100])
     tokens = torch.tensor([loaded.tokenizer(some, add_special_tokens=False)["input_ids"][:256]])
-    network = PrunedNetwork(architecture, state, bench.network)
+    network = PrunedNetwork(architecture, state, bench.exact, one_at_a_time=True)
     difference = check.logit_difference(folder, network, tokens)
     print(
         f"export: the model loads in a fresh process; largest logit difference from the measured network "

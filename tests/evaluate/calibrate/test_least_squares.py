@@ -182,6 +182,21 @@ def test_a_disk_that_takes_no_whitening_is_named(
         repair.projection(Site(0, Kind.MLP), LayerWidth(1, 2, 40))
 
 
+def test_in_another_precision_the_whitenings_are_the_same(tiny_folder: TinyFolder, bench: Bench) -> None:
+    """What a GPU measures in bfloat16 is exported from exact weights, and no statistics are gathered anew."""
+    folder, order = tiny_folder("llama"), bench.network.order
+    rounded = tiny.network_of(folder, torch.bfloat16).sorted(order)
+    repair = tiny.repair_of(rounded, bench.statistics, DAMPING)
+    exact = repair.on(bench.network)
+    for site in bench.network.shape.sites():
+        width = LayerWidth(1, 2, 40)
+        found, expected = exact.projection(site, width), bench.repair.projection(site, width)
+        assert found is not None
+        assert expected is not None
+        assert found.equal(expected)
+    assert repair.on(rounded) is repair
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_a_prefix_of_a_whitening_is_the_whitening_of_the_prefix(bench: Bench, kind: Kind) -> None:
     """What makes every width of an order a look-up, shown on the activations themselves."""

@@ -283,9 +283,9 @@ def test_the_part_decides_the_key_even_of_equal_text(network: ElasticNetwork) ->
 
 def test_two_weightings_of_one_architecture_are_told_apart(network: ElasticNetwork, tmp_path: Path) -> None:
     evaluator = make(network)
-    cut = PrunedWeights(MIXED, ({"cut": "a"},), lambda: network.sliced_state(MIXED))
+    cut = PrunedWeights(MIXED, ({"cut": "a"},), lambda dtype: network.sliced_state(MIXED, dtype=dtype))
     state = {name: 1.1 * tensor for name, tensor in network.sliced_state(MIXED).items()}
-    louder = cut.then({"louder": 1.1}, lambda: state)
+    louder = cut.then({"louder": 1.1}, lambda dtype: state)
     path = tmp_path / "journal.jsonl"
     rows: list[Row] = []
     for weights in (None, cut, louder, louder):

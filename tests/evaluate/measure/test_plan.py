@@ -76,7 +76,7 @@ def test_works_that_never_part_are_not_divided() -> None:
 
 def test_weights_of_their_own_share_nothing() -> None:
     first, second = with_first_layers(3, 2)
-    weights = PrunedWeights(second, ({"cut": {}},), lambda: {"a": torch.zeros(1)})
+    weights = PrunedWeights(second, ({"cut": {}},), lambda dtype: {"a": torch.zeros(1)})
     own = Work(second, "own", weights)
     found = subtrees([Work(first, "a"), Work(second, "b"), own])
     assert [[work.design for work in subtree.works] for subtree in found] == [["b", "a"], ["own"]]

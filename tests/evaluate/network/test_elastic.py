@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from stages.architecture import Architecture, LayerWidth
 from stages.evaluate.network.decoder import Decoder, grouped_rows
-from stages.evaluate.network.elastic import DenseNetwork
+from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
+from stages.evaluate.network.layers import OneAtATime
 from stages.evaluate.network.prefix import common_prefix
 from stages.files import InputError
 from tests import tiny
@@ -136,6 +138,48 @@ def test_the_dense_sliced_state_is_the_checkpoint(pair: Pair) -> None:
     found = pair.network.sliced_state(pair.dense)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_units_are_put_back_to_the_last_digit(tiny_folder: TinyFolder) -> None:
+    folder = tiny_folder("llama", **tiny.VARIANTS["llama-biased"].options)
+    back = tiny.elastic_of(folder).as_in_checkpoint().layers
+    dense = tiny.network_of(folder).layers
+    assert len(back) == len(dense)
+    for ours, theirs in zip(back, dense, strict=True):
+        for field in dataclasses.fields(theirs):
+            found, expected = getattr(ours, field.name), getattr(theirs, field.name)
+            assert found is None if expected is None else found.equal(expected), field.name
+
+
+@pytest.mark.parametrize("name", ["llama-biased", "llama-tied", "qwen3"])
+def test_whatever_dtype_is_loaded_the_files_are_read_again_exactly(
+    name: str, tiny_folder: TinyFolder
+) -> None:
+    variant = tiny.VARIANTS[name]
+    folder = tiny_folder(variant.family, **variant.options)
+    expected = tiny.elastic_of(folder)
+    exact = ElasticNetwork.exact(tiny.load(folder, torch.bfloat16), expected.order, tiny.CPU)
+    states = (network.sliced_state(tiny.MIXED) for network in (exact, expected))
+    found, wanted = states
+    assert found.keys() == wanted.keys()
+    assert all(found[name].equal(wanted[name]) for name in wanted)
+    rounded = exact.sliced_state(tiny.MIXED, dtype=torch.float16)
+    assert all(rounded[name].equal(wanted[name].half()) for name in wanted)
+
+
+def test_one_layer_is_held_at_a_time() -> None:
+    made: list[int] = []
+
+    def make(index: int) -> Any:
+        made.append(index)
+        return index
+
+    layers: Any = OneAtATime(3, make)
+    assert [layers[0], layers[0], layers[1], layers[0]] == [0, 0, 1, 0]
+    assert made == [0, 1, 0]
+    assert len(layers) == 3
+    assert list(layers) == [0, 1, 2]
+    assert layers[1:] == [1, 2]
 
 
 def test_a_sliced_state_shares_no_memory_with_the_network(biased: Pair) -> None:

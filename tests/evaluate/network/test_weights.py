@@ -39,7 +39,8 @@ def test_they_run_as_the_repaired_prefix_view(
     network = dense.sorted(tiny.random_order(dense.shape))
     architecture = tiny.fitted(widths, network.shape)
     for repair in (NOTHING_REPAIRED, repair_of(network, architecture)):
-        own = PrunedNetwork(architecture, network.sliced_state(architecture, repair), network)
+        state = network.sliced_state(architecture, repair)
+        own = PrunedNetwork(architecture, state, network, one_at_a_time=repair is not NOTHING_REPAIRED)
         expected = tiny.elastic_logits(network, architecture, TOKENS, repair)
         tiny.assert_same(own.logits_of(TOKENS), expected)
         batch = tiny.causal(TOKENS)
@@ -63,19 +64,19 @@ def test_every_tensor_is_their_own(tiny_folder: TinyFolder) -> None:
 
 def test_the_digest_is_of_the_architecture_and_every_step() -> None:
 
-    def costly() -> State:
+    def costly(dtype: torch.dtype) -> State:
         raise AssertionError("nothing is computed to know what it will be called")
 
     weights = PrunedWeights(tiny.MIXED, ({"cut": {"weights": "a"}},), costly)
-    again = weights.then({"repair again": {"damping": 0.1}}, lambda: {"x": torch.ones(1)})
+    again = weights.then({"repair again": {"damping": 0.1}}, lambda dtype: {"x": torch.ones(1, dtype=dtype)})
     others = [
         again,
         replace(weights, architecture=tiny.HOLLOW),
         replace(weights, made=({"cut": {"weights": "b"}},)),
-        again.then({"repair again": {"damping": 0.1}}, dict),
+        again.then({"repair again": {"damping": 0.1}}, costly),
     ]
     digests = {weights.digest, *(other.digest for other in others)}
     assert len(digests) == 5
-    assert replace(weights, make=dict).digest == weights.digest
+    assert replace(weights, make=again.make).digest == weights.digest
     assert again.architecture == weights.architecture
-    assert again.make() == {"x": torch.ones(1)}
+    assert again.make(torch.float16)["x"].dtype == torch.float16

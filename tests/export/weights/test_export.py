@@ -14,8 +14,8 @@ from stages.files import InputError
 from stages.search.outcome import Candidate
 from tests import tiny
 
-CUT = PrunedWeights(tiny.MIXED, ({"cut": "from here"},), dict)
-AGAIN = CUT.then({"repair again": {"damping": 0.1}}, dict)
+CUT = PrunedWeights(tiny.MIXED, ({"cut": "from here"},), lambda dtype: {})
+AGAIN = CUT.then({"repair again": {"damping": 0.1}}, lambda dtype: {})
 
 
 def bench() -> Any:
