@@ -135,10 +135,14 @@ def memory_plan(
 
 
 def memory_at_hand(device: torch.device, limit_gib: float | None) -> tuple[float, float]:
-    """Bytes that may be taken now on the device and, beside a GPU's, in host memory."""
+    """Bytes that may be taken now on the device and, beside a GPU's, in host memory.
+
+    More of a GPU's is refused from here on, so that its limit holds.
+    """
     free = psutil.virtual_memory().available
     if device.type == "cpu":
         return free * SPARE["cpu"], 0.0
-    on_device, _ = torch.cuda.mem_get_info(device)
+    on_device, whole = torch.cuda.mem_get_info(device)
     limit = on_device if limit_gib is None else min(on_device, limit_gib * 2**30)
+    torch.cuda.set_per_process_memory_fraction(limit / whole, device)
     return limit * SPARE["cuda"], free * HOST_PART

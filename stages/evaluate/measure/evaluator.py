@@ -23,7 +23,7 @@ from stages.evaluate.network.repair import Repair
 from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
 from stages.evaluate.text import mmlu, perplexity
 from stages.evaluate.text.selection import Selection
-from stages.files import digest
+from stages.files import InputError, digest
 from stages.metrics.metric import format_of
 from stages.metrics.registered import of_questions, of_text
 
@@ -68,8 +68,23 @@ class Evaluator:
         }
         self.context = self._context(identity)
         self.digest = digest(self.context)
-        self._batches = [b.to(network.device) for b in self._all_batches()]
-        self._prefix = SharedPrefix(network, self._batches, cache_bytes, repair)
+        self._cache_bytes = cache_bytes
+        self._told = False
+        self._place()
+
+    def _place(self) -> None:
+        """Put the batches onto the device, with no hidden states yet."""
+        self._batches = [b.to(self.network.device) for b in self._all_batches()]
+        self._prefix = SharedPrefix(self.network, self._batches, self._cache_bytes, self.repair)
+
+    def _halve(self) -> bool:
+        """Halve the batches and the hidden states in common; whether anything can be halved."""
+        before = len(self._batches), self._cache_bytes
+        for every in (self._texts, self._questions):
+            every |= {name: [h for b in batches for h in b.halves()] for name, batches in every.items()}
+        self._cache_bytes //= 2
+        self._place()
+        return (len(self._batches), self._cache_bytes) != before
 
     def _all_batches(self) -> list[Batch]:
         every = [*self._texts.values(), *self._questions.values()]
@@ -120,7 +135,7 @@ class Evaluator:
         metrics: dict[str, float] = {}
         samples: dict[str, list[float]] = {}
         with torch.inference_mode():
-            results = iter(self._log_likelihoods(architecture, set(branches), weights))
+            results = iter(self._in_memory(architecture, set(branches), weights))
             for name, batches in self._texts.items():
                 rows = self.selection.windows[name]
                 found = _take(results, batches)
@@ -132,6 +147,25 @@ class Evaluator:
                 metrics |= means
                 samples |= parts
         return metrics, samples
+
+    def _in_memory(
+        self, architecture: Architecture, branches: set[int], weights: PrunedWeights | None
+    ) -> list[Tensor]:
+        """Log-likelihoods of every batch's targets; a GPU whose memory ends goes on with smaller batches."""
+        while True:
+            try:
+                return self._log_likelihoods(architecture, branches, weights)
+            except torch.OutOfMemoryError as error:
+                halved, said = self._halve(), str(error).split(". ")[0]
+            if not halved:
+                raise InputError(
+                    f"the GPU's memory does not hold one sequence of the measurement ({said}); free some of "
+                    "it, raise evaluate.gpu_memory_gib, or lower the measurement's sequence_length"
+                )
+            torch.cuda.empty_cache()
+            if not self._told:
+                print(f"The GPU's memory ended ({said}): batches are halved", flush=True)
+            self._told = True
 
     def _log_likelihoods(
         self, architecture: Architecture, branches: set[int], weights: PrunedWeights | None

@@ -23,6 +23,19 @@ class Batch:
     at: Tensor
     targets: Tensor
 
+    def halves(self) -> list[Batch]:
+        """Its sequences in two batches, predictions in the same order; itself where there is but one."""
+        rows, length = self.tokens.shape
+        if rows == 1:
+            return [self]
+        found, middle = [], rows // 2
+        for start, stop in ((0, middle), (middle, rows)):
+            here = (self.at >= start * length) & (self.at < stop * length)
+            mask = None if self.mask is None else self.mask[start:stop]
+            tokens, positions = self.tokens[start:stop], self.positions[start:stop]
+            found.append(Batch(tokens, positions, mask, self.at[here] - start * length, self.targets[here]))
+        return found
+
     def to(self, device: torch.device) -> Batch:
         mask = None if self.mask is None else self.mask.to(device)
         at, targets = self.at.to(device), self.targets.to(device)

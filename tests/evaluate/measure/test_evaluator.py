@@ -20,12 +20,14 @@ from stages.evaluate.measure.executors import Local
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.prefix import SharedPrefix
 from stages.evaluate.network.repair import NOTHING_REPAIRED
 from stages.evaluate.network.weights import PrunedWeights
 from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import Corpus, Document, Question
 from stages.evaluate.text.selection import Selection, select
+from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder
 
@@ -279,6 +281,40 @@ def test_what_decides_a_value_decides_its_key(network: ElasticNetwork, change: d
 
 def test_the_part_decides_the_key_even_of_equal_text(network: ElasticNetwork) -> None:
     assert make(network).key(MIXED) != make(network, part="report").key(MIXED)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_memory_that_ends_halves_the_batches_and_moves_no_value(
+    network: ElasticNetwork, times: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = make(network).measure(MIXED)
+    evaluator, left = make(network), times
+    original, key = SharedPrefix.log_likelihoods, evaluator.key(MIXED)
+
+    def ends(self: SharedPrefix, *arguments: Any) -> list[torch.Tensor]:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(SharedPrefix, "log_likelihoods", ends)
+    found = evaluator.measure(MIXED)
+    assert capsys.readouterr().out == "The GPU's memory ended (CUDA out of memory): batches are halved\n"
+    assert evaluator.key(MIXED) == key
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert {name: pytest.approx(values, rel=1e-5) for name, values in found[1].items()} == expected[1]
+
+
+def test_a_memory_that_holds_no_sequence_is_told(
+    network: ElasticNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(SharedPrefix, "log_likelihoods", ends)
+    with pytest.raises(InputError, match=r"does not hold one sequence.*evaluate\.gpu_memory_gib"):
+        make(network).measure(MIXED)
 
 
 def test_two_weightings_of_one_architecture_are_told_apart(network: ElasticNetwork, tmp_path: Path) -> None:
