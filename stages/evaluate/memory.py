@@ -144,5 +144,5 @@ def memory_at_hand(device: torch.device, limit_gib: float | None) -> tuple[float
         return free * SPARE["cpu"], 0.0
     on_device, whole = torch.cuda.mem_get_info(device)
     limit = on_device if limit_gib is None else min(on_device, limit_gib * 2**30)
-    torch.cuda.set_per_process_memory_fraction(limit / whole, device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole))  # of the current device
     return limit * SPARE["cuda"], free * HOST_PART
