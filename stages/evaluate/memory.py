@@ -8,7 +8,7 @@ the others lie in host memory, and where that ends in a file below the cache fol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -53,13 +53,17 @@ class MemoryPlan:
     whitenings: float
     device_bytes: float
     host_bytes: float
-    folder: Path = field(default_factory=lambda: cache_folder() / "calibration")
+    folder: Path
+
+    @property
+    def widest(self) -> str:
+        """The phase that holds most; the phases come one after the other."""
+        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def needed(self) -> float:
         """Bytes on the device without a whitening."""
-        widest = max(sum(parts.values()) for parts in self.phases.values())
-        return sum(self.always.values()) + widest
+        return sum(self.always.values()) + sum(self.phases[self.widest].values())
 
     @property
     def projections(self) -> int:
@@ -92,12 +96,15 @@ def memory_plan(
     each: int,
     device_bytes: float,
     host_bytes: float,
+    folder: Path | None = None,
 ) -> MemoryPlan:
-    """The plan of one measuring stage, of elements of `each` bytes."""
+    """The plan of one measuring stage, of elements of `each` bytes.
+
+    What fits nowhere else goes into `folder`, by default the calibration's in the cache folder.
+    """
     heads = shape.kv_groups * shape.heads_per_group * shape.head_dim
     widest, layer = max(heads, shape.channels), shape.decoder_parameters / shape.layers
-    state = texts.measured * shape.hidden * each
-    shared = min(section.prefix_cache_mb * 2**20 // max(1, state), shape.layers) * state
+    shared = min(section.prefix_cache_mb * 2**20, shape.layers * texts.measured * shape.hidden * each)
     columns = shape.vocabulary if device == "cuda" else 1024
     of_batch = texts.calibration_batch * each * (shape.hidden * (shape.layers + 8) + 6 * widest)
     phases: dict[str, dict[str, float]] = {
@@ -123,7 +130,8 @@ def memory_plan(
             "a layer's gradients and weights in float32": layer * each + 4 * shape.hidden * widest,
             "two whitenings": 2 * 4 * widest**2 * repair.by_statistics,
         }
-    always: dict[str, float] = {"weights": shape.total_parameters * each}
+    copies = 2 if device == "cpu" else 1  # as they were loaded, and sorted by importance
+    always: dict[str, float] = {"weights" + copies // 2 * ", twice": copies * shape.total_parameters * each}
     whitenings = 0.0
     if repair.by_statistics:
         projections = shape.layers * shape.hidden * (heads + shape.channels)
@@ -131,7 +139,8 @@ def memory_plan(
         sites = len(list(orders_of(shape, Kind.ATTENTION))) * heads**2 + shape.channels**2
         whitenings = 4.0 * shape.layers * sites
         phases["measuring"]["repair of a projection"] = 4 * (widest**2 + 3 * shape.hidden * widest)
-    return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes)
+    folder = folder or cache_folder() / "calibration"
+    return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes, folder)
 
 
 def memory_at_hand(device: torch.device, limit_gib: float | None) -> tuple[float, float]:

@@ -17,7 +17,9 @@ GPU_FRACTIONS = ((576, 0.40), (4096, 0.56))
 """Hidden size, and what is reached of a data sheet's dense bfloat16 rate. Measured on one H100:
 SmolLM2-135M on 32 x 2,048 tokens, and LLaMA-2-7B's shape with random weights, 512 x 128 tokens (0.59)
 and 32 rows of 2,048 under a mask (0.56). GPUs with little memory bandwidth for their rate (L4) reach less."""
-GPU_FRACTION_64 = 0.5
+GPU_FRACTION_32, GPU_FRACTION_64 = 0.4, 0.5
+"""Of repairs, whose products are narrow and whose triangles are solved: the first measured for LLaMA-2-7B's
+shape on one H200."""
 GPU_LAYER_S = 0.0006
 """Seconds of each decoder layer and batch, however small: one of 4,600 tokens in 3 batches took the
 same H100 about 0.05 s, nearly all of it spent on launching 30 layers' kernels."""
@@ -29,16 +31,18 @@ CPU_FRACTION = 0.8
 class Machine:
     """A device and what of its peak rates is reached.
 
-    flops and flops64 are FLOP/s of dense matrix products in the dtype that models are measured in
-    (bfloat16 on a GPU, float32 on a CPU) and in float64.
+    flops, flops32 and flops64 are FLOP/s of dense matrix products in the dtype that models are measured in
+    (bfloat16 on a GPU, float32 on a CPU), in float32 and in float64.
     """
 
     name: str
     device: str
     flops: float
+    flops32: float
     flops64: float
     memory_bytes: float
     fraction: float
+    fraction_32: float
     fraction_64: float
     layer_s: float
 
@@ -47,30 +51,31 @@ class Machine:
         """Bytes of a weight and of an activation."""
         return 2 if self.device == "cuda" else 4
 
-    def seconds(self, flops: float, flops64: float, layers: int) -> float:
+    def seconds(self, flops: float, flops32: float, flops64: float, layers: int) -> float:
         """How long so much work takes, in `layers` calls of a decoder layer."""
-        work = flops / (self.flops * self.fraction) + flops64 / (self.flops64 * self.fraction_64)
+        work = flops / (self.flops * self.fraction)
+        work += flops32 / (self.flops32 * self.fraction_32) + flops64 / (self.flops64 * self.fraction_64)
         return work + layers * self.layer_s
 
 
-def _gpu(name: str, tflops: float, tflops64: float, gigabytes: float) -> Machine:
-    rates = (tflops * 1e12, tflops64 * 1e12)
-    widest = GPU_FRACTIONS[-1][1]
-    return Machine(name, "cuda", *rates, gigabytes * 1e9, widest, GPU_FRACTION_64, GPU_LAYER_S)
+def _gpu(name: str, tflops: float, tflops32: float, tflops64: float, gigabytes: float) -> Machine:
+    rates = (tflops * 1e12, tflops32 * 1e12, tflops64 * 1e12)
+    fractions = (GPU_FRACTIONS[-1][1], GPU_FRACTION_32, GPU_FRACTION_64)
+    return Machine(name, "cuda", *rates, gigabytes * 1e9, *fractions, GPU_LAYER_S)
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        # Dense bfloat16 (float32 accumulation), float64 without sparsity, memory: NVIDIA's data sheets.
-        _gpu("A100 40GB", 312, 9.7, 40),
-        _gpu("A100 80GB", 312, 9.7, 80),
-        _gpu("H100", 989, 34, 80),
-        _gpu("H200", 989, 34, 141),
-        _gpu("L4", 121, 0.47, 24),
-        _gpu("L40S", 362, 1.4, 48),
-        _gpu("RTX 3090", 71, 0.56, 24),
-        _gpu("RTX 4090", 165, 1.3, 24),
+        # Dense bfloat16 (float32 accumulation), float32, float64, and memory: NVIDIA's data sheets.
+        _gpu("A100 40GB", 312, 19.5, 9.7, 40),
+        _gpu("A100 80GB", 312, 19.5, 9.7, 80),
+        _gpu("H100", 989, 67, 34, 80),
+        _gpu("H200", 989, 67, 34, 141),
+        _gpu("L4", 121, 30, 0.47, 24),
+        _gpu("L40S", 362, 92, 1.4, 48),
+        _gpu("RTX 3090", 71, 36, 0.56, 24),
+        _gpu("RTX 4090", 165, 83, 1.3, 24),
     )
 }
 
@@ -102,9 +107,11 @@ def this_cpu() -> Machine:
     return Machine(
         f"this CPU, {threads} of {os.cpu_count()} threads",
         "cpu",
-        _product_rate(torch.float32),
+        single := _product_rate(torch.float32),
+        single,
         _product_rate(torch.float64),
         psutil.virtual_memory().total,
+        CPU_FRACTION,
         CPU_FRACTION,
         CPU_FRACTION,
         0.0,

@@ -19,6 +19,7 @@ import torch
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
+from stages.evaluate.memory import MemoryPlan
 from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory
@@ -72,9 +73,6 @@ def without_milliseconds(params: Params) -> Params:
 def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount], machine: Machine) -> str:
     """The plan, for a person."""
     work = steps(loaded, shape, measured, torch.bfloat16 if machine.device == "cuda" else torch.float32)
-    parts = memory.on_device(loaded, shape, measured, machine)
-    held = memory.peak(parts)
-    fits = "" if held <= machine.memory_bytes else ": it does NOT fit; lower evaluate.prefix_cache_mb first"
     lines = [
         f"profile {loaded.profile}: {loaded.model.source}, {shape.total_parameters / 1e9:.3g} billion "
         f"parameters, {shape.layers} layers",
@@ -85,12 +83,35 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount]
         "",
         *_work(work, machine),
         "",
-        f"memory: {_gigabytes(held)} of {_gigabytes(machine.memory_bytes)}{fits}",
-        *(f"  {_gigabytes(size):>9}  {name}" for name, size in parts.items()),
+        *_memory(memory.planned(loaded, shape, measured, machine), machine),
         "disk:",
-        *(f"  {_gigabytes(size):>9}  {name}" for name, size in memory.on_disk(loaded, shape).items()),
+        *_parts(memory.on_disk(loaded, shape)),
     ]
     return "\n".join(lines)
+
+
+def _memory(plan: MemoryPlan, machine: Machine) -> list[str]:
+    """Where what lies, the widest phase with its parts."""
+    held, whole = plan.needed + plan.on_device, machine.memory_bytes
+    fits = ""
+    if sum(plan.always.values()) > plan.device_bytes:
+        fits = ": it does NOT fit"
+    elif plan.needed > plan.device_bytes:
+        fits = ": tight; lower evaluate.prefix_cache_mb (a GPU's batches are halved where its memory ends)"
+    lines = [f"memory: {_gigabytes(held)} of {_gigabytes(whole)}{fits}", *_parts(plan.always)]
+    whitenings = {
+        "whitenings of the repair": plan.on_device,
+        "whitenings of the repair, in host memory": plan.in_host_memory,
+        "whitenings of the repair, on the disk while a stage runs": plan.on_disk,
+    }
+    lines += _parts({name: size for name, size in whitenings.items() if size})
+    lines += _parts({f"{plan.widest}: {name}": size for name, size in plan.phases[plan.widest].items()})
+    less = {f"({phase})": sum(p.values()) for phase, p in plan.phases.items() if phase != plan.widest}
+    return [*lines, *_parts(less)]
+
+
+def _parts(sizes: Mapping[str, float]) -> list[str]:
+    return [f"  {_gigabytes(size):>9}  {name}" for name, size in sizes.items()]
 
 
 def _token_counts(measured: Mapping[str, TokenCount]) -> list[str]:
@@ -103,23 +124,26 @@ def _token_counts(measured: Mapping[str, TokenCount]) -> list[str]:
 
 def _work(work: Sequence[Step], machine: Machine) -> list[str]:
     lines = [
-        f"{'stage':16}{'what':42}{'evaluations':>11}{'tokens':>16}{'PFLOPs':>11}{'float64':>9}{'time':>9}"
+        f"{'stage':16}{'what':42}{'evaluations':>11}{'tokens':>16}{'PFLOPs':>11}{'float32':>9}{'float64':>9}{'time':>9}"
     ]
     total = 0.0
     for stage, overhead in STAGE_S.items():
         for step in (s for s in work if s.stage == stage):
-            seconds = machine.seconds(step.flops, step.flops64, step.layers) + step.cpu_s
+            seconds = machine.seconds(step.flops, step.flops32, step.flops64, step.layers) + step.cpu_s
             total += seconds
             lines.append(
                 f"{stage:16}{step.what:42}{step.evaluations or '':>11}{step.tokens or 0:>16,}"
-                f"{step.flops / 1e15:>11,.3g}{step.flops64 / 1e15:>9,.3g}{_time(seconds):>9}"
+                f"{step.flops / 1e15:>11,.3g}{step.flops32 / 1e15:>9,.3g}{step.flops64 / 1e15:>9,.3g}"
+                f"{_time(seconds):>9}"
             )
         total += overhead
-        lines.append(f"{stage:16}{'all else':42}{'':>11}{'':>16}{'':>11}{'':>9}{_time(overhead):>9}")
-    flops, flops64 = sum(s.flops for s in work), sum(s.flops64 for s in work)
+        lines.append(f"{stage:16}{'all else':42}{'':>11}{'':>16}{'':>11}{'':>18}{_time(overhead):>9}")
+    flops, flops32, flops64 = (
+        sum(getattr(s, name) for s in work) for name in ("flops", "flops32", "flops64")
+    )
     lines.append(
         f"{'together':58}{sum(s.evaluations for s in work):>11,}{sum(s.tokens for s in work):>16,}"
-        f"{flops / 1e15:>11,.3g}{flops64 / 1e15:>9,.3g}{_time(total):>9}"
+        f"{flops / 1e15:>11,.3g}{flops32 / 1e15:>9,.3g}{flops64 / 1e15:>9,.3g}{_time(total):>9}"
     )
     return lines
 

@@ -13,9 +13,11 @@ from typing import Any, cast
 
 import torch
 
-from stages.architecture import Architecture, Kind, ModelShape, Site, Width
+from stages.architecture import Architecture, Kind, ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
+from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate.whitening import orders_of, prefix_size
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.network.repair import RepairMethod
@@ -23,7 +25,6 @@ from stages.flops import head_flops, token_flops
 from stages.plan.token_counts import TokenCount
 from stages.sample import designs
 from stages.sample.limits import limits_of
-from stages.sample.space import options
 
 PROOF_FLOPS, PROOF_BYTES, PROOF_START_S = 0.09e12, 8e9, 15.0
 GRADIENT = 3
@@ -34,7 +35,7 @@ GRADIENT = 3
 class Step:
     """A part of a stage.
 
-    tokens are those that evaluations read; flops are in the model's dtype, flops64 in float64;
+    tokens are those that evaluations read; flops are in the model's dtype, flops32 and flops64 in these;
     layers counts calls of a decoder layer, and cpu_s seconds that no accelerator shortens.
     """
 
@@ -43,6 +44,7 @@ class Step:
     evaluations: int = 0
     tokens: int = 0
     flops: float = 0.0
+    flops32: float = 0.0
     flops64: float = 0.0
     layers: int = 0
     cpu_s: float = 0.0
@@ -105,15 +107,32 @@ def calibration(params: Params, shape: ModelShape) -> Step:
     section = params.evaluate
     tokens = section.calibration.samples * section.calibration.sequence_length
     forward = tokens * token_flops(shape, shape.dense().widths, section.calibration.sequence_length / 2)
-    flops, layers = 0.0, 0
+    flops, flops32, layers = 0.0, 0.0, 0
     if IMPORTANCES[section.importance].by_gradient:
         flops += GRADIENT * (forward + head_flops(shape, tokens))
         layers += GRADIENT * shape.layers
     if needs_statistics(params):
-        grams = sum(2.0 * elements(shape, kind) ** 2 for kind in Kind) * shape.layers
-        flops += forward + tokens * grams
-        layers += shape.layers
-    return Step("evaluate", f"score units by {section.importance}", tokens=tokens, flops=flops, layers=layers)
+        moments = _moments(params, shape)
+        passes = 1 if _kept(params, shape) or not by_moments(params) or not solves_projections(params) else 2
+        flops += passes * moments.flops
+        flops32 += passes * moments.flops32
+        layers += passes * moments.layers
+    what = f"score units by {section.importance}"
+    return Step("evaluate", what, tokens=tokens, flops=flops, flops32=flops32, layers=layers)
+
+
+def _moments(params: Params, shape: ModelShape) -> Step:
+    """One pass over the calibration text that sums every site's Gram matrix."""
+    section = params.evaluate.calibration
+    tokens = section.samples * section.sequence_length
+    forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
+    grams = tokens * shape.layers * sum(2.0 * elements(shape, kind) ** 2 for kind in Kind)
+    return Step("", "", flops=forward, flops32=grams, layers=shape.layers)
+
+
+def _kept(params: Params, shape: ModelShape) -> bool:
+    """Whether the cache holds the statistics, so that later stages read them."""
+    return statistics.size_bytes(shape) <= params.evaluate.cache_mb * 2**20
 
 
 def curvature(params: Params, shape: ModelShape) -> Step:
@@ -121,23 +140,30 @@ def curvature(params: Params, shape: ModelShape) -> Step:
     section = params.evaluate.calibration
     tokens = min(params.evaluate.curvature_tokens, section.samples * section.sequence_length)
     forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
-    heads, channels = (elements(shape, kind) for kind in Kind)
-    widths = (shape.kv_groups * shape.heads_per_group) * 2.0 * shape.hidden * heads
-    changes = tokens * shape.layers * (channels**2 + 2.0 * shape.hidden * channels + widths)
-    flops = GRADIENT * (forward + head_flops(shape, tokens)) + changes
+    each = 0.0
+    for kind in Kind:
+        n, orders = elements(shape, kind), len(list(orders_of(shape, kind)))
+        each += 2.0 * shape.hidden * n + 3.0 * n**2 * orders * solves_projections(params)
+    flops = GRADIENT * (forward + head_flops(shape, tokens))
     return Step(
-        "evaluate", "damage curves by curvature", tokens=tokens, flops=flops, layers=GRADIENT * shape.layers
-    )
+        "evaluate", "damage curves by curvature", tokens=tokens, flops=flops,
+        flops32=tokens * shape.layers * each, layers=GRADIENT * shape.layers,
+    )  # fmt: skip
+
+
+def by_moments(params: Params) -> bool:
+    """Whether units are scored by the second moments of activations."""
+    found: bool = IMPORTANCES[params.evaluate.importance].by_statistics
+    return found
 
 
 def needs_statistics(params: Params) -> bool:
     """Whether the second moments of every site's activations are gathered."""
-    by_moments: bool = IMPORTANCES[params.evaluate.importance].by_statistics
-    return by_moments or solves_projections(params)
+    return by_moments(params) or solves_projections(params)
 
 
 def solves_projections(params: Params) -> bool:
-    """Whether pruned sites are repaired by these moments, each site and width once."""
+    """Whether pruned sites are repaired by these moments."""
     method: RepairMethod = REPAIRS[params.evaluate.reconstruction.method]
     return method.by_statistics
 
@@ -147,57 +173,33 @@ def elements(shape: ModelShape, kind: Kind) -> int:
     return shape.channels if kind is Kind.MLP else shape.kv_groups * shape.heads_per_group * shape.head_dim
 
 
-Solved = Mapping[Site, set[Width]]
-
-
-def widths_to_solve(shape: ModelShape, architectures: Iterable[Architecture]) -> Solved:
-    """The pruned widths of every site, each of which is repaired once."""
-    found: dict[Site, set[Width]] = {site: set() for site in shape.sites()}
-    for architecture in architectures:
-        for site in found:
-            width = architecture.widths[site.layer]
-            if width.keeps(site.kind) and width.of(site.kind) != shape.dense_width.of(site.kind):
-                found[site].add(width.of(site.kind))
-    return found
-
-
-def factor_flops(shape: ModelShape, kind: Kind) -> float:
-    """Float64 FLOPs that a site costs once, however many of its widths are repaired."""
-    n = shape.channels
-    return n**3 / 3 + 3.0 * n**2 * shape.hidden if kind is Kind.MLP else 0.0
-
-
-def width_flops(shape: ModelShape, site: Site, width: Width) -> float:
-    """Float64 FLOPs of repairing one width of a site: triangular solves, and for attention a factor."""
-    d = shape.hidden
-    if site.kind is Kind.MLP:
-        return float(width[0]) ** 2 * d
-    kept, n = width[0] * width[1] * shape.head_dim, elements(shape, site.kind)
-    return kept**3 / 3 + 2.0 * kept * n * d + 2.0 * kept**2 * d
-
-
-def repair_flops(shape: ModelShape, solved: Solved) -> float:
-    """Float64 FLOPs of repairing these widths."""
-    return sum(
-        factor_flops(shape, site.kind) + sum(width_flops(shape, site, width) for width in widths)
-        for site, widths in solved.items()
-        if widths
+def whitening_flops(shape: ModelShape) -> float:
+    """Float64 FLOPs of whitening every site in all its orders: a Cholesky factor and its inverse."""
+    return shape.layers * sum(
+        len(list(orders_of(shape, kind))) * 4.0 / 3 * elements(shape, kind) ** 3 for kind in Kind
     )
 
 
-def further_repair_flops(
-    shape: ModelShape, granularity: int, solved: Solved, architectures: int, calls: int
-) -> float:
-    """FLOPs of repairing so many more architectures in `calls` groups, their widths falling at random."""
+def repair_flops(shape: ModelShape, architecture: Architecture) -> float:
+    """Float32 FLOPs of repairing an architecture: a triangle and a product for every site that is cut."""
     total = 0.0
-    for site, widths in solved.items():
-        if not widths:
-            continue
-        possible = len(options(shape, site.kind, granularity)) - 2  # neither dense nor dropped
-        new = max(0, possible - len(widths)) * (1 - (1 - 1 / possible) ** architectures)
-        mean = sum(width_flops(shape, site, width) for width in widths) / len(widths)
-        total += new * mean + calls * factor_flops(shape, site.kind)
+    for site in shape.sites():
+        width = architecture.widths[site.layer]
+        kept = prefix_size(shape, site.kind, width.of(site.kind))
+        gone = elements(shape, site.kind) - kept
+        if kept:
+            total += shape.hidden * gone * (gone + 2.0 * kept)
     return total
+
+
+def _repair(params: Params, shape: ModelShape, stage: str, architectures: Iterable[Architecture]) -> Step:
+    """Whiten the sites once a stage, and repair the architectures."""
+    flops32 = sum(repair_flops(shape, architecture) for architecture in architectures)
+    again = Step("", "") if stage == "evaluate" or _kept(params, shape) else _moments(params, shape)
+    return Step(
+        stage, "whiten sites, repair widths", flops=again.flops, flops32=again.flops32 + flops32,
+        flops64=whitening_flops(shape), layers=again.layers,
+    )  # fmt: skip
 
 
 def steps(
@@ -212,16 +214,14 @@ def steps(
     found = [calibration(params, shape)]
     if params.evaluate.curvature_tokens:
         found.append(curvature(params, shape))
-    solved = widths_to_solve(shape, architectures)
     if solves_projections(params):
-        found.append(Step("evaluate", "repair widths", flops64=repair_flops(shape, solved)))
-    found.append(Step("evaluate", "measure pairs", evaluations, evaluations * pair.tokens, flops, 0, layers))
-    return [*found, *_search(params, shape, token_counts, solved), *_export(params, shape, token_counts)]
+        found.append(_repair(params, shape, "evaluate", architectures))
+    tokens = evaluations * pair.tokens
+    found.append(Step("evaluate", "measure pairs", evaluations, tokens, flops, layers=layers))
+    return [*found, *_search(params, shape, token_counts), *_export(params, shape, token_counts)]
 
 
-def _search(
-    params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], solved: Solved
-) -> list[Step]:
+def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount]) -> list[Step]:
     section = params.search
     chosen = section.rounds * section.per_round
     last = section.finalists + _baselines(params, shape) + len(section.front)
@@ -229,11 +229,10 @@ def _search(
         last -= min(section.finalists, chosen)  # measured in the rounds, and in this stage's journal
     studies = section.rounds + len(section.front)
     found = [Step("search", f"{studies * section.trials:,} forecasts", cpu_s=studies * forecast_s(params))]
-    if solves_projections(params):
-        work = further_repair_flops(shape, params.sample.mlp_granularity, solved, chosen, section.rounds + 1)
-        found.append(Step("search", "repair widths", flops64=work))
-    what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
     uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
+    if solves_projections(params):
+        found.append(_repair(params, shape, "search", [uniform] * (chosen + last)))
+    what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
     found.append(_alone("search", what, shape, uniform, token_counts["pair"], chosen))
     if section.repair_again:
         found.append(_repair_again(params, shape, uniform, last - 1))
@@ -245,7 +244,10 @@ def _export(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenC
     uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
     contenders = _baselines(params, shape) + 1
     count = token_counts["final table"]
-    found = [_alone("export", "measure the final table", shape, uniform, count, contenders)]
+    found = []
+    if solves_projections(params):
+        found.append(_repair(params, shape, "export", [uniform] * contenders))
+    found.append(_alone("export", "measure the final table", shape, uniform, count, contenders))
     if params.export.proof is not None:
         found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
     return found
@@ -261,7 +263,7 @@ def _alone(
     """Evaluations that share no layers."""
     flops = evaluations * evaluation_flops(shape, like, count)
     layers = evaluations * shape.layers * count.batches
-    return Step(stage, what, evaluations, evaluations * count.tokens, flops, 0, layers)
+    return Step(stage, what, evaluations, evaluations * count.tokens, flops, layers=layers)
 
 
 def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
@@ -276,7 +278,7 @@ def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalis
         grams += 2.0 * tokens * n * (n + shape.hidden)
         solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
     flops, layers = finalists * (forward + grams), finalists * 2 * shape.layers
-    return Step("search", "repair finalists again", 0, 0, flops, finalists * solves, layers)
+    return Step("search", "repair finalists again", flops=flops, flops64=finalists * solves, layers=layers)
 
 
 def forecast_s(params: Params) -> float:

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from stages.architecture import Architecture, Kind, Site
+from stages.architecture import Architecture, ModelShape, Site
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.importance import taylor
+from stages.evaluate.calibrate.whitening import orders_of, prefix_size
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.text import perplexity
 from stages.plan import memory, workload
 from stages.plan.machines import GPUS
 from stages.plan.token_counts import TokenCount, estimated
-from stages.sample.designs import all_designs
 from tests import tiny
 from tests.small import COMMITTED, SMOLLM2
 
@@ -81,16 +81,34 @@ def test_statistics_take_what_the_plan_says(network: Any) -> None:
     assert sum(s.gram.nbytes for s in gathered.values()) == statistics.size_bytes(network.shape)
 
 
-def test_widths_are_repaired_once() -> None:
-    solved = workload.widths_to_solve(tiny_shape := SMOLLM2, [tiny_shape.dense()])
-    assert not any(solved.values())
-    sample = COMMITTED.sample.model_copy(update={"single_site_ratios": [0.15, 0.7]})
-    made = [d.architecture for d in all_designs(SMOLLM2, sample, COMMITTED.budget)]
-    solved = workload.widths_to_solve(SMOLLM2, made)
-    assert len(solved[Site(29, Kind.ATTENTION)]) == 2  # exempt, but cut alone at two ratios
-    assert len(solved[Site(29, Kind.MLP)]) == 3  # and by the simple baseline
-    everything = {w.channels for a in made for w in [a.widths[10]] if 0 < w.channels < 1536}
-    assert {width[0] for width in solved[Site(10, Kind.MLP)]} == everything
+def test_a_repair_costs_what_it_takes(network: Any) -> None:
+    """What `LeastSquares` multiplies and solves, once its sites are whitened."""
+    moments = dict(statistics.gather(network, [batch()]))
+    repair = tiny.repair_of(network.sorted(tiny.random_order(network.shape)), moments, 0.01)
+    repair.prepare([tiny.MIXED])
+    shape = network.shape
+    planned = workload.repair_flops(shape, tiny.MIXED)
+    products = counted(lambda: [repair.projection(s, tiny.MIXED.widths[s.layer]) for s in cut(shape)])
+    triangles = sum(
+        shape.hidden * (workload.elements(shape, s.kind) - kept_of(shape, s)) ** 2 for s in cut(shape)
+    )
+    assert planned - triangles == pytest.approx(products, rel=0.01)  # those the counter doesn't see
+
+
+def kept_of(shape: ModelShape, site: Site) -> int:
+    return prefix_size(shape, site.kind, tiny.MIXED.widths[site.layer].of(site.kind))
+
+
+def cut(shape: ModelShape) -> list[Site]:
+    return [s for s in shape.sites() if 0 < kept_of(shape, s) < workload.elements(shape, s.kind)]
+
+
+def test_whitenings_take_what_is_planned(network: Any) -> None:
+    gathered = dict(statistics.gather(network, [batch()]))
+    repair = tiny.repair_of(network.sorted(tiny.random_order(network.shape)), gathered, 0.01)
+    orders = [(site, heads) for site in gathered for heads in orders_of(network.shape, site.kind)]
+    found = sum(repair.whitening(*order).nbytes for order in orders)
+    assert found == tiny.roomy(network.shape, COMMITTED.evaluate).whitenings
 
 
 def plan_of(**changes: Any) -> list[workload.Step]:
@@ -141,6 +159,7 @@ def test_memory_of_the_taylor_pass_grows_by_the_states_of_its_tokens_alone() -> 
     evaluate = COMMITTED.evaluate.model_copy(update={"importance": "taylor"})
     loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
     count = estimated(loaded.corpora, "selection", evaluate.measurement, 1024)
-    parts = memory.on_device(loaded, SMOLLM2, {"pair": count}, GPUS["H100"])
-    assert parts["scoring"] == many
-    assert memory.peak(parts) < sum(parts.values())
+    plan = memory.planned(loaded, SMOLLM2, {"pair": count}, GPUS["H100"])
+    assert sum(plan.phases["scoring"].values()) == many
+    assert plan.needed < sum(plan.always.values()) + sum(sum(p.values()) for p in plan.phases.values())
+    assert plan.on_device == plan.whitenings

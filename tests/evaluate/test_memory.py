@@ -1,0 +1,55 @@
+"""The plan of what lies where: it adds up, keeps to its limit, and takes the device first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.evaluate.memory import MemoryPlan, Texts, memory_plan
+from tests.small import COMMITTED, LLAMA2_7B, SMOLLM2
+
+TEXTS = Texts(calibration=16384, calibration_batch=2048, measured=20000, batch=20000, predictions=8192)
+GIB = 2.0**30
+
+
+def plan(device_gib: float, host_gib: float = 64) -> MemoryPlan:
+    return memory_plan(
+        LLAMA2_7B, COMMITTED.evaluate, TEXTS, "cuda", 2, device_gib * GIB, host_gib * GIB, Path("cache")
+    )
+
+
+@given(device=st.floats(1, 200), host=st.floats(0, 100))
+def test_what_does_not_fit_goes_to_the_host_and_what_does_not_fit_there_to_the_disk(
+    device: float, host: float
+) -> None:
+    found = plan(device, host)
+    assert found.on_device + found.in_host_memory + found.on_disk == pytest.approx(found.whitenings)
+    assert min(found.on_device, found.in_host_memory, found.on_disk) >= 0
+    assert found.on_device == 0 or found.needed + found.on_device <= device * GIB * (1 + 1e-9)
+    assert found.in_host_memory <= host * GIB
+    if found.in_host_memory:
+        assert found.on_device == pytest.approx(max(0.0, device * GIB - found.needed))
+    if found.on_disk > 1:
+        assert found.in_host_memory == pytest.approx(host * GIB)
+    room = found.room
+    assert (room.device_bytes, room.host_bytes) == (int(found.on_device), int(found.host_bytes))
+
+
+def test_seven_billion_parameters() -> None:
+    """As measured on one H200: 36.2 GiB with nothing bounded, and all of it on the GPU."""
+    found = plan(70)
+    assert found.on_device == found.whitenings == 4 * 32 * (4096**2 + 11008**2)
+    assert (found.needed + found.on_device) / GIB == pytest.approx(36.2, rel=0.1)
+    bounded = plan(24)
+    assert 0 < bounded.in_host_memory < bounded.whitenings
+    assert bounded.on_disk == 0
+
+
+def test_a_cpu_holds_the_weights_twice_and_one_kind_of_memory() -> None:
+    found = memory_plan(SMOLLM2, COMMITTED.evaluate, TEXTS, "cpu", 4, 8 * GIB, 0.0, Path("cache"))
+    assert found.always["weights, twice"] == 8 * SMOLLM2.total_parameters
+    assert found.on_device == found.whitenings
+    assert found.projections >= 4 * 30 * 576 * (576 + 1536)
