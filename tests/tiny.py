@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from stages.architecture import Architecture, LayerWidth, ModelShape, Site
 from stages.config.params import Evaluate, ModelSection
 from stages.evaluate.calibrate.least_squares import LeastSquares
+from stages.evaluate.calibrate.memory import MemoryPlan, Texts, memory_plan
 from stages.evaluate.calibrate.statistics import SiteStatistics
 from stages.evaluate.calibrate.whitening import Room
-from stages.evaluate.memory import MemoryPlan, Texts, memory_plan
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint

@@ -14,9 +14,9 @@ from stages.architecture import Architecture
 from stages.config.choices import EXECUTORS
 from stages.config.params import Calibration, Measurement, Params, Part, TextProtocol
 from stages.evaluate.calibrate.calibration import Calibrator
+from stages.evaluate.calibrate.memory import Texts, memory_at_hand, memory_plan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH, Evaluator
 from stages.evaluate.measure.executors import Executor
-from stages.evaluate.memory import Texts, memory_at_hand, memory_plan
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint

@@ -9,8 +9,8 @@ from stages.architecture import ModelShape
 from stages.config.budget import BYTES
 from stages.config.params import Params
 from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate.memory import SPARE, MemoryPlan, Texts, memory_plan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.evaluate.memory import SPARE, MemoryPlan, Texts, memory_plan
 from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
 from stages.plan.machines import Machine

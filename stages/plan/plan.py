@@ -18,8 +18,8 @@ import torch
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
+from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.evaluate.memory import MemoryPlan
 from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory

@@ -20,8 +20,8 @@ from stages.config.params import Evaluate
 from stages.evaluate.calibrate import curvature, second_repair, statistics
 from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
+from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.calibrate.statistics import SiteStatistics
-from stages.evaluate.memory import MemoryPlan
 from stages.evaluate.network import decoder
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint

@@ -127,7 +127,7 @@ class LeastSquares:
         return self._whitenings.rows(site, heads)
 
     def on(self, network: ElasticNetwork) -> LeastSquares:
-        """The same repair of a network with the same units in another precision."""
+        """This repair of a network with the same units in another precision."""
         if network is self._network:
             return self
         self._make()

@@ -51,7 +51,7 @@ class ElasticNetwork(Decoder):
         self.order = order
 
     def as_in_checkpoint(self) -> Decoder:
-        """The same with the units in the checkpoint's order, each layer put back when it is asked for.
+        """This network with the units in the checkpoint's order, each layer put back when it is asked for.
 
         What is computed on it equals the dense network's to the last digit.
         """

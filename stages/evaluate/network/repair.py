@@ -32,7 +32,7 @@ class Repair(Protocol):
         """
 
     def on(self, network: Any) -> Repair:
-        """The same repair of a network with the same units in another precision (`ElasticNetwork.exact`)."""
+        """This repair of a network with the same units in another precision (`ElasticNetwork.exact`)."""
 
     def prepare(self, architectures: Iterable[Architecture]) -> None:
         """Make ready what these architectures will ask for, in whatever order is cheapest."""

@@ -26,7 +26,7 @@ HOST_PART = 0.5
 """The part of the host memory that is free at the start which whitenings may take beside a GPU's."""
 _PROJECTIONS = "repaired projections of an architecture"
 _LEAST_PROJECTIONS = 2**28
-"""At least so many bytes of projections are held, from one architecture to the next."""
+"""Bytes of projections that are held at least, from one architecture to the next."""
 
 
 @dataclass(frozen=True)

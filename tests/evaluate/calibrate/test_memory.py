@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluate.memory import MemoryPlan, Texts, memory_plan
+from stages.evaluate.calibrate.memory import MemoryPlan, Texts, memory_plan
 from tests.small import COMMITTED, LLAMA2_7B, SMOLLM2
 
 TEXTS = Texts(calibration=16384, calibration_batch=2048, measured=20000, batch=20000, predictions=8192)
