@@ -90,7 +90,8 @@ class LeastSquares:
         self._network = network
         self._moments = moments
         self._damping = damping
-        self._whitenings = Whitenings(network.device, room)
+        self._room = room
+        self._whitenings: Whitenings | None = None
         self._solved: _Bounded[tuple[Site, Width]] = _Bounded(limit_bytes)
 
     @property
@@ -119,38 +120,37 @@ class LeastSquares:
     def prepare(self, architectures: Iterable[Architecture]) -> None:
         """Whiten the sites, if any architecture cuts one."""
         if any(a != self._network.shape.dense() for a in architectures):
-            self._make()
+            self._made()
 
     def whitening(self, site: Site, heads: int) -> Tensor:
         """R (n, n) of the site's order for widths of `heads` heads a group, float32 on the device."""
-        self._make()
-        return self._whitenings.rows(site, heads)
+        return self._made().rows(site, heads)
 
     def on(self, network: ElasticNetwork) -> LeastSquares:
         """This repair of a network with the same units in another precision."""
         if network is self._network:
             return self
-        self._make()
+        self._made()
         other = copy.copy(self)
         other._network, other._solved = network, _Bounded(0)
         return other
 
     def _solve(self, site: Site, kept: Width) -> Tensor:
-        self._make()
         shape, heads = self._network.shape, heads_of(site.kind, kept)
         size = prefix_size(shape, site.kind, kept)
         order = prefix_order(shape, site.kind, heads).to(self._network.device)
         weight = self._network.output_weight(site).float()[:, order]
-        rows = self._whitenings.rows(site, heads, size)
+        rows = self._made().rows(site, heads, size)
         goal = weight[:, size:].T
         missed = torch.linalg.solve_triangular(rows[:, size:].T, goal, upper=True)  # Yᵀ (t, D)
         found = torch.addmm(weight[:, :size], missed.T, rows[:, :size], alpha=-1)
         return found.to(self._network.dtype)
 
-    def _make(self) -> None:
-        """Whiten every site, once."""
-        if self._whitenings:
-            return
+    def _made(self) -> Whitenings:
+        """Whitenings of every site, made once."""
+        if self._whitenings is not None:
+            return self._whitenings
+        made = Whitenings(self._network.device, self._room)
         shape, device = self._network.shape, self._network.device
         sites = tqdm(self._moments(), total=2 * shape.layers, desc="repair", unit="site", leave=False)
         for site, moments in sites:
@@ -161,7 +161,9 @@ class LeastSquares:
                 damped = gram[order][:, order].double()
                 level = self._damping * damped.diagonal().mean() + torch.finfo(torch.float32).tiny
                 damped.diagonal().add_(level)
-                self._whitenings.put(site, heads, whitening(damped))
+                made.put(site, heads, whitening(damped))
+        self._whitenings = made
+        return made
 
 
 def repair(network: ElasticNetwork, calibrator: Calibrator) -> LeastSquares:

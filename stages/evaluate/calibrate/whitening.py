@@ -115,9 +115,6 @@ class Whitenings:
         """The rows from `start` on, on the device."""
         return self._held[site, heads][start:].to(self._device, non_blocking=True)
 
-    def __bool__(self) -> bool:
-        return bool(self._held)
-
     def _placed(self, matrix: Tensor) -> Tensor:
         if self._takes("device", matrix):
             return matrix
