@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from stages.files import InputError
 from stages.sample.source import ModelSource, read_config
 from stages.sample.weight_files import Stored, StoredTensor, note, stored_tensors
 
+_OF_AN_ADAPTER = re.compile(r"^base_model\.model\.|\.base_layer\.|\.lora_[AB]\.|\.lora_magnitude_vector\b")
 FLOATS = ("F64", "F32", "F16", "BF16")
 PASSED_OVER = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "masked_bias")
 """How the names end of tensors that older releases of transformers wrote and newer ones compute."""
@@ -45,6 +47,7 @@ def check_tensors(
         )
     kept = {name: tensor for name, tensor in stored.items() if name not in passed}
     refuse_quantised(config, kept, source)
+    _refuse_unmerged(kept, source)
     family, shape = described.family, described.shape
     announced = family.tensors(shape)
     allowed = announced
@@ -93,6 +96,16 @@ def _left_over(over: list[str], layer: str, layers: int) -> str:
     if over[0].endswith(".bias"):
         told = " (biases are announced by attention_bias and mlp_bias, or by the family)"
     return f"holds {len(over)} tensors that config.json does not announce, the first is {over[0]}{told}"
+
+
+def _refuse_unmerged(stored: Stored, source: str) -> None:
+    """Refuse a model that was saved with an adapter beside its weights: they alone are not the model."""
+    if found := [name for name in stored if _OF_AN_ADAPTER.search(name)]:
+        raise InputError(
+            f"model.source {source!r} was saved with an adapter that is not merged: {len(found)} tensors are "
+            f"named as peft names them, the first is {found[0]}. Load it with peft, merge it with "
+            "`merge_and_unload()`, save that with `save_pretrained`, and give the new folder"
+        )
 
 
 def refuse_quantised(config: Config, stored: Stored, source: str) -> None:

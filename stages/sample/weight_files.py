@@ -74,6 +74,11 @@ def weight_files(folder: Path, source: str) -> list[Path]:
     """
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() or single.is_symlink():
+        if set(_named_by(index).values()) - {SINGLE}:
+            note(
+                f"model.source {source!r} holds its weights twice: {SINGLE} is read, as by transformers, "
+                f"and the files that {INDEX} names are not"
+            )
         return [single]
     if index.is_file() or index.is_symlink():
         return [folder / file for file in sorted(set(_weight_map(folder, source).values()))]
@@ -208,11 +213,12 @@ def is_fetched(folder: Path) -> bool:
     index = folder / INDEX
     if (folder / SINGLE).is_file() or not index.is_file():
         return (folder / SINGLE).is_file()
-    files = set(_weight_map_of_hub(index).values())
+    files = set(_named_by(index).values())
     return all((folder / file).is_file() for file in files)
 
 
-def _weight_map_of_hub(index: Path) -> dict[str, str]:
+def _named_by(index: Path) -> dict[str, str]:
+    """The file of each tensor by an index, which may be missing or damaged: then it names none."""
     try:
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -437,6 +437,33 @@ def test_an_adapter_is_called_one(tmp_path: Path, file: str, with_config: bool):
     assert "holds an adapter (LoRA or its kind" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: f"base_model.model.{name}",
+        lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight"),
+        lambda name: name.replace("down_proj.weight", "down_proj.lora_A.default.weight"),
+    ],
+)
+def test_an_adapter_that_is_not_merged_is_called_one(tmp_path: Path, renamed: Callable[[str], str]):
+    state = {renamed(name): tensor for name, tensor in whole().items()}
+    said = refusal(write(tmp_path / "m", state))
+    assert "was saved with an adapter that is not merged" in said
+    assert "merge_and_unload" in said
+
+
+def test_weights_that_are_there_twice_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shards(tmp_path / "m", whole(), "a.safetensors", "b.safetensors")
+    save_file(whole(), tmp_path / "m" / "model.safetensors")
+    check(tmp_path / "m")
+    assert "holds its weights twice: model.safetensors is read" in capsys.readouterr().out
+    whole_in_one = dict.fromkeys(whole(), "model.safetensors")
+    (tmp_path / "m" / weight_files.INDEX).write_text(json.dumps({"weight_map": whole_in_one}))
+    weight_files.note.cache_clear()
+    check(tmp_path / "m")
+    assert "twice" not in capsys.readouterr().out
+
+
 # --- The hub --------------------------------------------------------------------------------------
 
 
