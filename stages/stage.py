@@ -44,6 +44,7 @@ def main(
         run = named(body) if isinstance(body, str) else body
         signals.begin()
         run(params, arguments)
+        signals.end()  # here, where a signal before it is still answered
 
 
 def command(name: str, body: str | Callable[[], None]) -> None:
@@ -52,6 +53,7 @@ def command(name: str, body: str | Callable[[], None]) -> None:
         run = named(body) if isinstance(body, str) else body
         signals.begin()
         run()
+        signals.end()
 
 
 @contextlib.contextmanager

@@ -47,6 +47,17 @@ def lost(*_):
     Odd()
     plain()
 
+def last(*_):
+    print("ready", flush=True)
+    from stages import signals
+    before = signals.end
+
+    def end():
+        before()
+        signals.signal.raise_signal(signals.signal.SIGTERM)
+
+    signals.end = end
+
 stage.main("evaluate", sys.argv.pop() if sys.argv[-1].startswith("slow") else globals()[sys.argv.pop()])
 """
 ANSWERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
@@ -117,6 +128,11 @@ def test_a_signal_that_a_package_swallows_still_stops(tmp_path: Path, body: str)
     found, _, lines = ended(process)
     assert found == 143
     assert lines[-1].startswith("prunecast evaluate: interrupted by SIGTERM")
+
+
+def test_a_signal_after_all_is_done_ends_it_without_a_word(tmp_path: Path):
+    """It would be raised where nothing answers it any more."""
+    assert ended(start(tmp_path, "last")) == (143, "", [])
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path: Path):
