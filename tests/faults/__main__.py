@@ -33,8 +33,8 @@ FRESH: dict[str, tuple[Campaign, int, int]] = {
     "kills": (kills.trials, 210, 4),
     "full disks": (places.full_disk, 120, 6),
     "places": (places.in_the_way, 27, 2),
-    "models": (inputs.campaign(models.HARMS), 900, 40),
-    "texts": (inputs.campaign(texts.HARMS), 500, 20),
+    "models": (inputs.campaign(models.HARMS), 900, 28),
+    "texts": (inputs.campaign(texts.HARMS), 500, 14),
     "stores": (stores.trials, 42, 1),
     "params": (asked.trials, 400, 5),
 }
