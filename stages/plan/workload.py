@@ -17,7 +17,7 @@ from stages.architecture import Architecture, Kind, ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
 from stages.evaluate.calibrate import statistics
-from stages.evaluate.calibrate.whitening import orders_of, prefix_size
+from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.network.repair import RepairMethod
@@ -166,11 +166,6 @@ def solves_projections(params: Params) -> bool:
     """Whether pruned sites are repaired by these moments."""
     method: RepairMethod = REPAIRS[params.evaluate.reconstruction.method]
     return method.by_statistics
-
-
-def elements(shape: ModelShape, kind: Kind) -> int:
-    """Inputs of a dense site's output projection: the side of its Gram matrix."""
-    return shape.channels if kind is Kind.MLP else shape.kv_groups * shape.heads_per_group * shape.head_dim
 
 
 def whitening_flops(shape: ModelShape) -> float:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from stages.architecture import Architecture, ModelShape, Site
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.importance import taylor
-from stages.evaluate.calibrate.whitening import orders_of, prefix_size
+from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.text import perplexity
 from stages.plan import memory, workload
@@ -89,9 +89,7 @@ def test_a_repair_costs_what_it_takes(network: Any) -> None:
     shape = network.shape
     planned = workload.repair_flops(shape, tiny.MIXED)
     products = counted(lambda: [repair.projection(s, tiny.MIXED.widths[s.layer]) for s in cut(shape)])
-    triangles = sum(
-        shape.hidden * (workload.elements(shape, s.kind) - kept_of(shape, s)) ** 2 for s in cut(shape)
-    )
+    triangles = sum(shape.hidden * (elements(shape, s.kind) - kept_of(shape, s)) ** 2 for s in cut(shape))
     assert planned - triangles == pytest.approx(products, rel=0.01)  # those the counter doesn't see
 
 
@@ -100,7 +98,7 @@ def kept_of(shape: ModelShape, site: Site) -> int:
 
 
 def cut(shape: ModelShape) -> list[Site]:
-    return [s for s in shape.sites() if 0 < kept_of(shape, s) < workload.elements(shape, s.kind)]
+    return [s for s in shape.sites() if 0 < kept_of(shape, s) < elements(shape, s.kind)]
 
 
 def test_whitenings_take_what_is_planned(network: Any) -> None:

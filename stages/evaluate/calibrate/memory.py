@@ -17,7 +17,8 @@ import torch
 from stages.architecture import Kind, ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
-from stages.evaluate.calibrate.whitening import Room, orders_of
+from stages.evaluate.calibrate.whitening import Room, elements, orders_of
+from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.files import cache_folder
 
 SPARE = {"cpu": 0.5, "cuda": 0.9}
@@ -102,10 +103,10 @@ def memory_plan(
 
     What fits nowhere else goes into `folder`, by default the calibration's in the cache folder.
     """
-    heads = shape.kv_groups * shape.heads_per_group * shape.head_dim
+    heads = elements(shape, Kind.ATTENTION)
     widest, layer = max(heads, shape.channels), shape.decoder_parameters / shape.layers
     shared = min(section.prefix_cache_mb * 2**20, shape.layers * texts.measured * shape.hidden * each)
-    columns = shape.vocabulary if device == "cuda" else 1024
+    columns = shape.vocabulary if device == "cuda" else min(VOCABULARY_AT_ONCE, shape.vocabulary)
     of_batch = texts.calibration_batch * each * (shape.hidden * (shape.layers + 8) + 6 * widest)
     phases: dict[str, dict[str, float]] = {
         "measuring": {

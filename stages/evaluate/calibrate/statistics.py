@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.architecture import Kind, ModelShape, Site
+from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.rotary import Turns
@@ -46,8 +47,7 @@ VERSION = 1
 
 def size_bytes(shape: ModelShape) -> int:
     """Bytes of all sites' Gram matrices."""
-    heads = shape.kv_groups * shape.heads_per_group * shape.head_dim
-    return 4 * shape.layers * (heads**2 + shape.channels**2)
+    return 4 * shape.layers * sum(elements(shape, kind) ** 2 for kind in Kind)
 
 
 def gather(network: Decoder, batches: Sequence[Batch]) -> Iterator[tuple[Site, SiteStatistics]]:

@@ -34,9 +34,9 @@ def prefix_order(shape: ModelShape, kind: Kind, heads: int) -> Tensor:
 
     For an MLP, or whole groups, they stay as they are.
     """
+    places = torch.arange(elements(shape, kind))
     if kind is Kind.MLP:
-        return torch.arange(shape.channels)
-    places = torch.arange(shape.kv_groups * shape.heads_per_group * shape.head_dim)
+        return places
     of_group = places.view(shape.kv_groups, shape.heads_per_group, shape.head_dim)
     return torch.cat([of_group[:, :heads].flatten(), of_group[:, heads:].flatten()])
 
@@ -49,6 +49,11 @@ def heads_of(kind: Kind, width: Width) -> int:
 def prefix_size(shape: ModelShape, kind: Kind, width: Width) -> int:
     """How many elements of the site's activations a width keeps."""
     return width[0] if kind is Kind.MLP else width[0] * width[1] * shape.head_dim
+
+
+def elements(shape: ModelShape, kind: Kind) -> int:
+    """Inputs of a dense site's output projection: the side of its Gram matrix."""
+    return prefix_size(shape, kind, shape.dense_width.of(kind))
 
 
 def orders_of(shape: ModelShape, kind: Kind) -> Iterator[int]:
