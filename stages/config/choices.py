@@ -48,7 +48,13 @@ REPAIRS = Registry(
 )
 """Each a `stages.evaluate.network.repair.RepairMethod`: how pruned sites are repaired."""
 
-EXECUTORS = Registry("evaluate.executor", {"local": "stages.evaluate.measure.executors:local"})
+EXECUTORS = Registry(
+    "evaluate.executor",
+    {
+        "local": "stages.evaluate.measure.executors:local",
+        "ray": "stages.evaluate.ray_executor:ray",
+    },
+)
 """Functions from params to a `stages.evaluate.measure.executors.Executor`: who measures."""
 
 SAMPLERS = Registry(

@@ -191,10 +191,19 @@ class Measurement(Section):
         return TextProtocol(join, sequence_length, self.stride or sequence_length - (bos == "window"), bos)
 
 
+class RaySection(Section):
+    """What the executor `ray` takes."""
+
+    address: str | None
+    workers: Count | None
+    cores: Count
+
+
 class Evaluate(Section):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["auto", "float32", "bfloat16"]
     executor: ExecutorName
+    ray: RaySection
     calibration: Calibration
     importance: ImportanceName
     reconstruction: ReconstructionSection

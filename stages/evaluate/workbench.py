@@ -47,9 +47,9 @@ class Workbench:
     texts: Mapping[str, Corpus[Document]]
     questions: Mapping[str, Corpus[Question]]
 
-    @property
+    @cached_property
     def executor(self) -> Executor:
-        """Who measures."""
+        """Who measures, from one round to the next."""
         made: Executor = EXECUTORS[self.params.evaluate.executor](self.params)
         return made
 

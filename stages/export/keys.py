@@ -19,7 +19,12 @@ from stages.search.outcome import Candidate
 VERSIONS = {ExportPart.WEIGHTS: 2, ExportPart.TABLE: 1, ExportPart.PROOF: 1}
 """Raised by hand with every change of the code that makes a part, where what is made changes."""
 
-_NO_VALUES = {"prefix_cache_mb", "cache_mb", "gpu_memory_gib"}  # of `evaluate`: memory and disk alone
+_NO_VALUES = {
+    "prefix_cache_mb",
+    "cache_mb",
+    "gpu_memory_gib",
+    "ray",
+}  # of `evaluate`: they decide no value
 _OF_A_MODEL = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 

@@ -40,7 +40,8 @@ def measure_all(
         after(row)
     if rows:
         print(f"{label}: {len(rows)} of {len(wanted)} architectures are in the journal already", flush=True)
-    todo = subtrees([work for a, work in wanted.items() if a.id not in rows], executor.parts)
+    missing = [work for a, work in wanted.items() if a.id not in rows]
+    todo = subtrees(missing, executor.parts) if missing else []
     total = sum(len(subtree.works) for subtree in todo)
     bar = tqdm(executor.run(evaluator, todo), total=total, desc=label, unit="architecture")
     try:
