@@ -37,6 +37,8 @@ except ModuleNotFoundError as error:
 
 SUBTREES_EACH = 4
 """Subtrees a worker that keep it busy to the end: more share fewer layers."""
+PATIENCE_S = 120.0
+"""Seconds without a result after which it is said what may be the matter."""
 LIVES = 3
 """Times that a worker may die before it has measured anything, and be replaced."""
 
@@ -145,7 +147,7 @@ class RayExecutor:
         if not waiting:
             return
         tasks: dict[Any, _Task] = {}
-        deaths = 0
+        deaths, told = 0, False
         self._idle += [self._actor(evaluator) for _ in range(self._workers() - len(self._idle))]
         try:
             while waiting or tasks:
@@ -153,7 +155,13 @@ class RayExecutor:
                     task = _Task(self._idle.pop(), waiting.popleft())
                     order = _order(evaluator, task.subtree)
                     tasks[task.actor.measure.options(num_returns="streaming").remote(order)] = task
-                found, _ = _ray.wait(list(tasks), num_returns=1)
+                found, _ = _ray.wait(list(tasks), num_returns=1, timeout=None if told else PATIENCE_S)
+                if not found:
+                    print(
+                        "Ray has no free cores or GPUs for a worker yet (`ray status` says why)", flush=True
+                    )
+                    told = True
+                    continue
                 ready: Any = found[0]
                 task = tasks[ready]
                 try:

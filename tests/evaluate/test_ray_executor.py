@@ -97,11 +97,25 @@ def test_weights_of_their_own_are_made_by_the_workers(
     assert all(row.weights for row in found.values())
 
 
+def test_a_worker_that_would_measure_something_else_refuses(
+    setting: Setting, executor: RayExecutor, tmp_path: Path
+) -> None:
+    evaluator = setting.bench.evaluator("selection", setting.params.evaluate.measurement)
+    evaluator.digest = "another"
+    with (
+        Journal(tmp_path / "journal.jsonl") as journal,
+        pytest.raises(InputError, match=r"a worker on .* measures in the context .* the stage in another"),
+    ):
+        measure_all(evaluator, executor, setting.works[:1], journal, lambda _: None, "test")
+
+
 def test_a_worker_that_is_killed_is_replaced(
     setting: Setting, executor: RayExecutor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed as its first row comes back, by the one signal that nothing can refuse."""
     killed: list[int] = []
+
+    ray.shutdown()  # the workers before, which hold the cores
 
     class Killing(RayExecutor):
         def _actor(self, evaluator: Any) -> Any:
@@ -124,20 +138,6 @@ def test_a_worker_that_is_killed_is_replaced(
     assert "A worker of Ray died" in capsys.readouterr().out
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == len(rows)
     assert values(rows) == values(setting.expected)
-
-
-def test_a_worker_that_would_measure_something_else_refuses(
-    setting: Setting, executor: RayExecutor, tmp_path: Path
-) -> None:
-    evaluator = setting.bench.evaluator("selection", setting.params.evaluate.measurement)
-    evaluator.digest = "another"
-    with (
-        Journal(tmp_path / "journal.jsonl") as journal,
-        pytest.raises(
-            InputError, match="a worker on .* measures in the context .*, and the stage in another"
-        ),
-    ):
-        measure_all(evaluator, executor, setting.works[:1], journal, lambda _: None, "test")
 
 
 def test_more_cores_than_there_are_and_no_cluster_are_told(setting: Setting) -> None:
