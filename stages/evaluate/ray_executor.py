@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -215,6 +216,7 @@ class RayExecutor:
         paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         kept = {k: v for k, v in os.environ.items() if k.startswith(("PRUNECAST_", "HF_", "TRANSFORMERS_"))}
         try:
+            _knock(self._section.address)
             _ray.init(
                 address=self._section.address,
                 include_dashboard=False if self._section.address is None else None,
@@ -222,7 +224,7 @@ class RayExecutor:
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": {**kept, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}},
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"params.yaml: evaluate.ray.address is {self._section.address!r}, and Ray finds no cluster "
                 f"there ({str(error).splitlines()[0]}); start one with `ray start --head`, or set it to null"
@@ -235,6 +237,17 @@ class RayExecutor:
         remote = _ray.remote(Worker).options(**options)
         scores = (DATA / "evaluate" / "importance.safetensors").read_bytes()
         return remote.remote(self._params, str(Path.cwd()), scores, None if on_gpu else cores)
+
+
+def _knock(address: str | None) -> None:
+    """Connect to an address of a host and a port: Ray itself tries for minutes where nobody listens.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _length(subtree: Subtree) -> int:
