@@ -28,6 +28,9 @@ from stages.evaluate.measure.plan import Subtree, Work
 from stages.files import InputError
 from stages.stage import DATA
 
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of 40 s each, where `auto` finds a cluster that is gone
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 try:
     import ray as _ray
 except ModuleNotFoundError as error:
@@ -64,8 +67,8 @@ class Order:
 class Worker:
     """What an actor holds: the opened model, and an evaluator for each part and measurement."""
 
-    def __init__(self, params: Params, folder: str, scores: bytes, threads: int | None) -> None:
-        """Open the model in that folder, whose units have these scores."""
+    def __init__(self, params: Params, folder: str, scores: bytes, threads: int | None, sharing: int) -> None:
+        """Open the model in that folder, whose units have these scores; so many share its host's memory."""
         import torch
 
         from stages.evaluate.workbench import open_workbench
@@ -77,7 +80,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "importance.safetensors"
             path.write_bytes(scores)
-            self._bench = open_workbench(params, path)
+            self._bench = open_workbench(params, path, sharing=sharing)
         self._evaluators: dict[str, Evaluator] = {}
 
     def pid(self) -> int:
@@ -126,17 +129,23 @@ class _Task:
 
 
 class RayExecutor:
-    """Hands subtrees to actors. They are started when first asked for, and live as long as the stage."""
+    """Hands subtrees to actors, which are started when something is measured and live as long as the stage.
+
+    Raises:
+        InputError: there is no cluster at the address, or no worker has its cores.
+    """
 
     def __init__(self, params: Params) -> None:
-        self._params = params
+        alone = {"evaluate": params.evaluate.model_copy(update={"executor": "local"})}
+        self._params = params.model_copy(update=alone)
         self._section = params.evaluate.ray
         self._idle: list[Any] = []
-        self._count = 0
+        self._start()
+        self._workers = self._count()
 
     @property
     def parts(self) -> int:
-        return SUBTREES_EACH * self._workers()
+        return SUBTREES_EACH * self._workers
 
     def run(self, evaluator: Evaluator, subtrees: Sequence[Subtree]) -> Iterator[Measured]:
         """Each work of each subtree, as it is measured.
@@ -149,7 +158,7 @@ class RayExecutor:
             return
         tasks: dict[Any, _Task] = {}
         deaths, told = 0, False
-        self._idle += [self._actor(evaluator) for _ in range(self._workers() - len(self._idle))]
+        self._idle += [self._actor(evaluator) for _ in range(self._workers - len(self._idle))]
         try:
             while waiting or tasks:
                 while waiting and self._idle:
@@ -173,7 +182,7 @@ class RayExecutor:
                 except _ray.exceptions.RayActorError as error:
                     del tasks[ready]
                     deaths += 1
-                    if deaths > LIVES * self._workers():
+                    if deaths > LIVES * self._workers:
                         raise InputError(
                             f"{deaths} workers of Ray died, the last before it had measured anything: {error}"
                         ) from error
@@ -191,11 +200,8 @@ class RayExecutor:
             for task in tasks.values():  # the stage ends, or somebody stopped it
                 _ray.kill(task.actor)
 
-    def _workers(self) -> int:
-        """As many as there are GPUs, or as cores allow."""
-        if self._count:
-            return self._count
-        self._start()
+    def _count(self) -> int:
+        """As many workers as there are GPUs, or as cores allow."""
         there: Mapping[str, float] = _ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
         on_cpu = self._params.evaluate.device == "cpu" or not gpus
@@ -204,21 +210,18 @@ class RayExecutor:
             raise InputError(
                 f"params.yaml: evaluate.ray.cores is {self._section.cores}, and Ray has {cores}; lower it"
             )
-        self._count = min(most, self._section.workers or most)
-        return self._count
+        return min(most, self._section.workers or most)
 
     def _start(self) -> None:
         if _ray.is_initialized():
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         code = str(Path(__file__).parents[2])
         paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         kept = {k: v for k, v in os.environ.items() if k.startswith(("PRUNECAST_", "HF_", "TRANSFORMERS_"))}
         try:
             _knock(self._section.address)
             _ray.init(
-                address=self._section.address,
+                address=self._section.address or "local",
                 include_dashboard=False if self._section.address is None else None,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -236,7 +239,8 @@ class RayExecutor:
         options = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": cores}
         remote = _ray.remote(Worker).options(**options)
         scores = (DATA / "evaluate" / "importance.safetensors").read_bytes()
-        return remote.remote(self._params, str(Path.cwd()), scores, None if on_gpu else cores)
+        threads = None if on_gpu else cores
+        return remote.remote(self._params, str(Path.cwd()), scores, threads, self._workers)
 
 
 def _knock(address: str | None) -> None:

@@ -46,12 +46,7 @@ class Workbench:
     calibration: Calibrator
     texts: Mapping[str, Corpus[Document]]
     questions: Mapping[str, Corpus[Question]]
-
-    @cached_property
-    def executor(self) -> Executor:
-        """Who measures, from one round to the next."""
-        made: Executor = EXECUTORS[self.params.evaluate.executor](self.params)
-        return made
+    executor: Executor
 
     def evaluator(self, part: Part, measurement: Measurement) -> Evaluator:
         """Measures on one part of the corpora.
@@ -152,13 +147,15 @@ def open_workbench(
     scores_path: Path,
     needed: Sequence[tuple[Part, Measurement]] = (),
     measured: Path | None = None,
+    sharing: int = 1,
 ) -> Workbench:
     """Load model and corpora, sort the units by importance, and set up the repair.
 
     That the corpora suffice for the `needed` measurements, those of later stages too, is checked
     before anything expensive starts. Scores at `scores_path` are used if they were computed from the
     same things; otherwise they are computed and written there. `measured` is the context.json of what the
-    caller goes on from: the model must be the one that was measured there.
+    caller goes on from: the model must be the one that was measured there. So many processes are `sharing`
+    the host's memory.
 
     Raises:
         InputError: anything that `params` names is missing, empty, too short or unsupported, or the
@@ -166,10 +163,11 @@ def open_workbench(
     """
     if measured is not None:
         context.require_weights(measured, checkpoint.digest_of(params.model), params.model.source)
+    executor: Executor = EXECUTORS[params.evaluate.executor](params)
     texts = load_texts(params.corpora)
     questions = load_questions(params.corpora)
     device, dtype = device_and_dtype(params.evaluate)
-    memory = memory_at_hand(device, params.evaluate.gpu_memory_gib)
+    memory = memory_at_hand(device, params.evaluate.gpu_memory_gib, sharing)
     loaded = checkpoint.load(params.model, dtype)
     selections = [chosen(loaded, texts, questions, *asked) for asked in needed]
     batches = calibration_batches(loaded, texts, params.evaluate.calibration)
@@ -185,4 +183,5 @@ def open_workbench(
     dense = DenseNetwork(loaded, device)
     order = calibration.scores(scores_path, dense).order()
     network = dense.sorted(order, keep=False)
-    return Workbench(params, loaded, network, calibration.repair(network), calibration, texts, questions)
+    repair = calibration.repair(network)
+    return Workbench(params, loaded, network, repair, calibration, texts, questions, executor)

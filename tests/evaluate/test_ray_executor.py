@@ -25,7 +25,7 @@ from stages.files import InputError
 from stages.sample import designs
 from tests.faults.world import World
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(90)
 
 
 @dataclass

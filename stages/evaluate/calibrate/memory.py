@@ -144,12 +144,12 @@ def memory_plan(
     return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes, folder)
 
 
-def memory_at_hand(device: torch.device, limit_gib: float | None) -> tuple[float, float]:
-    """Bytes that may be taken now on the device and, beside a GPU's, in host memory.
+def memory_at_hand(device: torch.device, limit_gib: float | None, sharing: int = 1) -> tuple[float, float]:
+    """Bytes that may be taken now on the device and, beside a GPU's, in host memory, by one of `sharing`.
 
     More of a GPU's is refused from here on, so that its limit holds.
     """
-    free = psutil.virtual_memory().available
+    free = psutil.virtual_memory().available / sharing
     if device.type == "cpu":
         return free * SPARE["cpu"], 0.0
     on_device, whole = torch.cuda.mem_get_info(device)
