@@ -20,6 +20,10 @@ def run(params: Params, _: argparse.Namespace) -> None:
     measured_in = context.read(evaluated / "context.json")
     rows = journal.read(evaluated / "journal.jsonl").values()
     prefix_views = [row for row in rows if row.context == measured_in.digest and not row.weights]
+    failed = {row.architecture.id: row.failed for row in prefix_views if row.failed}
+    for architecture, why in failed.items():
+        print(f"architecture {architecture} is left out: {why}")
+    designed = [d for d in designed if d.architecture.id not in failed]
     metrics = {row.architecture.id: row.metrics for row in prefix_views}
     texts = list(params.corpora.texts)
     measured = {d.architecture: metrics[d.architecture.id] for d in designed if d.architecture.id in metrics}

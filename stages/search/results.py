@@ -12,6 +12,7 @@ from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.results.journal import Row
+from stages.files import InputError
 from stages.sample import designs
 from stages.sample.limits import Limit
 from stages.search import outcome, tables
@@ -34,6 +35,9 @@ def ranked(
     """Baselines, then finalists from best to worst measured, then the front; the best finalist wins.
 
     A forecast is the one made `before` the architecture was measured, or else the last predictor's.
+
+    Raises:
+        InputError: there is no finalist.
     """
     forecasts = predictor.forecast(features.matrix([w.architecture for w in work]))
     found = []
@@ -56,6 +60,10 @@ def ranked(
     finalists = sorted(
         (c for c in found if c.name == outcome.FINALIST), key=lambda c: (c.objective, c.architecture.id)
     )
+    if not finalists:
+        raise InputError(
+            "not one of the finalists measured finite numbers: what is said of each above names the value"
+        )
     winner = Candidate(**{**finalists[0].__dict__, "name": outcome.WINNER})
     baselines = [c for c in found if c.name in designs.BASELINES]
     front = sorted((c for c in found if c.name == FRONT), key=lambda c: c.overall_ratio)

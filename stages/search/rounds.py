@@ -31,7 +31,8 @@ from stages.train_predictor.predictor import Predictor
 
 Metrics = Mapping[str, float]
 Measure = Callable[[Sequence[Architecture], int], Mapping[Architecture, Metrics]]
-"""Measures architectures for real, in a round of that number; what is measured already costs nothing."""
+"""Measures architectures for real, in a round of that number; what is measured already costs nothing.
+What failed is not among its results."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class GuidedSearch:
             InputError: no architecture of the budget is found, and none was measured before.
         """
         known = dict(known)
+        failed: list[Architecture] = []
         rounds: list[Round] = []
         predictor = first
         for number in range(1, self.search.rounds + 1):
@@ -115,15 +117,18 @@ class GuidedSearch:
             space = self.narrow(predictor, self.table(known))
             trials = self.ask(predictor, space, number, known)
             first_cuts = self._cheapest(predictor, space) if number == 1 else []
-            taken = [*known, *(t.architecture for t in first_cuts)]
+            taken = [*known, *failed, *(t.architecture for t in first_cuts)]
             more = self.search.per_round - len(first_cuts)
             chosen = first_cuts + studies.finalists(trials, more, self.search.min_distance, taken)
             self._tell(number, len(trials), len(chosen), known)
-            measured = self.measure([t.architecture for t in chosen], number) if chosen else {}
+            asked = [t.architecture for t in chosen]
+            measured = self.measure(asked, number) if chosen else {}
+            failed += [architecture for architecture in asked if architecture not in measured]
+            chosen = [t for t in chosen if t.architecture in measured]
             rounds.append(Round(number, predictor, trials, chosen, measured))
             after(rounds[-1])
             known |= measured
-            if not chosen:
+            if not asked:
                 break
         return rounds, known
 

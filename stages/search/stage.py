@@ -69,10 +69,10 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             return lambda row: tracker.log_evaluation(row, shape, words)
 
         def measure(architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
-            work = [Work(a, f"round-{number}") for a in architectures]
+            work = [Work(a, f"round-{number}", may_fail=True) for a in architectures]
             label = f"round {number} of {section.rounds}"
             rows = measure_all(as_pairs, bench.executor, work, journal, log_by(as_pairs), label)
-            return {a: rows[a.id].metrics for a in architectures}
+            return {a: rows[a.id].metrics for a in architectures if a.id in rows}
 
         guided = GuidedSearch(
             features, targets, section, params.train_predictor, params.budget,
@@ -85,11 +85,12 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         sites, space = narrowing.narrowed(section, granularity, last, features, guided.table(known))
         narrowed_space.write(HERE / "narrowed_space.json", sites, space, section.narrowing.by)
         work = [Work(d.architecture, d.design) for d in designs.baselines_of(designed)]
-        work += [Work(a, outcome.FINALIST) for a in guided.best(known)]
+        work += [Work(a, outcome.FINALIST, may_fail=True) for a in guided.best(known)]
         work += front.work(guided, last, space, known)
         if section.repair_again:
             work = [replace(w, weights=bench.weights(w.architecture, again=True)) for w in work]
         rows = measure_all(finally_, bench.executor, work, journal, log_by(finally_), "finalists")
+        work = [w for w in work if w.architecture.id in rows]
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
         tables.write_front(HERE / tables.FRONT, front.rows(candidates, shape, limits))

@@ -61,7 +61,8 @@ def evaluation(row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str])
             "prunecast.context": row.context,
             "prunecast.measured_at": row.measured_at,
         }
-        | ({"prunecast.weights": row.weights} if row.weights else {}),
+        | ({"prunecast.weights": row.weights} if row.weights else {})
+        | ({"prunecast.failed": row.failed} if row.failed else {}),
     )
 
 

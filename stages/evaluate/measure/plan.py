@@ -19,12 +19,14 @@ from stages.evaluate.network.weights import PrunedWeights
 class Work:
     """An architecture to measure, and the name of the design or search that wants it.
 
-    It is measured as a prefix view of the elastic network, or with `weights` of its own.
+    It is measured as a prefix view of the elastic network, or with `weights` of its own. Where it
+    `may_fail`, others go on without it if what is measured is no finite number.
     """
 
     architecture: Architecture
     design: str
     weights: PrunedWeights | None = None
+    may_fail: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,20 +26,22 @@ def measure_all(
     after: Callable[[Row], None],
     label: str,
 ) -> dict[str, Row]:
-    """Measure the works, row by row; returns all rows by architecture id.
+    """Measure the works, row by row; returns all rows by architecture id, but those that failed.
 
     `after` is called with every row, old and new. Of works of one architecture the last counts.
 
     Raises:
-        InputError: a measured value is not a finite number, or the journal cannot be written.
+        InputError: a measured value of a work that may not fail is no finite number, or the journal cannot
+            be written.
     """
     wanted = {work.architecture: work for work in works}
     keys = {a: evaluator.key(a, work.weights) for a, work in wanted.items()}
     rows = {a.id: journal.rows[key] for a, key in keys.items() if key in journal.rows}
-    for row in rows.values():
-        after(row)
     if rows:
         print(f"{label}: {len(rows)} of {len(wanted)} architectures are in the journal already", flush=True)
+    for row in rows.values():
+        after(row)
+        _check(evaluator, row, wanted[row.architecture])
     missing = [work for a, work in wanted.items() if a.id not in rows]
     todo = subtrees(missing, executor.parts) if missing else []
     total = sum(len(subtree.works) for subtree in todo)
@@ -51,28 +53,39 @@ def measure_all(
                 journal.append(row)
                 rows[row.architecture.id] = row
                 after(row)
+            _check(evaluator, row, wanted[row.architecture])
             decisive = shown(row.metrics, Shown.VERDICT)
             bar.set_postfix_str(", ".join(f"{key} {value:.1f}" for key, value in decisive.items()))
     except KeyboardInterrupt as stopped:
         stopped.add_note(f"{label}: {len(rows)} of {len(wanted)} architectures are in {journal.path}")
         raise
-    return rows
+    return {name: row for name, row in rows.items() if not row.failed}
+
+
+def _check(evaluator: Evaluator, row: Row, work: Work) -> None:
+    """Name an architecture that failed.
+
+    Raises:
+        InputError: it may not fail.
+    """
+    if not row.failed:
+        return
+    found = (
+        f"architecture {row.architecture.id} ({work.design}): {row.failed}; expected a finite number. In "
+        f"{evaluator.context['dtype']} that can be an overflow: try evaluate.dtype: float32; where that is "
+        "set, the weights are damaged"
+    )
+    if not work.may_fail:
+        raise InputError(found)
+    tqdm.write(f"{found}. It is recorded as failed, and nothing is learned from it")
 
 
 def recorded(evaluator: Evaluator, measured: Measured) -> Row:
-    """The journal's row of what was measured.
-
-    Raises:
-        InputError: a value is not a finite number.
-    """
-    work, metrics = measured.work, measured.metrics
-    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    """The journal's row of what was measured: a failed one where a value is no finite number."""
+    work, metrics, samples = measured.work, measured.metrics, measured.samples
+    wrong = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
-        raise InputError(
-            f"architecture {work.architecture.id} measured {metrics[wrong[0]]} as its "
-            f"{wrong[0]}; expected a finite number. In {evaluator.context['dtype']} that can be an overflow: "
-            "try evaluate.dtype: float32; where that is set, the weights are damaged"
-        )
+        metrics, samples = {}, {}
     return Row(
         key=evaluator.key(work.architecture, work.weights),
         context=evaluator.digest,
@@ -80,8 +93,9 @@ def recorded(evaluator: Evaluator, measured: Measured) -> Row:
         design=work.design,
         overall_ratio=work.architecture.overall_ratio(evaluator.network.shape),
         metrics=metrics,
-        samples=measured.samples,
+        samples=samples,
         seconds=measured.seconds,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         weights="" if work.weights is None else work.weights.digest,
+        failed=wrong[0] if wrong else "",
     )

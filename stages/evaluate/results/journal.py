@@ -29,7 +29,7 @@ from stages.files import DamagedError, InputError, atomically, clear, parse_json
 SCHEMA = 2
 _SHOWN = 10
 """Lines that are named one by one."""
-_TEXTS = ("key", "context", "design", "measured_at", "weights")
+_TEXTS = ("key", "context", "design", "measured_at", "weights", "failed")
 _SEALED = re.compile(rb'(\{"schema": \d+, )"checksum": "([0-9a-f]{16})", ')
 _ARCHITECTURE = re.compile(rb'"architecture": "([0-9a-f]+)"')
 
@@ -51,11 +51,14 @@ class Row:
     measured_at: str
     weights: str = ""
     """Digest of weights of its own; empty where a prefix view of the elastic network was measured."""
+    failed: str = ""
+    """What was no finite number, as "log_ppl.wikitext2 is nan"; then there are no metrics."""
 
     def to_line(self) -> str:
         content = asdict(self) | {"architecture": self.architecture.id, "widths": self.architecture.to_json()}
-        if not self.weights:
-            del content["weights"]
+        for optional in ("weights", "failed"):
+            if not content[optional]:
+                del content[optional]
         line = json.dumps({"schema": SCHEMA} | content, allow_nan=False)
         head = f'{{"schema": {SCHEMA}, '
         return f'{head}"checksum": "{_checksum(line.encode())}", {line.removeprefix(head)}'
