@@ -28,9 +28,7 @@ from stages.evaluate.measure.plan import Subtree, Work
 from stages.files import InputError
 from stages.stage import DATA
 
-os.environ.setdefault(
-    "RAY_NUM_REDIS_GET_RETRIES", "1"
-)  # of 40 s each, where `auto` finds a cluster that is gone
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # 40 s each, where `auto` finds a cluster gone
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 try:

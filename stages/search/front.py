@@ -33,9 +33,8 @@ def work(
     found = []
     for ratio in guided.search.front:
         trials = guided.ask(predictor, space, guided.search.rounds + 1, known, ratio)
-        found.append(
-            Work(min(trials, key=lambda t: (t.objective, t.number)).architecture, FRONT, may_fail=True)
-        )
+        best = min(trials, key=lambda t: (t.objective, t.number))
+        found.append(Work(best.architecture, FRONT, may_fail=True))
     return found
 
 

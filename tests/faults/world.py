@@ -140,7 +140,7 @@ class World:
             os.chdir(self.folder)
             os.dup2(says, 1)
             os.dup2(says, 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # not pytest's
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))  # not pytest's
             os.environ["PRUNECAST_CACHE"] = str(self.folder / "cache")
             os.environ.pop("MLFLOW_TRACKING_URI", None)
             sys.argv = [f"stages/{stage}", "--no-tracking"]
