@@ -575,7 +575,7 @@ def test_a_part_of_the_export_that_is_damaged_or_asked_for_otherwise_is_made_aga
     repository: Repository,
 ) -> None:
     params, before = repository.params(), exported(repository)
-    proof = {"threads": 1, "prompt": 16, "continuation": 4, "rounds": 2, "windows": 2}
+    proof = {"device": "auto", "threads": 1, "prompt": 16, "continuation": 4, "rounds": 2, "windows": 2}
     repository.change(export={"proof": proof})
     done = repository.stage("export")
     repository.write_params(params)
@@ -608,7 +608,7 @@ def test_a_killed_export_leaves_the_previous_one(repository: Repository) -> None
     params, before = repository.params(), contents()
     assert {"report.html", "metrics.json", "proof.json", "model/README.md"} < set(before)
     assert "export.proof in params.yaml is null" in before["report.html"].decode()
-    proof = {"threads": 1, "prompt": 16, "continuation": 4, "rounds": 2, "windows": 2}
+    proof = {"device": "auto", "threads": 1, "prompt": 16, "continuation": 4, "rounds": 2, "windows": 2}
     repository.change(export={"dtype": "bfloat16", "proof": proof})
     for moment, name in KILLED_AT.items():
         process = subprocess.Popen(

@@ -105,11 +105,11 @@ MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
 HOLLOW = Architecture.from_json([[0, 0, 40], [2, 2, 64], [0, 0, 0], [1, 3, 7]])
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and four special tokens."""
-    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
-    vocabulary = {token: index for index, token in enumerate([*special, *sorted(ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+def byte_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
+    """One token a byte, one for every merge, and four special tokens."""
+    tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *sorted(ByteLevel.alphabet()), *map("".join, merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=list(merges)))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     return PreTrainedTokenizerFast(

@@ -275,6 +275,7 @@ class Search(Section):
 class ProofSection(Section):
     """What the exported and the dense model are timed on, side by side: tokens, rounds, windows of text."""
 
+    device: Literal["auto", "cpu", "cuda"]
     threads: Threads | None
     prompt: Count
     continuation: Count

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from stages.architecture import Architecture
-from stages.config.params import Params
+from stages.config.params import ModelSection, Params
+from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.results.journal import Journal
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export import final_table
@@ -21,7 +22,8 @@ from stages.export.benchmark import comparison, proof
 from stages.export.benchmark.comparison import Proof
 from stages.export.benchmark.speed import Load
 from stages.export.results import record
-from stages.export.results.record import MODEL, PROOF, ExportPart, Record
+from stages.export.results.final_table import FinalTable
+from stages.export.results.record import MODEL, PROOF, BaseModel, ExportPart, Record
 from stages.export.weights.export import export_weights, weights_of
 from stages.search import outcome
 from stages.search.outcome import Candidate
@@ -50,6 +52,52 @@ def produce(
             what was written is not what was measured.
     """
     start = time.perf_counter()
+    made, load = _of_model(params, candidates, todo, before, here, new, journal, tracker)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of what measured: dense and exported model take its place
+    if ExportPart.PROOF in todo:
+        comparison.write(new / PROOF, _prove(params.model, made, new / "dense", load))
+    kept: dict[str, str] = {}
+    for part in ExportPart:
+        kept |= before.files_of(part) if before is not None and part not in todo else {}
+    return Record(
+        keys=keys,
+        files=kept | record.checksums(new),
+        model=params.model.source,
+        texts=list(params.corpora.texts),
+        base=made.base,
+        checks=made.checks,
+        table=made.table,
+        provenance=[*made.provenance, _took(round(time.perf_counter() - start))],
+        extensions=params.extensions,
+        registered="",
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What an opened model was needed for, and the checkpoint, which alone is held from here on."""
+
+    loaded: Checkpoint
+    winner: Architecture
+    written: Path
+    checks: Sequence[tuple[str, str]]
+    base: BaseModel
+    table: FinalTable
+    provenance: Sequence[tuple[str, str]]
+
+
+def _of_model(
+    params: Params,
+    candidates: Sequence[Candidate],
+    todo: Collection[ExportPart],
+    before: Record | None,
+    here: Path,
+    new: Path,
+    journal: Journal,
+    tracker: Tracker,
+) -> tuple[_Made, Load | None]:
+    """The weights and the final table, and what the proof of speed will run."""
     searched = DATA / "search" / "context.json"
     bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", measured=searched)
     winner = outcome.candidate_of(candidates, outcome.WINNER)
@@ -70,35 +118,20 @@ def produce(
         table = final_table.measure(bench, candidates, written / MODEL, journal, tracker)
     else:
         table = before.table
-    if ExportPart.PROOF in todo:
-        comparison.write(new / PROOF, _prove(bench, winner.architecture, written, new / "dense", load))
-    kept: dict[str, str] = {}
-    for part in ExportPart:
-        kept |= before.files_of(part) if before is not None and part not in todo else {}
-    return Record(
-        keys=keys,
-        files=kept | record.checksums(new),
-        model=params.model.source,
-        texts=list(params.corpora.texts),
-        base=base,
-        checks=checks,
-        table=table,
-        provenance=_provenance(winner.architecture, bench, tracker.run, round(time.perf_counter() - start)),
-        extensions=params.extensions,
-        registered="",
-    )
+    provenance = _provenance(winner.architecture, bench, tracker.run)
+    return _Made(bench.checkpoint, winner.architecture, written, checks, base, table, provenance), load
 
 
-def _prove(bench: Workbench, winner: Architecture, written: Path, scratch: Path, load: Load | None) -> Proof:
-    """The proof of what was `written`, beside which the dense model stands in `scratch` for a while."""
+def _prove(source: ModelSection, made: _Made, scratch: Path, load: Load | None) -> Proof:
+    """The proof of what was written, beside which the dense model stands in `scratch` for a while."""
     if load is None:
         return Proof(remarks=("Nothing was measured: export.proof in params.yaml is null.",))
-    found = proof.prove(bench.params.model, bench.checkpoint, written, winner, load, scratch)
+    found = proof.prove(source, made.loaded, made.written, made.winner, load, scratch)
     print(comparison.speedups(found.comparisons), *found.remarks, sep="\n", flush=True)
     return found
 
 
-def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) -> list[tuple[str, str]]:
+def _provenance(winner: Architecture, bench: Workbench, run: str) -> list[tuple[str, str]]:
     commit = invocation.git_commit()
     return [
         ("architecture", winner.id),
@@ -109,5 +142,8 @@ def _provenance(winner: Architecture, bench: Workbench, run: str, seconds: int) 
         ("MLflow run", f"{run}, experiment {bench.params.tracking.experiment}" if run else "not tracked"),
         ("weights of the dense model", f"SHA-256 {bench.checkpoint.digest[:16]}…"),
         ("written", datetime.now(UTC).isoformat(timespec="minutes")),
-        ("export stage", f"{seconds} s on {torch.get_num_threads()} threads, PyTorch {torch.__version__}"),
     ]
+
+
+def _took(seconds: int) -> tuple[str, str]:
+    return "export stage", f"{seconds} s on {torch.get_num_threads()} threads, PyTorch {torch.__version__}"

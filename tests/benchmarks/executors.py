@@ -60,11 +60,13 @@ def timed(bench: Workbench, works: Sequence[Work], workers: int) -> tuple[float,
     from stages.evaluate.ray_executor import RayExecutor
 
     evaluator = bench.evaluator("selection", bench.params.evaluate.measurement)
+    shape = bench.network.shape
+    most_cut = sorted(works, key=lambda work: work.architecture.overall_ratio(shape), reverse=True)
     began = time.monotonic()
     executor = RayExecutor(with_workers(bench.params, workers))
     with tempfile.TemporaryDirectory() as folder:
         with Journal(Path(folder) / "first.jsonl") as first:
-            measure_all(evaluator, executor, works[:workers], first, lambda _: None, "setting up")
+            measure_all(evaluator, executor, most_cut[:workers], first, lambda _: None, "setting up")
         setting_up, began = time.monotonic() - began, time.monotonic()
         busy = time.process_time()
         with Journal(Path(folder) / "journal.jsonl") as kept:

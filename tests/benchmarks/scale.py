@@ -49,7 +49,7 @@ def write_model(shape: str, folder: Path) -> None:
         model = AutoModelForCausalLM.from_config(config)
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    tiny.byte_tokenizer().save_pretrained(folder)
+    tiny.byte_tokenizer(("t", "h"), ("th", "e")).save_pretrained(folder)  # llama.cpp asks for merges
     device = Machine.of("auto").device
     generator = torch.Generator(device).manual_seed(0)
     made: dict[str, torch.Tensor] = {}
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu-memory-gib", type=float)
     parser.add_argument("--gguf", nargs="*", default=["Q8_0"])
     parser.add_argument("--tracking", action="store_true")
-    parser.add_argument("--proof", action="store_true", help="the proof of speed, on the CPU, too")
+    parser.add_argument("--proof", action="store_true", help="the proof of speed, on the GPU, too")
     parser.add_argument("--profile", action="store_true", help="cProfile, to STAGE.prof in the folder")
     asked = parser.parse_args(arguments)
     work = asked.work.resolve()

@@ -20,10 +20,7 @@ def device_and_dtype(section: Evaluate) -> tuple[torch.device, torch.dtype]:
     Raises:
         InputError: a GPU is asked for and none is there, its kernels cannot be built, or it has no bfloat16.
     """
-    wanted = section.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("evaluate.device is 'cuda', but PyTorch finds no GPU; use auto or cpu")
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    name = device_named(section.device, "evaluate.device")
     dtype = section.dtype
     if name == "cuda":
         _check_triton()
@@ -37,6 +34,17 @@ def device_and_dtype(section: Evaluate) -> tuple[torch.device, torch.dtype]:
         if dtype == "auto":
             dtype = "bfloat16" if has_bfloat16 else "float32"
     return torch.device(name), getattr(torch, "float32" if dtype == "auto" else dtype)
+
+
+def device_named(wanted: str, key: str) -> str:
+    """The kind of device that the parameter `key` means: with `auto` a GPU where there is one.
+
+    Raises:
+        InputError: a GPU is asked for and none is there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"{key} is 'cuda', but PyTorch finds no GPU; use auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 def _check_triton() -> None:

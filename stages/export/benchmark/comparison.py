@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.files import read_dataclass, write_json
 
-SCHEMA, VERSION = "prunecast.proof", 2
+SCHEMA, VERSION = "prunecast.proof", 3
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,20 @@ class Conditions:
     threads: int
     machine: str
     seconds: int
+    gpu: str = ""
+    """Where PyTorch ran; nothing where that was the CPU."""
 
     def words(self) -> str:
         """The conditions in a few sentences."""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        cpu = f"{self.threads} thread{'s' if self.threads > 1 else ''} of a CPU ({self.machine})"
+        where = f"{self.gpu} in PyTorch, else {cpu}" if self.gpu else cpu
         return (
             f"A prompt of {self.prompt} tokens processed at once, then {self.continuation} one by one, "
-            f"on {threads} of a CPU ({self.machine}); dense and pruned in turn, {self.rounds} rounds after "
+            f"on {where}; dense and pruned in turn, {self.rounds} rounds after "
             "one that does not count: median, minimum to maximum. Memory is what loading and running the "
-            "model added at most to a process of its own. Perplexity and agreement on "
-            f"{self.windows} windows of {self.window_tokens} tokens of {self.text}. Took {self.seconds} s."
+            f"model added at most to a process of its own{', on the GPU' if self.gpu else ''}. "
+            f"Perplexity and agreement on {self.windows} windows of {self.window_tokens} tokens of "
+            f"{self.text}. Took {self.seconds} s."
         )
 
 

@@ -1,9 +1,9 @@
 """How much memory an exported model needs, measured in a process that holds nothing else.
 
-    python -m stages.export.benchmark.memory PATH THREADS PROMPT CONTINUATION
+    python -m stages.export.benchmark.memory PATH THREADS PROMPT CONTINUATION DEVICE
 
 loads a folder or GGUF file, runs a prompt and a continuation of so many tokens, and prints by how many
-bytes the process's largest resident size exceeds what it held before.
+bytes the process's largest resident size exceeds what it held before; of a GPU, the most that PyTorch took.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from stages.export.benchmark.runtimes import open_runtime
 from stages.files import InputError
 
 
-def peak_memory(path: Path, threads: int, prompt: int, continuation: int) -> int:
+def peak_memory(path: Path, threads: int, prompt: int, continuation: int, device: str = "cpu") -> int:
     """Run this module in a fresh process; bytes.
 
     Raises:
         InputError: the model cannot be loaded or run there.
     """
-    arguments = [str(path.resolve()), *(str(n) for n in (threads, prompt, continuation))]
+    arguments = [str(path.resolve()), *(str(n) for n in (threads, prompt, continuation)), device]
     root = Path(stages.__file__).parents[1]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
@@ -39,16 +39,22 @@ def peak_memory(path: Path, threads: int, prompt: int, continuation: int) -> int
 
 def main() -> None:
     path = Path(sys.argv[1])
-    threads, prompt, continuation = (int(argument) for argument in sys.argv[2:])
+    threads, prompt, continuation = (int(argument) for argument in sys.argv[2:5])
+    device = sys.argv[5] if path.is_dir() else "cpu"
     if path.is_dir():
         import transformers.models.llama.modeling_llama  # noqa: F401  (its code is not the model's memory)
     else:
         import llama_cpp  # noqa: F401
     before = _largest_resident()
-    model = open_runtime(path, threads, prompt + continuation)
+    model = open_runtime(path, threads, prompt + continuation, device=device)
     model.prefill([0] * prompt)
     model.decode([0] * continuation)
-    print(_largest_resident() - before)
+    if device == "cuda":
+        import torch
+
+        print(torch.cuda.max_memory_allocated())
+    else:
+        print(_largest_resident() - before)
 
 
 def _largest_resident() -> int:

@@ -21,12 +21,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 
 from stages.architecture import Architecture
 from stages.config.params import ModelSection, Params, ProofSection, load_params
+from stages.evaluate.calibrate.memory import SPARE
 from stages.evaluate.network import checkpoint
 from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.device import device_named
 from stages.evaluate.network.elastic import DenseNetwork
 from stages.evaluate.results import context
 from stages.evaluate.text import perplexity
@@ -65,14 +68,17 @@ def prove(
     """
     start, folder, before = time.perf_counter(), export / "model", torch.get_num_threads()
     _check_current(folder, loaded, architecture)
+    dtype = huggingface_dtype(folder)
+    if remark := _too_large(loaded, architecture, dtype, load):
+        return Proof(remarks=(remark,))
     exported = sorted(p.stem.removeprefix("model-") for p in (export / "gguf").glob("model-*.gguf"))
     types = exported if has_llama_cpp() else []
     remarks = _unmeasured(exported)
     found: list[Comparison] = []
     try:
-        remarks += _write_dense(source, loaded, scratch, huggingface_dtype(folder), types)
+        remarks += _write_dense(source, loaded, scratch, dtype, types)
         references = References(load, scratch)
-        for runtime, weights, name in _pairs(str(huggingface_dtype(folder)).removeprefix("torch."), types):
+        for runtime, weights, name in _pairs(str(dtype).removeprefix("torch."), types):
             if not (scratch / name).exists():
                 continue
             print(f"proof: measuring {runtime}, {weights}", flush=True)
@@ -95,13 +101,33 @@ def _write_dense(
 ) -> list[str]:
     """The dense model in the formats of the export; says what could not be written."""
     shape, dense = loaded.shape, loaded.shape.dense()
-    state = DenseNetwork(loaded, torch.device("cpu")).sliced_state(dense)
+    state = DenseNetwork(loaded, torch.device("cpu")).sliced_state(dense, dtype=dtype)
     huggingface.write_folder(
         scratch / "model", state, loaded.config, dense, shape, None, loaded.generation_config, dtype
     )
-    state = {name: tensor.float() for name, tensor in state.items()}
     lines = gguf_folder.write_folder(scratch / "gguf", source, loaded, state, dense, types)
     return [f"llama.cpp was not measured: the dense model's {k} {v}" for k, v in lines if "not written" in v]
+
+
+def _too_large(loaded: Checkpoint, architecture: Architecture, dtype: torch.dtype, load: Load) -> str:
+    """Why dense and pruned model do not run side by side, or nothing where they do.
+
+    Both are loaded at once, and beside them lie caches and the logits of a window.
+    """
+    shape = loaded.shape
+    both = (shape.total_parameters + architecture.total_parameters(shape)) * dtype.itemsize
+    needed = both + 8 * load.windows.shape[1] * shape.vocabulary
+    free = psutil.virtual_memory().available
+    if load.device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    if needed <= SPARE[load.device] * free:
+        return ""
+    where, other = ("the GPU", "cpu") if load.device == "cuda" else ("memory", "cuda")
+    return (
+        f"Nothing was measured: dense and pruned model side by side take {needed / 1e9:.1f} GB, and of "
+        f"{where} {free / 1e9:.1f} GB are free. Set export.proof.device to {other}, or run `make proof` on a "
+        "larger machine."
+    )
 
 
 def _unmeasured(exported: Sequence[str]) -> list[str]:
@@ -131,6 +157,7 @@ def _conditions(load: Load, start: float) -> Conditions:
         text=load.text,
         threads=load.threads,
         machine=platform.processor() or platform.machine(),
+        gpu=torch.cuda.get_device_name() if load.device == "cuda" else "",
         seconds=round(time.perf_counter() - start),
     )
 
@@ -187,7 +214,9 @@ def load_of(
     one = replace(protocol, sequence_length=together, stride=together, bos="none")
     tokens = perplexity.windows(documents, loaded.tokenizer, one, 1, where).tokens[0].tolist()
     threads = asked.threads or torch.get_num_threads()
-    return Load(tokens[: asked.prompt], tokens[asked.prompt :], asked.rounds, windows, name, threads)
+    device = device_named(asked.device, "export.proof.device")
+    prompt, continuation = tokens[: asked.prompt], tokens[asked.prompt :]
+    return Load(prompt, continuation, asked.rounds, windows, name, threads, device)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +227,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("windows", 4, "windows of text for perplexity"),
     ):
         parser.add_argument(f"--{name}", type=_count, default=default, help=f"{words}; default: {default}")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="PyTorch's")
     parser.add_argument("--threads", type=_count, help="default: PyTorch's own number")
     parser.add_argument("--json", type=Path, help="write the figures there too")
 

@@ -28,9 +28,9 @@ class Runtime(Protocol):
 
 
 class PyTorch:
-    """The model in transformers on the CPU, in the dtype of the folder's weights."""
+    """The model in transformers, in the dtype of the folder's weights, on the CPU or a GPU."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, device: str = "cpu") -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -39,29 +39,37 @@ class PyTorch:
         torch.set_num_threads(threads)
         register(folder)
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.model = model.eval()
+        self.model = model.eval().to(device)
+        self._device = device
         self._torch = torch
         self._cache: Any = None
 
     def prefill(self, tokens: Sequence[int]) -> None:
         self._cache = None
         self._step(tokens)
+        self._wait()
 
     def decode(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             self._step([token])
+        self._wait()
 
     def _step(self, tokens: Sequence[int]) -> None:
         with self._torch.inference_mode():
-            out = self.model(
-                self._torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
+            given = self._torch.tensor([tokens], device=self._device)
+            out = self.model(given, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = out.past_key_values
+
+    def _wait(self) -> None:
+        """A GPU works on while Python goes on."""
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         with self._torch.inference_mode():
-            found: Tensor = self.model(self._torch.tensor([tokens]), use_cache=False).logits
-        return found[0].float()
+            given = self._torch.tensor([tokens], device=self._device)
+            found: Tensor = self.model(given, use_cache=False).logits
+        return found[0].float().cpu()
 
 
 class LlamaCpp:
@@ -93,9 +101,13 @@ class LlamaCpp:
         return torch.from_numpy(self.model.scores[: len(tokens)].copy())
 
 
-def open_runtime(path: Path, threads: int, context: int, every_logit: bool = False) -> Runtime:
-    """Load a folder with PyTorch, a GGUF file with llama.cpp."""
-    return PyTorch(path, threads) if path.is_dir() else LlamaCpp(path, threads, context, every_logit)
+def open_runtime(
+    path: Path, threads: int, context: int, every_logit: bool = False, device: str = "cpu"
+) -> Runtime:
+    """Load a folder with PyTorch, onto that device; a GGUF file with llama.cpp, on the CPU."""
+    if path.is_dir():
+        return PyTorch(path, threads, device)
+    return LlamaCpp(path, threads, context, every_logit)
 
 
 def has_llama_cpp() -> bool:

@@ -34,8 +34,8 @@ class Load:
     """What is asked of every model.
 
     `prompt` is processed at once, then `continuation` token by token; both `rounds` times after a
-    round that does not count, on so many threads. `windows` (count, L) of the corpus `text` give
-    perplexity and agreement.
+    round that does not count, on so many threads; folders on `device`. `windows` (count, L) of the corpus
+    `text` give perplexity and agreement.
     """
 
     prompt: Sequence[int]
@@ -44,6 +44,7 @@ class Load:
     windows: Tensor
     text: str
     threads: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class References:
     """
 
     def __init__(self, load: Load, scratch: Path) -> None:
-        self.windows, self.threads = load.windows, load.threads
+        self.windows, self.threads, self._device = load.windows, load.threads, load.device
         self._scratch = scratch
         self._files: dict[Path, list[Path]] = {}
 
@@ -74,7 +75,7 @@ class References:
             yield torch.from_numpy(np.load(file))
 
     def _computed(self, folder: Path, place: Path) -> list[Path]:
-        model, files = PyTorch(folder, self.threads), []
+        model, files = PyTorch(folder, self.threads, self._device), []
         place.mkdir(parents=True)
         for index, window in enumerate(self.windows):
             files.append(place / f"{index}.npy")
@@ -94,14 +95,15 @@ def compare(
     """Measure two artifacts of one runtime side by side."""
     both = (dense, pruned)
     agreements = [_agreement(artifact, references) for artifact in both]
-    context, threads = len(load.prompt) + len(load.continuation), load.threads
+    context, threads, device = len(load.prompt) + len(load.continuation), load.threads, load.device
     with ThreadPoolExecutor() as pool:  # at once: how long it takes does not matter here
         waiting = [
-            pool.submit(peak_memory, artifact.path, threads, len(load.prompt), len(load.continuation))
-            for artifact in both
+            pool.submit(peak_memory, a.path, threads, len(load.prompt), len(load.continuation), device)
+            for a in both
         ]
     memories = [each.result() for each in waiting]
-    prefill, decode = _times([open_runtime(artifact.path, threads, context) for artifact in both], load)
+    runtimes = [open_runtime(artifact.path, threads, context, device=device) for artifact in both]
+    prefill, decode = _times(runtimes, load)
     figures = [
         Figures(
             artifact.architecture.total_parameters(shape),
