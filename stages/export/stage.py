@@ -48,8 +48,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         ]
         if ExportPart.WEIGHTS in todo:
             winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
-            size = _size_bytes(winner, read_shape(params.model), params.export)
-            require_space(HERE, size if arguments.no_tracking else 2 * size)  # MLflow's registry keeps a copy
+            copies = 1 if arguments.no_tracking else 2  # MLflow's registry keeps one
+            require_space(HERE, _size_bytes(winner, read_shape(params.model), params.export, copies))
         with open_tracker("export", params, enabled=not arguments.no_tracking) as tracker:
             data = _export(params, candidates, wanted, before, todo, journal, tracker)
     _print_table(data)
@@ -103,11 +103,11 @@ def _registered(found: Record, anew: bool, tracker: Tracker) -> str:
     return "" if anew else found.registered
 
 
-def _size_bytes(winner: Architecture, shape: ModelShape, section: Export) -> int:
-    """About what the export takes on the disk, the dense model of the proof included."""
+def _size_bytes(winner: Architecture, shape: ModelShape, section: Export, copies: int) -> int:
+    """About what the export takes on the disk: copies of its folder, GGUF files, the proof's dense model."""
     parameters = winner.total_parameters(shape)
     files = sum(_GGUF_BYTES[kind] for kind in section.gguf)
-    size = parameters * (BYTES[section.dtype] + files) + 30_000_000  # tokenizers, pictures, report
+    size = parameters * (copies * BYTES[section.dtype] + files) + 30_000_000  # tokenizers, pictures, report
     if section.proof is not None:
         size += shape.total_parameters * (BYTES[section.dtype] + (files if has_llama_cpp() else 0))
     return int(size)

@@ -63,7 +63,8 @@ class Delivery:
     def answer(self, letter: Letter, work_s: float = 0.0) -> str | None:
         """What came of a letter, or None where it failed, or was not delivered in time.
 
-        `work_s` are seconds that its work may take besides: they are not charged to patience.
+        `work_s` are seconds that its work may take besides: they are not charged to patience, unless the
+        store fails at what it is asked for, when there is no work to wait for.
         """
         with self._changed:
             self._wait(lambda: letter in self._answers, work_s)
@@ -83,13 +84,16 @@ class Delivery:
             return list(self._queue)
 
     def _wait(self, done: Callable[[], bool], work_s: float = 0.0) -> None:
-        while not done() and work_s + self._left_s > 0:
+        while not done():
+            allowed = 0.0 if self._failures else work_s
+            if allowed + self._left_s <= 0:
+                return
             start, steps = time.monotonic(), self._steps
-            self._changed.wait(work_s + self._left_s)
+            self._changed.wait(allowed + self._left_s)
             took = time.monotonic() - start
             if self._steady and self._steps != steps:
                 continue
-            self._left_s -= max(0.0, took - work_s)
+            self._left_s -= max(0.0, took - allowed)
             work_s = max(0.0, work_s - took)
 
     def _work(self) -> None:

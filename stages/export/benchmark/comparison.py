@@ -53,6 +53,8 @@ class Comparison:
     decode_speedup: Spread
     ideal_prefill: float
     ideal_decode: float
+    launching: float = 0.0
+    """Of the pruned model's time on a GPU, the part in which Python launched its kernels."""
 
     @property
     def name(self) -> str:

@@ -47,6 +47,8 @@ from stages.stage import DATA, command
 HERE = DATA / "export"
 KL_BAR = 1e-4
 """Most that an F16 file may differ from the float32 folder of the same weights, in nats a token."""
+LAUNCHING_BAR = 0.8
+"""Of the time that may go into launching a GPU's kernels, and the speeds are still the models'."""
 NOT_INSTALLED = "llama-cpp-python is not installed (pip install '.[llama-cpp]')"
 
 
@@ -137,9 +139,16 @@ def _unmeasured(exported: Sequence[str]) -> list[str]:
 
 
 def _suspicious(found: Sequence[Comparison]) -> list[str]:
-    """F16 files of a float32 folder that compute something else."""
+    """F16 files of a float32 folder that compute something else, and times that are not the models'."""
     exact = any(c.runtime == "PyTorch" and c.weights == "float32" for c in found)
-    return [
+    remarks = [
+        f"{c.name}: Python took {100 * c.launching:.0f} % of the time to launch the GPU's kernels, which ran "
+        "meanwhile: these speeds are transformers', not the models'. A longer prompt (`make proof "
+        "ARGS='--prompt 2048'`), or a server that batches requests and captures graphs, shows theirs."
+        for c in found
+        if c.launching > LAUNCHING_BAR
+    ]
+    return remarks + [
         f"The F16 file differs from the folder by {c.pruned.kl:.1e} nats a token; rounding explains "
         f"{KL_BAR:g} in a model of ordinary perplexity. Compare their answers before you ship it."
         for c in found

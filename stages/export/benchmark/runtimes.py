@@ -6,6 +6,7 @@ Each is imported where it is used: a process that measures one's memory must not
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +42,9 @@ class PyTorch:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.eval().to(device)
         self._device = device
+        self.waited_s = 0.0
+        """Seconds in which a GPU still worked when Python had asked for everything: none, and Python is what
+        was timed."""
         self._torch = torch
         self._cache: Any = None
 
@@ -63,7 +67,9 @@ class PyTorch:
     def _wait(self) -> None:
         """A GPU works on while Python goes on."""
         if self._device == "cuda":
+            start = time.perf_counter()
             self._torch.cuda.synchronize()
+            self.waited_s += time.perf_counter() - start
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         with self._torch.inference_mode():

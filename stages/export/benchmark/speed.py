@@ -126,7 +126,13 @@ def compare(
         decode_speedup=Spread.of([d / p for d, p in zip(*decode, strict=True)]),
         ideal_prefill=flops[0] / flops[1],
         ideal_decode=read[0] / read[1],
+        launching=_launching(runtimes[1], sum(prefill[1]) + sum(decode[1])) if device == "cuda" else 0.0,
     )
+
+
+def _launching(model: Runtime, seconds: float) -> float:
+    """Of that time, the part in which Python launched a GPU's kernels, and did not wait for them."""
+    return 1 - model.waited_s / seconds if isinstance(model, PyTorch) else 0.0
 
 
 def bytes_a_token(path: Path, shape: ModelShape) -> int:
