@@ -140,7 +140,10 @@ class RayExecutor:
         self._params = params.model_copy(update=alone)
         self._section = params.evaluate.ray
         self._idle: list[Any] = []
-        self._start()
+        self._starting: dict[Any, Any] = {}
+        """Workers that open their models yet, or wait for room, by what they will answer."""
+        self._deaths = 0
+        self._connect()
         self._workers = self._count()
 
     @property
@@ -154,51 +157,82 @@ class RayExecutor:
             InputError: a worker refuses, or workers die before they measure anything.
         """
         waiting = deque(sorted(subtrees, key=_length, reverse=True))
-        if not waiting:
-            return
         tasks: dict[Any, _Task] = {}
-        deaths, told = 0, False
-        self._idle += [self._actor(evaluator) for _ in range(self._workers - len(self._idle))]
+        told = False
+        while waiting and len(self._idle) + len(self._starting) < self._workers:
+            self._start_worker(evaluator)
         try:
             while waiting or tasks:
                 while waiting and self._idle:
                     task = _Task(self._idle.pop(), waiting.popleft())
                     order = _order(evaluator, task.subtree)
                     tasks[task.actor.measure.options(num_returns="streaming").remote(order)] = task
-                found, _ = _ray.wait(list(tasks), num_returns=1, timeout=None if told else PATIENCE_S)
+                found, _ = _ray.wait(
+                    [*tasks, *self._starting], num_returns=1, timeout=None if told else PATIENCE_S
+                )
                 if not found:
+                    told = True
                     print(
                         "Ray has no free cores or GPUs for a worker yet (`ray status` says why)", flush=True
                     )
-                    told = True
-                    continue
-                ready: Any = found[0]
-                task = tasks[ready]
-                try:
-                    index, metrics, samples, seconds = _ray.get(next(ready))
-                except StopIteration:
-                    del tasks[ready]
-                    self._idle.append(task.actor)
-                except _ray.exceptions.RayActorError as error:
-                    del tasks[ready]
-                    deaths += 1
-                    if deaths > LIVES * self._workers:
-                        raise InputError(
-                            f"{deaths} workers of Ray died, the last before it had measured anything: {error}"
-                        ) from error
-                    print("A worker of Ray died: another measures what it had not handed back", flush=True)
-                    self._idle.append(self._actor(evaluator))
-                    if rest := [w for i, w in enumerate(task.subtree.works) if i not in task.done]:
-                        waiting.appendleft(Subtree.of(rest))
-                except _ray.exceptions.RayTaskError as error:
-                    raise _cause(error) from error
-                else:
-                    deaths = 0
-                    task.done.add(index)
-                    yield Measured(task.subtree.works[index], metrics, samples, seconds)
+                elif found[0] in self._starting:
+                    self._started(found[0], evaluator)
+                elif (result := self._next(found[0], tasks, waiting, evaluator)) is not None:
+                    yield result
         finally:
             for task in tasks.values():  # the stage ends, or somebody stopped it
                 _ray.kill(task.actor)
+
+    def _start_worker(self, evaluator: Evaluator) -> None:
+        """Where it finds no room it waits for it, while others work."""
+        actor = self._actor(evaluator)
+        self._starting[actor.pid.remote()] = actor
+
+    def _started(self, ready: Any, evaluator: Evaluator) -> None:
+        actor = self._starting.pop(ready)
+        try:
+            _ray.get(ready)
+        except _ray.exceptions.RayActorError as error:
+            self._died(error, evaluator)
+        else:
+            self._idle.append(actor)
+
+    def _next(
+        self, ready: Any, tasks: dict[Any, _Task], waiting: deque[Subtree], evaluator: Evaluator
+    ) -> Measured | None:
+        """What came of a task: a result, or its end, or that its worker died and the rest of it waits again."""
+        task = tasks[ready]
+        try:
+            index, metrics, samples, seconds = _ray.get(next(ready))
+        except StopIteration:
+            del tasks[ready]
+            self._idle.append(task.actor)
+        except _ray.exceptions.RayActorError as error:
+            del tasks[ready]
+            if rest := [w for i, w in enumerate(task.subtree.works) if i not in task.done]:
+                waiting.appendleft(Subtree.of(rest))
+            print("A worker of Ray died: another measures what it had not handed back", flush=True)
+            self._died(error, evaluator)
+        except _ray.exceptions.RayTaskError as error:
+            raise _cause(error) from error
+        else:
+            self._deaths = 0
+            task.done.add(index)
+            return Measured(task.subtree.works[index], metrics, samples, seconds)
+        return None
+
+    def _died(self, error: Exception, evaluator: Evaluator) -> None:
+        """Start another worker.
+
+        Raises:
+            InputError: too many died without a result between them.
+        """
+        self._deaths += 1
+        if self._deaths > LIVES * self._workers:
+            raise InputError(
+                f"{self._deaths} workers of Ray died, the last before it had measured anything: {error}"
+            ) from error
+        self._start_worker(evaluator)
 
     def _count(self) -> int:
         """As many workers as there are GPUs, or as cores allow."""
@@ -212,7 +246,7 @@ class RayExecutor:
             )
         return min(most, self._section.workers or most)
 
-    def _start(self) -> None:
+    def _connect(self) -> None:
         if _ray.is_initialized():
             return
         code = str(Path(__file__).parents[2])

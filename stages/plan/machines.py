@@ -17,9 +17,9 @@ GPU_FRACTIONS = ((576, 0.40), (4096, 0.56))
 """Hidden size, and what is reached of a data sheet's dense bfloat16 rate. Measured on one H100:
 SmolLM2-135M on 32 x 2,048 tokens, and LLaMA-2-7B's shape with random weights, 512 x 128 tokens (0.59)
 and 32 rows of 2,048 under a mask (0.56). GPUs with little memory bandwidth for their rate (L4) reach less."""
-GPU_FRACTION_32, GPU_FRACTION_64 = 0.4, 0.5
-"""What repairs reach, whose products are narrow and whose triangles are solved: the first measured for
-LLaMA-2-7B's shape on one H200."""
+GPU_FRACTION_32, GPU_FRACTION_64 = 0.6, 0.5
+"""What scores, curves and repairs reach, whose products are large: the first measured for LLaMA-2-7B's and
+Qwen2.5-1.5B's shapes on one H100."""
 GPU_LAYER_S = 0.0006
 """Seconds of each decoder layer and batch, however small: one of 4,600 tokens in 3 batches took the
 same H100 about 0.05 s, nearly all of it spent on launching 30 layers' kernels."""

@@ -27,6 +27,12 @@ from stages.sample import designs
 from stages.sample.limits import limits_of
 
 PROOF_FLOPS, PROOF_BYTES, PROOF_START_S = 0.09e12, 8e9, 15.0
+OPEN_S, WRITE_S, KEEP_S, PROVE_S = 1.35e-9, 3.2e-9, 3.4e-9, 2.4e-9
+"""Seconds a byte: to check, read and move a model; to cut, write and load an export in a process of its own;
+to copy it for MLflow and take its checksums; to write and load dense and pruned model for a proof on a GPU.
+Of LLaMA-2-7B's shape, 16 cores beside one H100."""
+GGUF_S = {"F16": 6e-9, "Q8_0": 12e-9, "Q4_0": 24e-9}
+"""Seconds a parameter to write a GGUF file; Q8_0 of the same run, the others by SmolLM2-135M's beside it."""
 GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
 
@@ -206,14 +212,20 @@ def steps(
     cache = params.evaluate.prefix_cache_mb * 2**20
     evaluations, pair = len(architectures), token_counts["pair"]
     flops, layers = measured_together(shape, architectures, pair, dtype, cache)
-    found = [calibration(params, shape)]
+    found = [_open("evaluate", shape), calibration(params, shape)]
     if params.evaluate.curvature_tokens:
         found.append(curvature(params, shape))
     if solves_projections(params):
         found.append(_repair(params, shape, "evaluate", architectures))
     tokens = evaluations * pair.tokens
     found.append(Step("evaluate", "measure pairs", evaluations, tokens, flops, layers=layers))
-    return [*found, *_search(params, shape, token_counts), *_export(params, shape, token_counts)]
+    on_gpu = dtype == torch.bfloat16
+    return [*found, *_search(params, shape, token_counts), *_export(params, shape, token_counts, on_gpu)]
+
+
+def _open(stage: str, shape: ModelShape) -> Step:
+    """Read a model out of files of 16 bits a weight, as most are."""
+    return Step(stage, "open the model", cpu_s=2 * shape.total_parameters * OPEN_S)
 
 
 def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount]) -> list[Step]:
@@ -223,7 +235,8 @@ def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenC
     if section.measurement == params.evaluate.measurement and not section.repair_again:
         last -= min(section.finalists, chosen)  # measured in the rounds, and in this stage's journal
     studies = section.rounds + len(section.front)
-    found = [Step("search", f"{studies * section.trials:,} forecasts", cpu_s=studies * forecast_s(params))]
+    found = [_open("search", shape)]
+    found += [Step("search", f"{studies * section.trials:,} forecasts", cpu_s=studies * forecast_s(params))]
     uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
     if solves_projections(params):
         found.append(_repair(params, shape, "search", [uniform] * (chosen + last)))
@@ -235,16 +248,29 @@ def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenC
     return [*found, _alone("search", "measure finalists and baselines", shape, uniform, count, last)]
 
 
-def _export(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount]) -> list[Step]:
+def _export(
+    params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], on_gpu: bool
+) -> list[Step]:
     uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
     contenders = _baselines(params, shape) + 1
-    count = token_counts["final table"]
-    found = []
+    count, section = token_counts["final table"], params.export
+    kept = uniform.total_parameters(shape)
+    itemsize = getattr(torch, section.dtype).itemsize
+    found = [
+        _open("export", shape),
+        Step("export", "write and check weights", cpu_s=kept * itemsize * (WRITE_S + KEEP_S)),
+    ]
+    if section.gguf:
+        found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
         found.append(_repair(params, shape, "export", [uniform] * contenders))
     found.append(_alone("export", "measure the final table", shape, uniform, count, contenders))
-    if params.export.proof is not None:
-        found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
+    if section.proof is not None:
+        if on_gpu and section.proof.device != "cpu":
+            both = (shape.total_parameters + kept) * itemsize
+            found.append(Step("export", "prove speed, on the GPU", cpu_s=PROOF_START_S + both * PROVE_S))
+        else:
+            found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
     return found
 
 

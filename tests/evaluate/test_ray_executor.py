@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +21,14 @@ from stages.evaluate.measure.executors import Executor, Local
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.ray_executor import RayExecutor
-from stages.evaluate.results.journal import Journal, Row
+from stages.evaluate.results.journal import Journal, Row, read
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import InputError
 from stages.sample import designs
 from tests.faults.world import World
+from tests.small import REPOSITORY
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(120)
 
 
 @dataclass
@@ -185,6 +188,32 @@ def test_a_lost_node_loses_nothing(
         cluster.shutdown()
 
 
+def test_a_stage_that_is_killed_and_started_again(setting: Setting, tmp_path: Path) -> None:
+    """Killed with its workers at its first row: a Ray of its own is left by nobody."""
+    ray.shutdown()
+    world = World(Path.cwd()).copy(tmp_path / "world")
+    params = world.params
+    params["evaluate"] |= {"executor": "ray", "ray": {"address": None, "workers": 2, "cores": 1}}
+    world.write_params(params)
+    journal = world.folder / "data" / "evaluate" / "journal.jsonl"
+    journal.unlink()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "stages.evaluate", "--no-tracking"]
+        return subprocess.Popen(command, cwd=world.folder, env=environment)
+
+    killed = start()
+    while killed.poll() is None and not (journal.is_file() and journal.stat().st_size):
+        time.sleep(0.001)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert start().wait() == 0
+    rows = {row.architecture.id: row for row in read(journal).values()}
+    assert len(journal.read_text().splitlines()) == len(rows)
+    assert values(rows) == values(setting.expected)
+
+
 def test_a_package_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "stages.evaluate.ray_executor")
@@ -192,3 +221,10 @@ def test_a_package_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(InputError, match=r"pip install 'prunecast\[ray\]'"):
         EXECUTORS["ray"]
+
+
+def test_the_benchmark_reckons_with_as_many_subtrees() -> None:
+    from stages.evaluate import ray_executor
+    from tests.benchmarks import executors
+
+    assert executors.SUBTREES_EACH == ray_executor.SUBTREES_EACH

@@ -106,13 +106,15 @@ def memory_plan(
     heads = elements(shape, Kind.ATTENTION)
     widest, layer = max(heads, shape.channels), shape.decoder_parameters / shape.layers
     shared = min(section.prefix_cache_mb * 2**20, shape.layers * texts.measured * shape.hidden * each)
-    columns = shape.vocabulary if device == "cuda" else min(VOCABULARY_AT_ONCE, shape.vocabulary)
+    columns, logit = shape.vocabulary, each  # a GPU's kernel reads them as they are
+    if device == "cpu":
+        columns, logit = min(VOCABULARY_AT_ONCE, shape.vocabulary), each + 8
     of_batch = texts.calibration_batch * each * (shape.hidden * (shape.layers + 8) + 6 * widest)
     phases: dict[str, dict[str, float]] = {
         "measuring": {
             "hidden states in common": shared,
             "activations of a batch": texts.batch * (3 * shape.channels + 6 * shape.hidden) * each,
-            "logits": texts.predictions * columns * (each + 8),
+            "logits": texts.predictions * columns * logit,
         }
     }
     importance, repair = IMPORTANCES[section.importance], REPAIRS[section.reconstruction.method]

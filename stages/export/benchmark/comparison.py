@@ -53,8 +53,8 @@ class Comparison:
     decode_speedup: Spread
     ideal_prefill: float
     ideal_decode: float
-    launching: float = 0.0
-    """Of the pruned model's time on a GPU, the part in which Python launched its kernels."""
+    launching: Sequence[float] = (0.0, 0.0)
+    """Of the pruned model's prefill and decoding on a GPU, the part in which Python launched its kernels."""
 
     @property
     def name(self) -> str:

@@ -49,6 +49,10 @@ KL_BAR = 1e-4
 """Most that an F16 file may differ from the float32 folder of the same weights, in nats a token."""
 LAUNCHING_BAR = 0.8
 """Of the time that may go into launching a GPU's kernels, and the speeds are still the models'."""
+_REMEDIES = (
+    "A longer prompt (`make proof ARGS='--prompt 2048'`)",
+    "A server that batches requests and captures graphs",
+)
 NOT_INSTALLED = "llama-cpp-python is not installed (pip install '.[llama-cpp]')"
 
 
@@ -142,11 +146,11 @@ def _suspicious(found: Sequence[Comparison]) -> list[str]:
     """F16 files of a float32 folder that compute something else, and times that are not the models'."""
     exact = any(c.runtime == "PyTorch" and c.weights == "float32" for c in found)
     remarks = [
-        f"{c.name}: Python took {100 * c.launching:.0f} % of the time to launch the GPU's kernels, which ran "
-        "meanwhile: these speeds are transformers', not the models'. A longer prompt (`make proof "
-        "ARGS='--prompt 2048'`), or a server that batches requests and captures graphs, shows theirs."
+        f"{c.name}, {what}: Python took {100 * launching:.0f} % of the time to launch kernels, which the GPU "
+        f"ran meanwhile: this speed is transformers', not the models'. {remedy} shows theirs."
         for c in found
-        if c.launching > LAUNCHING_BAR
+        for what, launching, remedy in zip(("prefill", "decode"), c.launching, _REMEDIES, strict=True)
+        if launching > LAUNCHING_BAR
     ]
     return remarks + [
         f"The F16 file differs from the folder by {c.pruned.kl:.1e} nats a token; rounding explains "

@@ -42,9 +42,9 @@ class PyTorch:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.eval().to(device)
         self._device = device
-        self.waited_s = 0.0
-        """Seconds in which a GPU still worked when Python had asked for everything: none, and Python is what
-        was timed."""
+        self.waited_s: list[float] = []
+        """Seconds in which a GPU still worked when Python had asked for everything, of each prompt and each
+        continuation: none, and Python is what was timed."""
         self._torch = torch
         self._cache: Any = None
 
@@ -69,7 +69,7 @@ class PyTorch:
         if self._device == "cuda":
             start = time.perf_counter()
             self._torch.cuda.synchronize()
-            self.waited_s += time.perf_counter() - start
+            self.waited_s.append(time.perf_counter() - start)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         with self._torch.inference_mode():

@@ -126,13 +126,16 @@ def compare(
         decode_speedup=Spread.of([d / p for d, p in zip(*decode, strict=True)]),
         ideal_prefill=flops[0] / flops[1],
         ideal_decode=read[0] / read[1],
-        launching=_launching(runtimes[1], sum(prefill[1]) + sum(decode[1])) if device == "cuda" else 0.0,
+        launching=_launching(runtimes[1], prefill[1], decode[1]),
     )
 
 
-def _launching(model: Runtime, seconds: float) -> float:
-    """Of that time, the part in which Python launched a GPU's kernels, and did not wait for them."""
-    return 1 - model.waited_s / seconds if isinstance(model, PyTorch) else 0.0
+def _launching(model: Runtime, prefill: Sequence[float], decode: Sequence[float]) -> tuple[float, float]:
+    """Of the seconds of prefill and decoding, the part in which Python did not wait for a GPU."""
+    if not isinstance(model, PyTorch) or not model.waited_s:
+        return 0.0, 0.0
+    waited = [model.waited_s[i::2][1:] for i in (0, 1)]  # the first round does not count
+    return 1 - sum(waited[0]) / sum(prefill), 1 - sum(waited[1]) / sum(decode)
 
 
 def bytes_a_token(path: Path, shape: ModelShape) -> int:
