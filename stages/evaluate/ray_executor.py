@@ -200,7 +200,7 @@ class RayExecutor:
     def _next(
         self, ready: Any, tasks: dict[Any, _Task], waiting: deque[Subtree], evaluator: Evaluator
     ) -> Measured | None:
-        """What came of a task: a result, or its end, or that its worker died and the rest of it waits again."""
+        """What came of a task: a result, its end, or that its worker died and the rest of it waits again."""
         task = tasks[ready]
         try:
             index, metrics, samples, seconds = _ray.get(next(ready))
@@ -235,7 +235,7 @@ class RayExecutor:
         self._start_worker(evaluator)
 
     def _count(self) -> int:
-        """As many workers as there are GPUs, or as cores allow."""
+        """Workers: a GPU each, or as many as cores allow."""
         there: Mapping[str, float] = _ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
         on_cpu = self._params.evaluate.device == "cpu" or not gpus

@@ -54,7 +54,7 @@ class Comparison:
     ideal_prefill: float
     ideal_decode: float
     launching: Sequence[float] = (0.0, 0.0)
-    """Of the pruned model's prefill and decoding on a GPU, the part in which Python launched its kernels."""
+    """The parts of the pruned model's prefill and decoding on a GPU in which Python launched its kernels."""
 
     @property
     def name(self) -> str:

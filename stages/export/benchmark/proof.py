@@ -48,7 +48,7 @@ HERE = DATA / "export"
 KL_BAR = 1e-4
 """Most that an F16 file may differ from the float32 folder of the same weights, in nats a token."""
 LAUNCHING_BAR = 0.8
-"""Of the time that may go into launching a GPU's kernels, and the speeds are still the models'."""
+"""The part of the time that launching a GPU's kernels may take, and speeds are still the models'."""
 _REMEDIES = (
     "A longer prompt (`make proof ARGS='--prompt 2048'`)",
     "A server that batches requests and captures graphs",

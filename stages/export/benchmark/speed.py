@@ -131,7 +131,7 @@ def compare(
 
 
 def _launching(model: Runtime, prefill: Sequence[float], decode: Sequence[float]) -> tuple[float, float]:
-    """Of the seconds of prefill and decoding, the part in which Python did not wait for a GPU."""
+    """The parts of the seconds of prefill and decoding in which Python did not wait for a GPU."""
     if not isinstance(model, PyTorch) or not model.waited_s:
         return 0.0, 0.0
     waited = [model.waited_s[i::2][1:] for i in (0, 1)]  # the first round does not count
