@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from stages.architecture import Architecture
-from stages.config.params import ModelSection, Params
+from stages.config.params import Measurement, ModelSection, Params, Part
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.results.journal import Journal
 from stages.evaluate.workbench import Workbench, open_workbench
@@ -99,7 +99,8 @@ def _of_model(
 ) -> tuple[_Made, Load | None]:
     """The weights and the final table, and what the proof of speed will run."""
     searched = DATA / "search" / "context.json"
-    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", measured=searched)
+    needed: list[tuple[Part, Measurement]] = [("report", params.export.measurement)]
+    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", needed, searched)
     winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused

@@ -11,7 +11,7 @@ import pandas as pd
 from stages.architecture import Architecture
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
-from stages.config.params import Params
+from stages.config.params import Measurement, Params, Part
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
@@ -58,7 +58,10 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         Journal(HERE / "journal.jsonl") as journal,
         open_tracker("search", params, enabled=not arguments.no_tracking) as tracker,
     ):
-        bench = open_workbench(params, scores, measured=PAIRS_CONTEXT)
+        needed: list[tuple[Part, Measurement]] = [
+            ("selection", s.measurement) for s in (params.evaluate, section)
+        ]
+        bench = open_workbench(params, scores, needed, PAIRS_CONTEXT)
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)
         finally_ = bench.evaluator("selection", section.measurement)
