@@ -64,6 +64,11 @@ ANSWERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 def start(folder: Path, body: str, ignored: int | None = None) -> subprocess.Popen[str]:
+    def as_asked() -> None:
+        """A shell's background jobs, and what they start, ignore SIGINT: here only what is asked for is."""
+        for number, _ in ANSWERS:
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
     (folder / "stage.py").write_text(STAGE)
     (folder / "slow.py").write_text("import time; print('ready', flush=True); time.sleep(30)")
     process = subprocess.Popen(
@@ -73,7 +78,7 @@ def start(folder: Path, body: str, ignored: int | None = None) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=None if ignored is None else lambda: signal.signal(ignored, signal.SIG_IGN) and None,
+        preexec_fn=as_asked,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
