@@ -24,7 +24,7 @@ from stages.config import extensions
 from stages.config.params import Measurement, Params, Part
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.measure.executors import Executor, Measured, measure_subtree
-from stages.evaluate.measure.plan import Subtree, Work
+from stages.evaluate.measure.plan import SUBTREES_EACH, Subtree, Work
 from stages.files import InputError
 from stages.stage import DATA
 
@@ -39,8 +39,6 @@ except ModuleNotFoundError as error:
         "set evaluate.executor to local"
     ) from error
 
-SUBTREES_EACH = 4
-"""Subtrees a worker that keep it busy to the end: more share fewer layers."""
 PATIENCE_S = 120.0
 """Seconds without a result after which it is said what may be the matter."""
 LIVES = 3
@@ -91,9 +89,8 @@ class Worker:
         """Each work of a subtree, as it is measured."""
         evaluator = self._evaluator(order)
         works = [self._work(*each) for each in zip(order.widths, order.weights, strict=True)]
-        place = {(work.architecture, work.weights is None): index for index, work in enumerate(works)}
-        for found in measure_subtree(evaluator, Subtree(tuple(works), tuple(order.branches))):
-            index = place[found.work.architecture, found.work.weights is None]
+        subtree = Subtree(tuple(works), tuple(order.branches))
+        for index, found in enumerate(measure_subtree(evaluator, subtree)):
             yield index, found.metrics, found.samples, found.seconds
 
     def _evaluator(self, order: Order) -> Evaluator:
@@ -156,7 +153,7 @@ class RayExecutor:
         Raises:
             InputError: a worker refuses, or workers die before they measure anything.
         """
-        waiting = deque(sorted(subtrees, key=_length, reverse=True))
+        waiting = deque(sorted(subtrees, key=lambda subtree: sum(subtree.layers), reverse=True))
         tasks: dict[Any, _Task] = {}
         told = False
         while waiting and len(self._idle) + len(self._starting) < self._workers:
@@ -286,12 +283,6 @@ def _knock(address: str | None) -> None:
     host, _, port = (address or "").rpartition(":")
     if host:
         socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def _length(subtree: Subtree) -> int:
-    """Layers that a subtree runs: all of its first work, of each other those after where it branches off."""
-    layers = len(subtree.works[0].architecture.widths)
-    return layers * len(subtree.works) - sum(max(b, default=0) for b in subtree.branches[:-1])
 
 
 def _order(evaluator: Evaluator, subtree: Subtree) -> Order:

@@ -53,8 +53,7 @@ def produce(
     """
     start = time.perf_counter()
     made, load = _of_model(params, candidates, todo, before, here, new, journal, tracker)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of what measured: dense and exported model take its place
+    torch.cuda.empty_cache()  # dense and exported model take the place of what measured
     if ExportPart.PROOF in todo:
         comparison.write(new / PROOF, _prove(params.model, made, new / "dense", load))
     kept: dict[str, str] = {}

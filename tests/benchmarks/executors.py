@@ -5,9 +5,9 @@
 
 FOLDER is where stages `sample` and `evaluate` ran; nothing in it is changed. The first measures its
 designed architectures with Ray, the numbers of workers in turn, each with Ray's own setting up apart: from
-asking for actors to the first result of every one of them. The second plans the same architectures, and
-rounds of the search, for 1 to 64 workers: a subtree goes to the worker that is free, the longest first, and
-takes what its architectures took in the journal, less the layers that they share.
+asking for actors to a first result of each, which whitens what any architecture cuts. The second plans the
+same architectures, and rounds of the search, for 1 to 64 workers: a subtree goes to the worker that is free,
+the longest first, and takes what its architectures took in the journal, less the layers that they share.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from stages.config.params import Params, load_params
-from stages.evaluate.measure.plan import Subtree, Work, subtrees
+from stages.evaluate.measure.plan import SUBTREES_EACH, Subtree, Work, subtrees
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results import context, journal
 from stages.evaluate.results.journal import Journal, Row
@@ -34,8 +34,6 @@ from stages.evaluate.workbench import Workbench, open_workbench
 from stages.sample import designs
 from tests.benchmarks.machine import Machine
 
-SUBTREES_EACH = 4
-"""As `stages.evaluate.ray_executor` has it, which imports Ray; a test holds them equal."""
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 TRIES = 200
 
@@ -104,12 +102,9 @@ def measure(folder: Path, counts: Sequence[int], repeats: int) -> None:
 
 def seconds(subtree: Subtree, took: dict[str, float]) -> float:
     """What a subtree takes: of each architecture the layers that it runs itself."""
-    total, shared = 0.0, 0
-    for work, branches in zip(subtree.works, subtree.branches, strict=True):
-        layers = len(work.architecture.widths)
-        total += took[work.architecture.id] * (layers - shared) / layers
-        shared = max(branches, default=0)
-    return total
+    whole = subtree.layers[0]
+    own = zip(subtree.works, subtree.layers, strict=True)
+    return sum(took[work.architecture.id] * layers / whole for work, layers in own)
 
 
 def makespan(durations: Sequence[float], workers: int) -> float:

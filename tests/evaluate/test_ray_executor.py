@@ -225,10 +225,3 @@ def test_a_package_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(InputError, match=r"pip install 'prunecast\[ray\]'"):
         EXECUTORS["ray"]
-
-
-def test_the_benchmark_reckons_with_as_many_subtrees() -> None:
-    from stages.evaluate import ray_executor
-    from tests.benchmarks import executors
-
-    assert executors.SUBTREES_EACH == ray_executor.SUBTREES_EACH

@@ -14,6 +14,9 @@ from stages.architecture import Architecture
 from stages.evaluate.network.prefix import branch_depths, tree_order
 from stages.evaluate.network.weights import PrunedWeights
 
+SUBTREES_EACH = 4
+"""Subtrees that keep one of several workers busy to the end: more share fewer layers."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -45,6 +48,12 @@ class Subtree:
         """Works that are in the order of the tree already."""
         depths = branch_depths([work.architecture for work in works])
         return cls(tuple(works), tuple(map(frozenset, depths)))
+
+    @property
+    def layers(self) -> list[int]:
+        """How many layers each work runs itself: all the first, others those after where they branch off."""
+        whole = len(self.works[0].architecture.widths)
+        return [whole, *(whole - max(depths, default=0) for depths in self.branches[:-1])]
 
     def split(self) -> list[Subtree]:
         """The subtrees below the first depth at which works part; this one alone where they never do."""
