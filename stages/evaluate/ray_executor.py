@@ -44,8 +44,8 @@ PATIENCE_S = 120.0
 LIVES = 3
 """Times that a worker may die before it has measured anything, and be replaced."""
 
-Result = tuple[int, Mapping[str, float], Mapping[str, Sequence[float]], float]
-"""Which work of a subtree it was, its metrics and samples, and the seconds that it took."""
+Result = tuple[int, Mapping[str, float], Mapping[str, Sequence[float]], float, str]
+"""Which work of a subtree it was, and what `Measured` holds of it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Worker:
         works = [self._work(*each) for each in zip(order.widths, order.weights, strict=True)]
         subtree = Subtree(tuple(works), tuple(order.branches))
         for index, found in enumerate(measure_subtree(evaluator, subtree)):
-            yield index, found.metrics, found.samples, found.seconds
+            yield index, found.metrics, found.samples, found.seconds, found.remark
 
     def _evaluator(self, order: Order) -> Evaluator:
         key = f"{order.part} {order.measurement.model_dump_json()}"
@@ -200,7 +200,7 @@ class RayExecutor:
         """What came of a task: a result, its end, or that its worker died and the rest of it waits again."""
         task = tasks[ready]
         try:
-            index, metrics, samples, seconds = _ray.get(next(ready))
+            index, *found = _ray.get(next(ready))
         except StopIteration:
             del tasks[ready]
             self._idle.append(task.actor)
@@ -215,7 +215,7 @@ class RayExecutor:
         else:
             self._deaths = 0
             task.done.add(index)
-            return Measured(task.subtree.works[index], metrics, samples, seconds)
+            return Measured(task.subtree.works[index], *found)
         return None
 
     def _died(self, error: Exception, evaluator: Evaluator) -> None:

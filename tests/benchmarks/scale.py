@@ -171,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--gpu-memory-gib", type=float)
+    parser.add_argument("--executor", default="local", choices=("local", "ray"), help="who measures")
     parser.add_argument("--gguf", nargs="*", default=["Q8_0"])
     parser.add_argument("--tracking", action="store_true")
     parser.add_argument("--proof", action="store_true", help="the proof of speed, on the GPU, too")
@@ -185,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export: dict[str, Any] = {"gguf": asked.gguf, "dtype": "bfloat16"}
     if not asked.proof:
         export["proof"] = None
-    write_rest(work, {"evaluate": {"gpu_memory_gib": asked.gpu_memory_gib}, "export": export})
+    evaluate = {"gpu_memory_gib": asked.gpu_memory_gib, "executor": asked.executor}
+    write_rest(work, {"evaluate": evaluate, "export": export})
     found = []
     for stage in asked.stages:
         used = run(stage, work, asked.tracking, asked.profile)

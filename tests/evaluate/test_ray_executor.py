@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 from stages.config.params import Params, load_params
 from stages.evaluate.measure.executors import Executor, Local
-from stages.evaluate.measure.plan import Work
+from stages.evaluate.measure.plan import Subtree, Work
 from stages.evaluate.measure.run import measure_all
-from stages.evaluate.ray_executor import RayExecutor
+from stages.evaluate.network.prefix import SharedPrefix
+from stages.evaluate.ray_executor import RayExecutor, Worker, _order
 from stages.evaluate.results.journal import Journal, Row, read
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import InputError
@@ -57,8 +59,6 @@ def values(rows: dict[str, Row]) -> Any:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     """In the folder in which its stages run, on one thread."""
-    import torch
-
     with pytest.MonkeyPatch.context() as monkeypatch:
         world = World.make(tmp_path_factory.mktemp("ray") / "world")
         cache = {"PRUNECAST_CACHE": str(world.folder / "cache")}
@@ -102,6 +102,28 @@ def test_weights_of_their_own_are_made_by_the_workers(
     found = setting.measure(executor, tmp_path / "ray.jsonl", again)
     assert values(found) == values(setting.measure(Local(), tmp_path / "local.jsonl", again))
     assert all(row.weights for row in found.values())
+
+
+def test_what_is_to_be_said_of_a_measurement_comes_back_with_it(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU whose memory ends, in a worker: what it prints itself nobody sees."""
+    evaluator = setting.bench.evaluator("selection", setting.params.evaluate.measurement)
+    scores = Path("data/evaluate/importance.safetensors").read_bytes()
+    worker = Worker(setting.params, str(Path.cwd()), scores, 1, 1)
+    original, left = SharedPrefix.log_likelihoods, [1]
+
+    def ends(self: SharedPrefix, *arguments: Any) -> list[torch.Tensor]:
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(SharedPrefix, "log_likelihoods", ends)
+    [(_, metrics, _, _, remark)] = worker.measure(_order(evaluator, Subtree.of(setting.works[:1])))
+    [row] = [row for row in setting.expected.values() if row.architecture == setting.works[0].architecture]
+    assert metrics == pytest.approx(row.metrics, rel=1e-5)
+    assert remark == "The GPU's memory ended (CUDA out of memory): batches are halved"
 
 
 def test_a_worker_that_would_measure_something_else_refuses(

@@ -69,7 +69,8 @@ class Evaluator:
         self.context = self._context(identity)
         self.digest = digest(self.context)
         self._cache_bytes = cache_bytes
-        self._told = False
+        self.remark = ""
+        """What the user is to know of how it was measured, where there is anything."""
         self._place()
 
     def _place(self) -> None:
@@ -163,9 +164,7 @@ class Evaluator:
                     "it, raise evaluate.gpu_memory_gib, or lower the measurement's sequence_length"
                 )
             torch.cuda.empty_cache()
-            if not self._told:
-                print(f"The GPU's memory ended ({said}): batches are halved", flush=True)
-            self._told = True
+            self.remark = f"The GPU's memory ended ({said}): batches are halved"
 
     def _log_likelihoods(
         self, architecture: Architecture, branches: set[int], weights: PrunedWeights | None

@@ -19,12 +19,13 @@ from stages.signals import deferred
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one work, and how many seconds that took."""
+    """What was measured of one work, how many seconds that took, and what is to be said of it."""
 
     work: Work
     metrics: Mapping[str, float]
     samples: Mapping[str, Sequence[float]]
     seconds: float
+    remark: str = ""
 
 
 class Executor(Protocol):
@@ -46,7 +47,8 @@ def measure_subtree(evaluator: Evaluator, subtree: Subtree) -> Iterator[Measured
         with deferred("the architecture in hand"):
             start = time.perf_counter()
             metrics, samples = evaluator.measure(work.architecture, branches, work.weights)
-            yield Measured(work, metrics, samples, round(time.perf_counter() - start, 3))
+            seconds = round(time.perf_counter() - start, 3)
+            yield Measured(work, metrics, samples, seconds, evaluator.remark)
 
 
 class Local:

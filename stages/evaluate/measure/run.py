@@ -46,8 +46,12 @@ def measure_all(
     todo = subtrees(missing, executor.parts) if missing else []
     total = sum(len(subtree.works) for subtree in todo)
     bar = tqdm(executor.run(evaluator, todo), total=total, desc=label, unit="architecture")
+    said = {""}
     try:
         for measured in bar:
+            if measured.remark not in said:
+                said.add(measured.remark)
+                tqdm.write(measured.remark)
             row = recorded(evaluator, measured)
             with deferred():
                 journal.append(row)

@@ -285,7 +285,11 @@ def test_the_part_decides_the_key_even_of_equal_text(network: ElasticNetwork) ->
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_memory_that_ends_halves_the_batches_and_moves_no_value(
-    network: ElasticNetwork, times: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    network: ElasticNetwork,
+    times: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     expected = make(network).measure(MIXED)
     evaluator, left = make(network), times
@@ -300,8 +304,11 @@ def test_a_memory_that_ends_halves_the_batches_and_moves_no_value(
 
     monkeypatch.setattr(SharedPrefix, "log_likelihoods", ends)
     found = evaluator.measure(MIXED)
-    assert capsys.readouterr().out == "The GPU's memory ended (CUDA out of memory): batches are halved\n"
     assert evaluator.key(MIXED) == key
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        dense = network.shape.dense()
+        assert len(run(evaluator, [Work(MIXED, "any"), Work(dense, "dense")], journal, ignore)) == 2
+    assert capsys.readouterr().out == "The GPU's memory ended (CUDA out of memory): batches are halved\n"
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert {name: pytest.approx(values, rel=1e-5) for name, values in found[1].items()} == expected[1]
 
