@@ -158,8 +158,8 @@ class Bench:
             lambda: [
                 float(projection.abs().sum())
                 for projection in second_repair.repair_again(
-                    self.network, self.repair, CUT, BATCHES, 0.003
-                ).values()
+                    self.network, self.repair, [CUT], BATCHES, 0.003
+                )[CUT].values()
             ],
         )
         yield Kept(

@@ -79,9 +79,14 @@ class Workbench:
             return self.exact.sliced_state(architecture, self.repair.on(self.exact), dtype)
 
         once = PrunedWeights(architecture, ({"cut": self.identity},), cut)
-        if not again or architecture == self.network.shape.dense():
-            return once
-        return self.calibration.repair_again(self.network, self.repair, once, self.exact)
+        return self.repaired_again([once])[0] if again else once
+
+    def repaired_again(self, once: Sequence[PrunedWeights]) -> list[PrunedWeights]:
+        """The second repair of weights, made together where one is made; the dense ones are as they were."""
+        dense = self.network.shape.dense()
+        pruned = [weights for weights in once if weights.architecture != dense]
+        made = iter(self.calibration.repair_again(self.network, self.repair, pruned, self.exact))
+        return [weights if weights.architecture == dense else next(made) for weights in once]
 
     @cached_property
     def exact(self) -> ElasticNetwork:

@@ -288,17 +288,20 @@ def _alone(
 
 
 def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
-    """`search.repair_again`: the dense and the pruned network on the calibration text, and a solve a site."""
+    """`search.repair_again`: the calibration text once through the dense network and through each pruned one."""
     section = params.evaluate.calibration
     tokens = section.samples * section.sequence_length
-    forward = tokens * token_flops(shape, [*shape.dense().widths, *like.widths], section.sequence_length / 2)
+    dense, forward = (
+        tokens * token_flops(shape, widths, section.sequence_length / 2)
+        for widths in (shape.dense().widths, like.widths)
+    )
     grams = solves = 0.0
     for site in shape.sites():
         groups, heads, channels = like.widths[site.layer]
         n = channels if site.kind is Kind.MLP else groups * heads * shape.head_dim
         grams += 2.0 * tokens * n * (n + shape.hidden)
         solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
-    flops, layers = finalists * (forward + grams), finalists * 2 * shape.layers
+    flops, layers = dense + finalists * (forward + grams), (finalists + 1) * shape.layers
     return Step("search", "repair finalists again", flops=flops, flops64=finalists * solves, layers=layers)
 
 

@@ -91,7 +91,8 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         work += [Work(a, outcome.FINALIST, may_fail=True) for a in guided.best(known)]
         work += front.work(guided, last, space, known)
         if section.repair_again:
-            work = [replace(w, weights=bench.weights(w.architecture, again=True)) for w in work]
+            again = bench.repaired_again([bench.weights(w.architecture, again=False) for w in work])
+            work = [replace(w, weights=weights) for w, weights in zip(work, again, strict=True)]
         rows = measure_all(finally_, bench.executor, work, journal, log_by(finally_), "finalists")
         work = [w for w in work if w.architecture.id in rows]
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.architecture import Site
+from stages.architecture import Kind, Site
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate import curvature, second_repair, statistics
@@ -22,6 +22,7 @@ from stages.evaluate.calibrate.cache import TensorCache
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.calibrate.statistics import SiteStatistics
+from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network import decoder
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
@@ -32,6 +33,8 @@ from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
 from stages.files import InputError, cache_folder, digest, kept
+
+Tensors = dict[str, torch.Tensor]
 
 
 class Calibrator:
@@ -150,25 +153,46 @@ class Calibrator:
         return found
 
     def repair_again(
-        self, network: ElasticNetwork, repair: Repair, weights: PrunedWeights, exact: ElasticNetwork
-    ) -> PrunedWeights:
-        """The second repair of weights that were cut and repaired once, the rest of them out of `exact`."""
+        self, network: ElasticNetwork, repair: Repair, once: Sequence[PrunedWeights], exact: ElasticNetwork
+    ) -> list[PrunedWeights]:
+        """The second repair of weights that were cut and repaired once, the rest of them out of `exact`.
+
+        The first that is made makes all, and is kept in the cache folder as they are, where it holds them.
+        """
         damping = self.section.reconstruction.damping
         step = {"repair again": {"damping": damping, "version": second_repair.VERSION}}
 
-        def make(dtype: torch.dtype) -> State:
-            key = f"{self.key_of(network, {'again': [*weights.made, step]})}-{weights.architecture.id}"
-            tensors = self.cache.get(key)
-            if tensors is None:
-                found = second_repair.repair_again(
-                    network, repair, weights.architecture, self.batches, damping
-                )
-                tensors = {str(site): projection for site, projection in found.items()}
-                self.cache.put(key, tensors)
-            ready = {Site.parse(name): t.to(exact.device, exact.dtype) for name, t in tensors.items()}
-            return exact.sliced_state(weights.architecture, Given(ready), dtype)
+        def key(weights: PrunedWeights) -> str:
+            return f"{self.key_of(network, {'again': [*weights.made, step]})}-{weights.architecture.id}"
 
-        return weights.then(step, make)
+        def compute(wanted: Sequence[PrunedWeights]) -> Tensors:
+            """The projections of the first, those of all in the cache."""
+            architectures = [weights.architecture for weights in wanted]
+            found = second_repair.repair_again(network, repair, architectures, self.batches, damping)
+            first: Tensors = {}
+            for weights in reversed(wanted):
+                first = {str(site): made for site, made in found[weights.architecture].items()}
+                self.cache.put(key(weights), first)
+            return first
+
+        def maker(weights: PrunedWeights) -> Callable[[torch.dtype], State]:
+            def make(dtype: torch.dtype) -> State:
+                tensors = self.cache.get(key(weights))
+                if tensors is None:
+                    rest = [w for w in once if w is not weights and not self.cache.holds(key(w))]
+                    tensors = compute([weights, *(rest if self._hold(once) else [])])
+                ready = {Site.parse(name): t.to(exact.device, exact.dtype) for name, t in tensors.items()}
+                return exact.sliced_state(weights.architecture, Given(ready), dtype)
+
+            return make
+
+        return [weights.then(step, maker(weights)) for weights in once]
+
+    def _hold(self, weights: Sequence[PrunedWeights]) -> bool:
+        """Whether the cache holds the refitted projections of all of them."""
+        shape = self._checkpoint.shape
+        each = sum(shape.hidden * elements(shape, kind) * 4 for kind in Kind) * shape.layers
+        return len(weights) * each <= self.cache.limit_bytes
 
 
 def _spread(batches: Sequence[Batch], tokens: int) -> list[Batch]:

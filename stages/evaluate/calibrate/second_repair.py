@@ -13,6 +13,7 @@ network's inputs; the error term is Gram-based error feedback as in Qronos-style
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,66 +35,76 @@ VERSION = 2
 def repair_again(
     network: ElasticNetwork,
     repair: Repair,
-    architecture: Architecture,
+    architectures: Sequence[Architecture],
     batches: Sequence[Batch],
     damping: float,
-) -> Projections:
-    """Projections (D, kept) of every site that the architecture keeps, float32 on the network's device.
+) -> dict[Architecture, Projections]:
+    """Projections (D, kept) of every site that an architecture keeps, float32 on the network's device.
 
-    `repair`, the first one, gives W₀. Memory: the hidden states of all batches twice, and one site's
-    Gram matrix.
+    `repair`, the first one, gives W₀. The dense network runs once for all of them. Memory: the hidden states
+    of all batches twice, and once more for every architecture; and one site's Gram matrix.
     """
-    found: Projections = {}
+    found: dict[Architecture, Projections] = {architecture: {} for architecture in architectures}
     on_device = [batch.to(network.device) for batch in batches]
+    full = network.shape.dense_width
     with torch.inference_mode():
-        dense = [network.embed(batch.tokens) for batch in on_device]
-        pruned = [hidden.clone() for hidden in dense]
-        for index in tqdm(range(network.shape.layers), desc="repair again", unit="layer", leave=False):
-            for kind in Kind:
-                site = Site(index, kind)
-                width = architecture.widths[index]
-                _site(network, repair, site, width, on_device, dense, pruned, damping, found)
+        before = [network.embed(batch.tokens) for batch in on_device]
+        ropes = [network.rope(batch.positions) for batch in on_device]
+        pruned = {architecture: list(before) for architecture in architectures}
+        sites = [Site(index, kind) for index in range(network.shape.layers) for kind in Kind]
+        for site in tqdm(sites, desc="repair again", unit="site", leave=False):
+            after = []
+            for states, batch, rope in zip(before, on_device, ropes, strict=True):
+                x = network.activations(site, full, states, batch.mask, rope)
+                after.append(network.output(site, full, x, onto=states))
+            for architecture, states in pruned.items():
+                if not architecture.widths[site.layer].keeps(site.kind):
+                    continue
+                refit = _Refit(network, site, architecture.widths[site.layer])
+                for own, goal, batch, rope in zip(states, after, on_device, ropes, strict=True):
+                    refit.add(own, goal, batch, rope)
+                found[architecture][site] = refit.solve(repair, damping)
+                pruned[architecture] = refit.carried(states, found[architecture][site])
+            before = after
     return found
 
 
-def _site(
-    network: ElasticNetwork,
-    repair: Repair,
-    site: Site,
-    width: LayerWidth,
-    batches: Sequence[Batch],
-    dense: list[Tensor],
-    pruned: list[Tensor],
-    damping: float,
-    found: Projections,
-) -> None:
-    """Refit one site, and carry both networks' hidden states past it."""
-    kept = width.keeps(site.kind)
-    full, scale = network.shape.dense_width, network.recipe.residual_scale
-    gram = cross = None
-    activations = []
-    for place, batch in enumerate(batches):
-        rope = network.rope(batch.positions)
-        x = network.activations(site, full, dense[place], batch.mask, rope)
-        after = network.output(site, full, x, onto=dense[place])
-        if kept:
-            own = network.activations(site, width, pruned[place], batch.mask, rope)
-            activations.append(own)
-            flat = own.flatten(0, 1).float()
-            goal = (after - pruned[place]).flatten(0, 1).float() / scale - _bias(network, site)
-            gram = flat.T @ flat if gram is None else gram.addmm_(flat.T, flat)
-            cross = flat.T @ goal if cross is None else cross.addmm_(flat.T, goal)
-        dense[place] = after
-    if gram is None or cross is None:
-        return
-    start = network.projection(site, width, repair).to(torch.float64)
-    moments = gram.double()
-    level = damping * moments.diagonal().mean() + torch.finfo(torch.float32).tiny
-    lower = lower_factor(moments + level * torch.eye(len(moments), dtype=moments.dtype, device=gram.device))
-    found[site] = torch.cholesky_solve(cross.double() + level * start.T, lower).T.float().contiguous()
-    for place, own in enumerate(activations):
-        step = F.linear(own, found[site].to(own.dtype)) + _bias(network, site).to(own.dtype)
-        pruned[place] = pruned[place].add(step, alpha=scale)
+class _Refit:
+    """One site of one architecture: its Gram matrix, what it is to make, and its activations meanwhile."""
+
+    def __init__(self, network: ElasticNetwork, site: Site, width: LayerWidth) -> None:
+        self.network, self.site, self.width = network, site, width
+        self.scale, self.bias = network.recipe.residual_scale, _bias(network, site)
+        self._activations: list[Tensor] = []
+        self._gram = self._cross = torch.zeros(())
+
+    def add(self, states: Tensor, goal: Tensor, batch: Batch, rope: Any) -> None:
+        """Add a batch: hidden states (B, L, D) that reach the site, and those that are to leave it."""
+        own = self.network.activations(self.site, self.width, states, batch.mask, rope)
+        flat = own.flatten(0, 1).float()
+        wanted = (goal - states).flatten(0, 1).float() / self.scale - self.bias
+        if not self._activations:
+            self._gram, self._cross = flat.T @ flat, flat.T @ wanted
+        else:
+            self._gram.addmm_(flat.T, flat)
+            self._cross.addmm_(flat.T, wanted)
+        self._activations.append(own)
+
+    def solve(self, repair: Repair, damping: float) -> Tensor:
+        """The projection (D, kept) in float32."""
+        start = self.network.projection(self.site, self.width, repair).to(torch.float64)
+        moments = self._gram.double()
+        level = damping * moments.diagonal().mean() + torch.finfo(torch.float32).tiny
+        lower = lower_factor(
+            moments + level * torch.eye(len(moments), dtype=moments.dtype, device=start.device)
+        )
+        return torch.cholesky_solve(self._cross.double() + level * start.T, lower).T.float().contiguous()
+
+    def carried(self, states: Sequence[Tensor], projection: Tensor) -> list[Tensor]:
+        """The hidden states past the site."""
+        bias = self.bias.to(states[0].dtype)
+        steps = (F.linear(own, projection.to(own.dtype)) + bias for own in self._activations)
+        return [before.add(step, alpha=self.scale) for before, step in zip(states, steps, strict=True)]
 
 
 def _bias(network: ElasticNetwork, site: Site) -> Tensor:

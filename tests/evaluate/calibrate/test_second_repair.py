@@ -33,7 +33,7 @@ class Bench:
     repair: Repair
 
     def again(self, architecture: Architecture) -> dict[Site, torch.Tensor]:
-        return repair_again(self.network, self.repair, architecture, BATCHES, DAMPING)
+        return repair_again(self.network, self.repair, [architecture], BATCHES, DAMPING)[architecture]
 
 
 @pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied"])
