@@ -54,9 +54,9 @@ def repair_again(
         sites = [Site(index, kind) for index in range(network.shape.layers) for kind in Kind]
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
             after = []
-            for states, batch, rope in zip(before, on_device, ropes, strict=True):
-                x = network.activations(site, full, states, batch.mask, rope)
-                after.append(network.output(site, full, x, onto=states))
+            for hidden, batch, rope in zip(before, on_device, ropes, strict=True):
+                x = network.activations(site, full, hidden, batch.mask, rope)
+                after.append(network.output(site, full, x, onto=hidden))
             for architecture, states in pruned.items():
                 if not architecture.widths[site.layer].keeps(site.kind):
                     continue
