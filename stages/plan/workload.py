@@ -288,7 +288,7 @@ def _alone(
 
 
 def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
-    """`search.repair_again`: the calibration text once through the dense network and through each pruned one."""
+    """`search.repair_again`: the calibration text once through the dense and each pruned network."""
     section = params.evaluate.calibration
     tokens = section.samples * section.sequence_length
     dense, forward = (
