@@ -157,9 +157,9 @@ class Bench:
             "VERSION in stages/evaluate/calibrate/second_repair.py",
             lambda: [
                 float(projection.abs().sum())
-                for projection in second_repair.repair_again(
-                    self.network, self.repair, [CUT], BATCHES, 0.003
-                )[CUT].values()
+                for projection in second_repair.repair_again(self.network, self.repair, [CUT], BATCHES)[
+                    CUT
+                ].values()
             ],
         )
         yield Kept(

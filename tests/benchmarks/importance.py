@@ -112,7 +112,7 @@ def rows(
     once = LeastSquares(network, moments.items, damping, Room(2**33, 0, Path()))
     for ratio in ratios:
         architecture = cut(bench.model.shape, "simple", ratio)
-        again = repair_again(network, once, [architecture], bench.calibration, damping)[architecture]
+        again = repair_again(network, once, [architecture], bench.calibration)[architecture]
         repairs: dict[str, Repair] = {"none": NOTHING_REPAIRED, "least-squares": once}
         for label, repair in (repairs | {"and again": Given(again)}).items():
             line(ratio, label, bench.perplexities(network, architecture, repair))

@@ -159,8 +159,7 @@ class Calibrator:
 
         The first that is made makes all, and is kept in the cache folder as they are, where it holds them.
         """
-        damping = self.section.reconstruction.damping
-        step = {"repair again": {"damping": damping, "version": second_repair.VERSION}}
+        step = {"repair again": {"version": second_repair.VERSION}}
 
         def key(weights: PrunedWeights) -> str:
             return f"{self.key_of(network, {'again': [*weights.made, step]})}-{weights.architecture.id}"
@@ -168,7 +167,7 @@ class Calibrator:
         def compute(wanted: Sequence[PrunedWeights]) -> Tensors:
             """The projections of the first, those of all in the cache."""
             architectures = [weights.architecture for weights in wanted]
-            found = second_repair.repair_again(network, repair, architectures, self.batches, damping)
+            found = second_repair.repair_again(network, repair, architectures, self.batches)
             first: Tensors = {}
             for weights in reversed(wanted):
                 first = {str(site): made for site, made in found[weights.architecture].items()}

@@ -38,7 +38,7 @@ from stages.sample.space import Option, options
 STEPS = 48
 """Widths of an MLP at which its curve is computed, evenly from one step below dense to dropped."""
 
-VERSION = 2
+VERSION = 3
 """The version of the curves, set by hand: raise it when they change."""
 
 
@@ -102,10 +102,11 @@ def token_rises(
 def _drawn(network: ElasticNetwork, last: Tensor, batch: Batch, seed: int) -> Tensor:
     """Targets (N,) drawn from the network's own predictions."""
     generator = torch.Generator(network.device).manual_seed(seed)
-    drawn = [
-        torch.multinomial(network.logits(rows).float().softmax(-1), 1, generator=generator)[:, 0]
-        for rows in last.flatten(0, 1)[batch.at].split(256)
-    ]
+    drawn = []
+    for rows in last.flatten(0, 1)[batch.at].split(256):
+        below = network.logits(rows).float().softmax(-1).cumsum(-1)  # on a CPU faster than torch.multinomial
+        at = torch.rand(len(rows), 1, generator=generator, device=network.device) * below[:, -1:]
+        drawn.append(torch.searchsorted(below, at)[:, 0].clamp(max=below.shape[1] - 1))
     return torch.cat(drawn)
 
 
@@ -115,28 +116,38 @@ def _rises(
     """What each width of a site changes at every token, (tokens, widths), along the gradient."""
     shape, layer = network.shape, network.layers[site.layer]
     x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
-    along = gradient @ network.output_weight(site).float()  # (tokens, n)
+    weight = network.output_weight(site).float()  # (D, n)
     rises = x.new_empty(len(x), len(widths))
-    for heads in orders_of(shape, site.kind):
-        asked = [place for place, option in enumerate(widths) if heads_of(site.kind, option.width) == heads]
-        if asked:
-            order = prefix_order(shape, site.kind, heads).to(x.device)
-            beyond = _beyond(x[:, order], along[:, order], repair.whitening(site, heads))
-            sizes = [prefix_size(shape, site.kind, widths[place].width) for place in asked]
-            rises[:, asked] = -beyond[:, sizes]
     dropped = [
         place for place, option in enumerate(widths) if not prefix_size(shape, site.kind, option.width)
     ]
-    rises[:, dropped] = -(x * along).sum(1, keepdim=True)
+    for heads in orders_of(shape, site.kind):
+        asked = [place for place, option in enumerate(widths) if heads_of(site.kind, option.width) == heads]
+        asked += dropped  # all elements from the first on, in whatever order
+        order = prefix_order(shape, site.kind, heads).to(x.device)
+        beyond = _beyond(x[:, order], gradient, weight[:, order], repair.whitening(site, heads))
+        sizes = [prefix_size(shape, site.kind, widths[place].width) for place in asked]
+        rises[:, asked] = -beyond[:, sizes]
     bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
     if bias is not None:  # a dropped sublayer takes its bias along
         rises[:, dropped] -= (gradient @ bias.float())[:, None]
     return rises
 
 
-def _beyond(x: Tensor, along: Tensor, whitening: Tensor | None) -> Tensor:
+def _beyond(x: Tensor, gradient: Tensor, weight: Tensor, whitening: Tensor | None) -> Tensor:
     """What the elements from each one on contribute, (tokens, n), if those before it make up for them."""
-    if whitening is not None:
+    if whitening is None:
+        along = gradient @ weight
+    else:
         x = x @ whitening.T
-        along = torch.linalg.solve_triangular(whitening.T, along.T, upper=True).T
+        if len(gradient) > len(weight):  # R⁻¹ costs least on the side that has fewer rows
+            along = gradient @ _without(weight, whitening)
+        else:
+            along = _without(gradient @ weight, whitening)
     return (along * x).flip(1).cumsum(1).flip(1)
+
+
+def _without(rows: Tensor, whitening: Tensor) -> Tensor:
+    """Rows (r, n) times R⁻¹."""
+    found: Tensor = torch.linalg.solve_triangular(whitening.T, rows.T, upper=True).T
+    return found

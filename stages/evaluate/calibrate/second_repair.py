@@ -5,7 +5,12 @@ Here the sites of one architecture are refitted in the order of the layers, each
 reaches it: with x̃ the pruned network's activations, y the dense site's output and e the difference
 of the hidden states that has built up so far (dense minus pruned), the projection minimises
 Σ ‖y + e - W' x̃‖² + λ‖W' - W₀‖², so that a site also makes up for the ones before it. W₀ is the
-repaired projection without this step. Dense sites are refitted too: their inputs changed as well.
+repaired projection without this step. From the first cut on dense sites are refitted too: their inputs
+changed as well.
+
+e is small and mostly noise, so W₀ has to weigh far more than in the first repair: as if `PRIOR_TOKENS`
+tokens for every input had shown it. λ then does not grow with the text, and serves little of it as well as
+much (tests/benchmarks/README.md).
 (SparseGPT, Frantar & Alistarh 2023, arXiv 2301.00774, and SliceGPT compress on the compressed
 network's inputs; the error term is Gram-based error feedback as in Qronos-style rounding.)
 """
@@ -28,7 +33,10 @@ from stages.evaluate.network.repair import Repair
 
 Projections = dict[Site, Tensor]
 
-VERSION = 2
+PRIOR_TOKENS = 16
+"""Tokens for each input of a projection that W₀ counts as."""
+
+VERSION = 3
 """The version of the projections, set by hand: raise it when they change."""
 
 
@@ -37,7 +45,6 @@ def repair_again(
     repair: Repair,
     architectures: Sequence[Architecture],
     batches: Sequence[Batch],
-    damping: float,
 ) -> dict[Architecture, Projections]:
     """Projections (D, kept) of every site that an architecture keeps, float32 on the network's device.
 
@@ -51,6 +58,7 @@ def repair_again(
         before = [network.embed(batch.tokens) for batch in on_device]
         ropes = [network.rope(batch.positions) for batch in on_device]
         pruned = {architecture: list(before) for architecture in architectures}
+        uncut = set(architectures)
         sites = [Site(index, kind) for index in range(network.shape.layers) for kind in Kind]
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
             after = []
@@ -58,12 +66,19 @@ def repair_again(
                 x = network.activations(site, full, hidden, batch.mask, rope)
                 after.append(network.output(site, full, x, onto=hidden))
             for architecture, states in pruned.items():
-                if not architecture.widths[site.layer].keeps(site.kind):
+                width = architecture.widths[site.layer]
+                if width.of(site.kind) != full.of(site.kind):
+                    uncut.discard(architecture)
+                if architecture in uncut:
+                    pruned[architecture] = after
+                    found[architecture][site] = network.projection(site, full).float()
                     continue
-                refit = _Refit(network, site, architecture.widths[site.layer])
+                if not width.keeps(site.kind):
+                    continue
+                refit = _Refit(network, site, width)
                 for own, goal, batch, rope in zip(states, after, on_device, ropes, strict=True):
                     refit.add(own, goal, batch, rope)
-                found[architecture][site] = refit.solve(repair, damping)
+                found[architecture][site] = refit.solve(repair)
                 pruned[architecture] = refit.carried(states, found[architecture][site])
             before = after
     return found
@@ -77,6 +92,7 @@ class _Refit:
         self.scale, self.bias = network.recipe.residual_scale, _bias(network, site)
         self._activations: list[Tensor] = []
         self._gram = self._cross = torch.zeros(())
+        self._tokens = 0
 
     def add(self, states: Tensor, goal: Tensor, batch: Batch, rope: Any) -> None:
         """Add a batch: hidden states (B, L, D) that reach the site, and those that are to leave it."""
@@ -89,15 +105,16 @@ class _Refit:
             self._gram.addmm_(flat.T, flat)
             self._cross.addmm_(flat.T, wanted)
         self._activations.append(own)
+        self._tokens += len(flat)
 
-    def solve(self, repair: Repair, damping: float) -> Tensor:
+    def solve(self, repair: Repair) -> Tensor:
         """The projection (D, kept) in float32."""
         start = self.network.projection(self.site, self.width, repair).to(torch.float64)
         moments = self._gram.double()
+        damping = PRIOR_TOKENS * len(moments) / self._tokens
         level = damping * moments.diagonal().mean() + torch.finfo(torch.float32).tiny
-        lower = lower_factor(
-            moments + level * torch.eye(len(moments), dtype=moments.dtype, device=start.device)
-        )
+        moments.diagonal().add_(level)
+        lower = lower_factor(moments)
         return torch.cholesky_solve(self._cross.double() + level * start.T, lower).T.float().contiguous()
 
     def carried(self, states: Sequence[Tensor], projection: Tensor) -> list[Tensor]:

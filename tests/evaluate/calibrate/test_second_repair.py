@@ -11,7 +11,7 @@ import torch
 from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.importance import CalibrationData, moments
-from stages.evaluate.calibrate.second_repair import repair_again
+from stages.evaluate.calibrate.second_repair import PRIOR_TOKENS, repair_again
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Given, Repair
@@ -33,7 +33,7 @@ class Bench:
     repair: Repair
 
     def again(self, architecture: Architecture) -> dict[Site, torch.Tensor]:
-        return repair_again(self.network, self.repair, [architecture], BATCHES, DAMPING)[architecture]
+        return repair_again(self.network, self.repair, [architecture], BATCHES)[architecture]
 
 
 @pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied"])
@@ -81,7 +81,7 @@ def test_every_kept_site_is_refitted_to_its_own_inputs(bench: Bench) -> None:
             goal = (dense_after - before) / network.recipe.residual_scale - (0 if bias is None else bias)
             goals.append(goal.flatten(0, 1).double())
         x, goal = torch.cat(inputs), torch.cat(goals)
-        level = (DAMPING * x.square().sum(0).mean()).sqrt()
+        level = (PRIOR_TOKENS * x.shape[1] * x.square().mean()).sqrt()
         rows = torch.cat([x, level * torch.eye(x.shape[1], dtype=x.dtype)])
         wanted = torch.cat([goal, level * starts[site].double().T])
         expected = torch.linalg.lstsq(rows, wanted).solution.T
