@@ -283,8 +283,34 @@ class ProofSection(Section):
     windows: Count
 
 
+class RecoverySection(Section):
+    """How the pruned model is trained before it is exported, and on which text."""
+
+    method: Literal["none", "distill", "full", "lora"]
+    text: Annotated[str, Field(min_length=1)]
+    tokens: Count
+    passes: Count
+    sequence_length: Annotated[int, Field(ge=2, lt=2**31)]
+    tokens_per_step: Count
+    learning_rate: Positive | None
+    rank: Count
+    checkpoints: Count
+    baselines: bool
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> RecoverySection:
+        if self.tokens_per_step < self.sequence_length:
+            raise ValueError(
+                f"tokens_per_step is {self.tokens_per_step}; expected at least one sequence of "
+                f"sequence_length, {self.sequence_length}"
+            )
+        return self
+
+
 class Export(Section):
     dtype: Dtype
+    recovery: RecoverySection
     gguf: list[Literal["F16", "Q8_0", "Q4_0"]]
     proof: ProofSection | None
     measurement: Measurement

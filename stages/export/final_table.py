@@ -1,4 +1,4 @@
-"""Measure the final table: dense, uniform, simple and winner on the report part of the corpora."""
+"""Measure the final table: dense, uniform, simple, winner and recovered ones, on the report part."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.architecture import ModelShape
 from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.executors import Local
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results.errors import standard_error
@@ -14,21 +15,29 @@ from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench
 from stages.export.benchmark.limits import taken
 from stages.export.question_groups import question_groups
-from stages.export.results.final_table import PRUNED_BASELINES, Contender, FinalTable
+from stages.export.recovery.recovered import Recovered
+from stages.export.results.final_table import Contender, FinalTable, recovered_of, subject_of
 from stages.export.weights.export import weights_of
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
 from stages.sample import designs
-from stages.sample.designs import BASELINES
+from stages.sample.designs import BASELINES, DENSE
 from stages.search.outcome import WINNER, Candidate
 from stages.stage import DATA
 from stages.tracking.tracker import Tracker
 
 
 def measure(
-    bench: Workbench, candidates: Sequence[Candidate], folder: Path, journal: Journal, tracker: Tracker
+    bench: Workbench,
+    candidates: Sequence[Candidate],
+    recovered: Mapping[str, Recovered],
+    folder: Path,
+    journal: Journal,
+    tracker: Tracker,
 ) -> FinalTable:
     """The final table, measured or taken from the journal; the winner is the model in `folder`.
+
+    `recovered` has weights after their recovery, by candidate.
 
     Raises:
         InputError: the report part of a corpus is too small.
@@ -47,6 +56,12 @@ def measure(
 
     measured = measure_all(evaluator, bench.executor, work, journal, log, "final table")
     rows = {name: measured[architecture.id] for name, architecture in contenders.items()}
+    for name, after in recovered.items():
+        own = [Work(contenders[name], recovered_of(name), after.weights)]
+        rows |= {
+            recovered_of(name): row
+            for row in measure_all(evaluator, Local(), own, journal, log, recovered_of(name)).values()
+        }
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
         "finalists": bench.evaluator("selection", params.search.measurement),
@@ -57,7 +72,7 @@ def measure(
         change_errors=paired_errors(rows),
         question_groups=question_groups(rows, evaluator.selection.items),
         taken=takes,
-        protocol=protocol_of(evaluators, bench),
+        protocol=[*protocol_of(evaluators, bench), *_recovery_words(recovered)],
         protocol_entries=evaluator.protocol,
         words=words,
         rows={name: row.key for name, row in rows.items()},
@@ -77,20 +92,21 @@ def contender(name: str, row: Row, shape: ModelShape) -> Contender:
 
 
 def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
-    """Standard errors, in percentage points, of the winner's relative change against each baseline.
+    """Standard errors, in percentage points, of the relative change against each baseline of its subject.
 
     From differences paired window by window and question by question, so that how hard the text
     is cancels out.
     """
     found: dict[str, dict[str, float]] = {}
-    winner = rows[WINNER]
-    for baseline in filter(rows.__contains__, PRUNED_BASELINES):
-        other = rows[baseline]
+    for baseline in rows:
+        if baseline == DENSE or subject_of(baseline) not in rows or subject_of(baseline) == baseline:
+            continue
+        ours, other = rows[subject_of(baseline)], rows[baseline]
         errors = {}
-        for key in shown(winner.metrics, Shown.REPORT):
+        for key in shown(ours.metrics, Shown.REPORT):
             metric, theirs = metric_of(key), other.metrics[key]
-            both = (row.samples[metric.sampled.key] for row in (winner, other))
-            error = metric.slope(winner.metrics) * standard_error([a - b for a, b in zip(*both, strict=True)])
+            both = (row.samples[metric.sampled.key] for row in (ours, other))
+            error = metric.slope(ours.metrics) * standard_error([a - b for a, b in zip(*both, strict=True)])
             if theirs:
                 errors[key] = 100 * error / abs(theirs)
         found[baseline] = errors
@@ -119,10 +135,18 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
     return lines
 
 
+def _recovery_words(recovered: Mapping[str, Recovered]) -> list[tuple[str, str]]:
+    """What recovery did, and to whom."""
+    if WINNER not in recovered:
+        return []
+    others = [name for name in recovered if name != WINNER]
+    alike = f"; {' and '.join(others)} alike" if others else "; uniform and simple were not recovered"
+    return [("Recovery", f"{recovered[WINNER].words}{alike}")]
+
+
 def _repair_words(bench: Workbench) -> str:
     """What was done to output projections, of the pruned baselines as of the winner."""
-    damping = bench.params.evaluate.reconstruction.damping
     words = bench.repair.words
     if bench.params.search.repair_again:
-        words += f"; finalists refitted again, layer after layer, on their own inputs, damping {damping:g}"
+        words += "; finalists refitted again, layer after layer, on their own inputs"
     return f"{words}; uniform and simple alike"

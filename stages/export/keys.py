@@ -50,6 +50,9 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
         "evaluate": evaluate,
         "repair_again": params.search.repair_again,
     }
+    recovery = export.recovery.model_dump(exclude={"baselines"})
+    if export.recovery.method != "none":
+        cut_from |= {"recovery": recovery, "chosen by": params.search.objective}
     weights = _key(ExportPart.WEIGHTS, cut_from, winner.architecture.id, export.dtype, list(export.gguf))
     return {
         ExportPart.WEIGHTS: weights,
@@ -62,6 +65,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
             digest_of_file(data / "sample" / "architectures.json"),
             params.search.measurement.model_dump(),
             export.measurement.model_dump(),
+            *(["baselines recovered"] if export.recovery.baselines else []),
         ),
         ExportPart.PROOF: _key(
             ExportPart.PROOF,

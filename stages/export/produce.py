@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from stages.export.base_model import read_base_model
 from stages.export.benchmark import comparison, proof
 from stages.export.benchmark.comparison import Proof
 from stages.export.benchmark.speed import Load
+from stages.export.recovery.recovered import Recovered
 from stages.export.results import record
-from stages.export.results.final_table import FinalTable
+from stages.export.results.final_table import PRUNED_BASELINES, FinalTable
 from stages.export.results.record import MODEL, PROOF, BaseModel, ExportPart, Record
 from stages.export.weights.export import export_weights, weights_of
 from stages.search import outcome
@@ -103,9 +105,11 @@ def _of_model(
     winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused
+    recovered = _recovered(bench, candidates, todo, tracker)
     if before is None or ExportPart.WEIGHTS in todo:
         dtype: torch.dtype = getattr(torch, params.export.dtype)
-        weights = weights_of(bench, winner)
+        after = recovered.get(outcome.WINNER)
+        weights = weights_of(bench, winner) if after is None else after.weights
         checks = export_weights(bench, weights, new / MODEL, dtype)
         base = read_base_model(params.model)
         for file in base.terms:
@@ -115,11 +119,31 @@ def _of_model(
     else:
         checks, base, written = list(before.checks), before.base, here
     if before is None or ExportPart.TABLE in todo:
-        table = final_table.measure(bench, candidates, written / MODEL, journal, tracker)
+        table = final_table.measure(bench, candidates, recovered, written / MODEL, journal, tracker)
     else:
         table = before.table
     provenance = _provenance(winner.architecture, bench, tracker.run)
     return _Made(bench.checkpoint, winner.architecture, written, checks, base, table, provenance), load
+
+
+def _recovered(
+    bench: Workbench, candidates: Sequence[Candidate], todo: Collection[ExportPart], tracker: Tracker
+) -> dict[str, Recovered]:
+    """The candidates that params recover, by name, where weights or final table are made."""
+    section = bench.params.export.recovery
+    if section.method == "none" or not {ExportPart.WEIGHTS, ExportPart.TABLE} & {*todo}:
+        return {}
+    from stages.export.recovery.recovery import recovered
+    from stages.export.recovery.text import training_text
+
+    names = [outcome.WINNER, *(PRUNED_BASELINES if section.baselines else ())]
+    text = training_text(bench, section)
+    found = {}
+    for candidate in (c for c in candidates if c.name in names):
+        name = "recovery" if candidate.name == outcome.WINNER else f"recovery.{candidate.name}"
+        tell = partial(tracker.log_curve, name)
+        found[candidate.name] = recovered(bench, weights_of(bench, candidate), tell, text)
+    return found
 
 
 def _prove(source: ModelSection, made: _Made, scratch: Path, load: Load | None) -> Proof:

@@ -124,9 +124,13 @@ def _tell(data: ReportData, found: Record, card: str, journal: Journal, tracker:
         | comparison.flat(data.proof),
         [HERE / REPORT, HERE / METRICS, HERE / PROOF, HERE / PICTURES],
     )
-    winner = data.winner
+    found_model = data.exported
     exported = ExportedModel(
-        winner.architecture.id, data.model, winner.overall_ratio, winner.parameters, winner.metrics
+        found_model.architecture.id,
+        data.model,
+        found_model.overall_ratio,
+        found_model.parameters,
+        found_model.metrics,
     )
     registered = tracker.log_model(exported, HERE / MODEL, MODEL, body(card))
     if registered:

@@ -10,9 +10,24 @@ from typing import Any
 
 import torch
 
-from stages.architecture import LayerWidth
+from stages.architecture import LayerWidth, ModelShape
 from stages.families.family import Family
 from stages.families.modeling_prunecast import SUBLAYERS, pruned_classes
+
+_NOT_CARRIED_OVER = (  # of the source, not of what is made of it
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "quantization_config",
+    "transformers_version",
+)
+
+
+def settings_of(config: Any, shape: ModelShape) -> dict[str, Any]:
+    """The settings of a dense model's configuration that its pruned models share."""
+    settings = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_CARRIED_OVER}
+    return settings | {"head_dim": shape.head_dim}  # never to be derived from a pruned number of heads
 
 
 def width_settings(width: LayerWidth) -> dict[str, Any]:

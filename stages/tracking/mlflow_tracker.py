@@ -154,6 +154,12 @@ class MlflowTracker:
         store.check_metrics(self.stage, metrics)
         self._put(Kind.STAGE, {"metrics": dict(metrics)}, artifacts)
 
+    def log_curve(self, name: str, figures: Numbers) -> None:
+        """Log a point of the curves ``NAME.FIGURE`` of the run of the pipeline; their steps are tokens."""
+        values = {f"{name}.{key}": value for key, value in figures.items() if key != "tokens"}
+        store.check_metrics(self.stage, values)
+        self._put(Kind.STAGE, {"metrics": values, "step": int(figures["tokens"])})
+
     @property
     def run(self) -> str:
         """The id of the run of the pipeline; nothing where nothing is tracked, or not yet."""

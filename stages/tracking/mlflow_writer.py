@@ -158,7 +158,8 @@ class MlflowWriter:
         return ""
 
     def _stage(self, letter: Letter) -> str:
-        self._log(self._parent(letter.begin), letter.at, NONE, letter.content["metrics"], letter.files)
+        content, run = letter.content, self._parent(letter.begin)
+        self._log(run, letter.at, NONE, content["metrics"], letter.files, content.get("step", 0))
         return ""
 
     def _tag(self, letter: Letter) -> str:
@@ -256,11 +257,12 @@ class MlflowWriter:
         params: Mapping[str, Any],
         metrics: Mapping[str, float] = NONE,
         artifacts: tuple[Path, ...] = (),
+        step: int = 0,
     ) -> None:
         """Log onto a run; the same again changes nothing."""
         from mlflow.entities import Metric, Param
 
-        values = [Metric(name, float(value), at, 0) for name, value in metrics.items()]
+        values = [Metric(name, float(value), at, step) for name, value in metrics.items()]
         texts = [Param(name, store.param_text(value)) for name, value in params.items()]
         self._client.log_batch(run, metrics=values, params=texts[:PARAMS_PER_CALL])
         for start in range(PARAMS_PER_CALL, len(texts), PARAMS_PER_CALL):

@@ -27,4 +27,6 @@ class Nothing:
     def log_model(self, *_: Any) -> str:
         return ""
 
+    def log_curve(self, *_: Any) -> None: ...
+
     def log_stage(self, *_: Any, **__: Any) -> None: ...

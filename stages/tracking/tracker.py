@@ -79,6 +79,9 @@ class Tracker(Protocol):
         The same weights are kept once. `description` is Markdown.
         """
 
+    def log_curve(self, name: str, figures: Numbers) -> None:
+        """Keep a point of curves with the run of the pipeline: figures after so many "tokens"."""
+
     def log_stage(self, metrics: Numbers = ..., artifacts: Sequence[Path] = ()) -> None:
         """Keep figures and files with the run of the pipeline; a folder whole, under its own name."""
 

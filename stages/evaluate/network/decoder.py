@@ -246,15 +246,15 @@ class Decoder:
         `chunk` predictions at a time, so that the logits (N, vocabulary) are never all in memory.
         """
         chunk = chunk or PREDICTIONS_AT_ONCE[self.device.type]
-        states = self._before_head(hidden.flatten(0, 1)[batch.at])
+        states = self.normed(hidden.flatten(0, 1)[batch.at])
         pairs = zip(states.split(chunk), batch.targets.split(chunk), strict=True)
         return torch.cat([log_likelihood(rows, self.head, targets) for rows, targets in pairs])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., vocabulary) of last hidden states (..., D)."""
-        return F.linear(self._before_head(hidden), self.head)
+        return F.linear(self.normed(hidden), self.head)
 
-    def _before_head(self, hidden: Tensor) -> Tensor:
+    def normed(self, hidden: Tensor) -> Tensor:
         """Last hidden states, normed and scaled as logits are, which are linear in them."""
         states, scale = rms_norm(hidden, self.final_norm, self.eps), self.recipe.logits_scale
         return states if scale == 1 else states * scale

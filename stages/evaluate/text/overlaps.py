@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from stages.config.params import PARTS, Part
@@ -58,6 +59,41 @@ def overlaps(section: str, corpora: Mapping[str, Parts], *, divided: Sequence[st
     return told
 
 
+class Seen:
+    """Documents that training must not see: by paragraph, and by line where that is long enough."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        units = (unit for document in documents for unit in _units(document.text))
+        self._seen = {unit for unit in map(_plain, units) if len(unit) >= _LONG}
+
+    def holds(self, text: str) -> bool:
+        """Whether a text holds a paragraph or line of them."""
+        return any(map(self._is_seen, _units(text)))
+
+    def without(self, documents: Sequence[Document]) -> list[Document]:
+        """Documents without what they have in common with these; none that is left empty."""
+        left = (replace(document, text=self._left(document.text)) for document in documents)
+        return [document for document in left if document.text.strip()]
+
+    def _is_seen(self, unit: str) -> bool:
+        return _plain(unit) in self._seen
+
+    def _left(self, text: str) -> str:
+        if not self.holds(text):
+            return text
+        kept = [paragraph for paragraph in _paragraphs(text) if not self._is_seen(paragraph)]
+        lines = ([line for line in part.split("\n") if not self._is_seen(line)] for part in kept)
+        return "\n\n".join(filter(None, map("\n".join, lines)))
+
+
+def _units(text: str) -> list[str]:
+    return [*_paragraphs(text), *text.split("\n")]
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.split(r"\n\s*\n", text)
+
+
 def _words(section: str, one: tuple[str, Part], other: tuple[str, Part], share: float) -> str:
     percent = f"{share:.1%}".replace("%", " %") if share >= 0.0005 else "under 0.1 %"
     whole, place = (f"{section}.{name}, part {part}," for name, part in (one, other))
@@ -72,7 +108,7 @@ def _weights(items: Sequence[Document | Question]) -> dict[int, int]:
     if isinstance(items[0], Question):
         return {hash(_question(item)): 1 for item in items if isinstance(item, Question)}
     texts = [item.text for item in items if isinstance(item, Document)]
-    units = [unit for text in texts for unit in re.split(r"\n\s*\n", text)]
+    units = [unit for text in texts for unit in _paragraphs(text)]
     if len(units) == 1:
         units = units[0].split("\n")
     plain = [_plain(unit) for unit in units]

@@ -35,7 +35,7 @@ def write_card(data: ReportData, record: Record, export: Path, pictures: Path) -
             shutil.copyfile(picture, temporary)
     card = model_card.model_card(
         data,
-        data.winner,
+        data.exported,
         record.base,
         own_code=(model / MODELING).is_file(),
         pictures=[picture.name for picture in shown],

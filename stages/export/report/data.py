@@ -11,7 +11,14 @@ from typing import Any
 from stages.architecture import ModelShape
 from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Proof
-from stages.export.results.final_table import PRUNED_BASELINES, Contender, QuestionGroup, Taken
+from stages.export.results.final_table import (
+    PRUNED_BASELINES,
+    RECOVERED,
+    Contender,
+    QuestionGroup,
+    Taken,
+    subject_of,
+)
 from stages.files import finite, write_json
 from stages.metrics.metric import Metric, Shown
 from stages.metrics.registered import metric_of
@@ -123,6 +130,11 @@ class ReportData:
         return winner
 
     @property
+    def exported(self) -> Contender:
+        """What was written: the winner, recovered if it was."""
+        return self.contender(RECOVERED) or self.winner
+
+    @property
     def finalist_count(self) -> int:
         """How many finalists were measured, the winner among them."""
         return sum(m.design not in (DENSE, *PRUNED_BASELINES, FRONT) for m in self.finalists)
@@ -146,15 +158,15 @@ class ReportData:
 
 
 def change_percent(data: ReportData, baseline: str, metric: str) -> float | None:
-    """The winner's value against the baseline's, in percent of the baseline's magnitude.
+    """The winner's value against the baseline's (or another subject's), in percent of that one's magnitude.
 
     Positive means a larger value, whichever direction is better. None where either value is
     missing or not finite, or the baseline's is zero.
     """
-    other = data.contender(baseline)
-    if other is None:
+    subject, other = data.contender(subject_of(baseline)), data.contender(baseline)
+    if subject is None or other is None:
         return None
-    ours, theirs = data.winner.metrics.get(metric), other.metrics.get(metric)
+    ours, theirs = subject.metrics.get(metric), other.metrics.get(metric)
     if ours is None or theirs is None or not math.isfinite(ours) or not math.isfinite(theirs) or theirs == 0:
         return None
     return 100 * (ours - theirs) / abs(theirs)
@@ -178,10 +190,10 @@ def judge(data: ReportData, baseline: str, metric: str) -> str | None:
 
 def _judge_broken(data: ReportData, baseline: str, metric: str) -> str | None:
     """Where no change can be computed: decided by which of the two values is not finite."""
-    other = data.contender(baseline)
-    if other is None or metric not in other.metrics or metric not in data.winner.metrics:
+    subject, other = data.contender(subject_of(baseline)), data.contender(baseline)
+    if subject is None or other is None or not {metric} <= subject.metrics.keys() & other.metrics.keys():
         return None
-    ours, theirs = math.isfinite(data.winner.metrics[metric]), math.isfinite(other.metrics[metric])
+    ours, theirs = math.isfinite(subject.metrics[metric]), math.isfinite(other.metrics[metric])
     if ours and theirs:  # the baseline is zero
         return None
     return "level" if ours == theirs else "better" if ours else "worse"
@@ -192,10 +204,10 @@ def _change_error(data: ReportData, baseline: str, metric: str) -> float:
     paired = data.change_errors.get(baseline, {}).get(metric, math.nan)
     if math.isfinite(paired):
         return paired
-    other = data.contender(baseline)
-    if other is None or not metric_of(metric).coarse:
+    subject, other = data.contender(subject_of(baseline)), data.contender(baseline)
+    if subject is None or other is None or not metric_of(metric).coarse:
         return 0.0
-    errors = [c.standard_errors.get(metric, math.nan) for c in (data.winner, other)]
+    errors = [c.standard_errors.get(metric, math.nan) for c in (subject, other)]
     combined = 100 * math.hypot(*errors) / abs(other.metrics[metric])
     return combined if math.isfinite(combined) else 0.0
 

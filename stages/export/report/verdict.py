@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.export.report.data import ReportData, change_percent, inseparable, judge
-from stages.export.results.final_table import PRUNED_BASELINES
+from stages.export.results.final_table import PRUNED_BASELINES, RECOVERED, recovered_of
 from stages.metrics.formats import percent as percent
 from stages.metrics.registered import metric_of
+from stages.search.outcome import WINNER
 
 UNEQUAL_RATIO = 0.005  # contenders whose overall ratios differ by more did not do the same job
 
@@ -32,7 +33,9 @@ def verdict(data: ReportData) -> Verdict:
     else:
         headline = f"{ratio} the winner {_clauses(standings)}.{_advice(data, standings)}"
     details = [sentence for name in standings if (sentence := _figures(data, name))]
-    return Verdict(headline, tuple(details + _cost(data)), tuple(_caveats(data)))
+    return Verdict(
+        headline, tuple(details + _cost(data) + _recovery(data)), tuple(_caveats(data) + _lost(data))
+    )
 
 
 def _clauses(standings: Mapping[str, str]) -> str:
@@ -109,6 +112,40 @@ def _cost(data: ReportData) -> list[str]:
         if dense and (change := change_percent(data, "dense", metric.key)) is not None
     ]
     return [f"Perplexity against the dense model: {', '.join(parts)}."] if parts else []
+
+
+def _recovery(data: ReportData) -> list[str]:
+    """What recovery gave back, and how the recovered winner stands against baselines recovered alike."""
+    if data.contender(RECOVERED) is None:
+        return []
+    told = []
+    alike = [(recovered_of(name), f"{name} pruning recovered alike") for name in PRUNED_BASELINES]
+    for baseline, words in ((WINNER, "before it"), *alike):
+        other = data.contender(baseline)
+        changes = {m: change_percent(data, baseline, m.key) for m in data.decisive}
+        parts = [
+            f"{signed_percent(change)} on {metric.corpus} ({data.exported.metrics[metric.key]:.2f} against "
+            f"{other.metrics[metric.key]:.2f})"
+            for metric, change in changes.items()
+            if other and change is not None
+        ]
+        if parts:
+            told.append(f"Perplexity after recovery, against {words}: {', '.join(parts)}.")
+    dense = data.contender("dense")
+    times = [
+        f"{data.exported.metrics[metric.key] / dense.metrics[metric.key]:.2f} times on {metric.corpus}"
+        for metric in data.decisive
+        if dense and dense.metrics.get(metric.key)
+    ]
+    return [*told, f"Perplexity of what is exported against the dense model: {', '.join(times)}."]
+
+
+def _lost(data: ReportData) -> list[str]:
+    """The figures that recovery made worse."""
+    worse = [metric_of(name).label for name in data.metric_names if judge(data, WINNER, name) == "worse"]
+    if data.contender(RECOVERED) is None or not worse:
+        return []
+    return [f"Recovery made worse: {', '.join(worse)}."]
 
 
 def _caveats(data: ReportData) -> list[str]:

@@ -11,14 +11,26 @@ from stages.sample.designs import DENSE, SIMPLE, UNIFORM
 from stages.search.outcome import WINNER
 
 PRUNED_BASELINES = (UNIFORM, SIMPLE)
+RECOVERED = "recovered"
+"""The winner after its recovery, which is then what is exported."""
+
+
+def recovered_of(name: str) -> str:
+    """What a contender is called after its recovery."""
+    return RECOVERED if name == WINNER else f"{name}, {RECOVERED}"
+
+
+def subject_of(baseline: str) -> str:
+    """Who is compared with a baseline: what was recovered with what was, or with itself before it."""
+    return RECOVERED if baseline in (WINNER, *map(recovered_of, PRUNED_BASELINES)) else WINNER
 
 
 @dataclass(frozen=True)
 class Contender:
     """A row of the final table, measured on the report part.
 
-    `name` is "dense", "uniform", "simple" or "winner". `metrics` is by key (`stages.metrics`);
-    `standard_errors` has the same keys where they are known, in the metric's own unit.
+    `name` is "dense", "uniform", "simple", "winner" or that of one after its recovery. `metrics` is by key
+    (`stages.metrics`); `standard_errors` has the same keys where they are known, in the metric's own unit.
     `parameters` counts everything, embeddings included.
     """
 
@@ -80,8 +92,9 @@ class FinalTable:
     """All contenders, and how they were measured.
 
     Attributes:
-        change_errors: by baseline the standard error of the winner's relative change against it, metric by
-            metric in percentage points, from differences paired over the same windows or questions.
+        change_errors: by baseline the standard error of the relative change of its subject, the winner's for
+            most, metric by metric in percentage points, from differences paired over the same windows or
+            questions.
         taken: an entry a limit of the budget in bytes or milliseconds.
         protocol: how every figure of the pipeline was measured, in words: lines of a label and a sentence.
         protocol_entries: how the final table was, corpus by corpus (`Selection.protocol`).

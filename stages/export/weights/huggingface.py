@@ -22,16 +22,7 @@ from safetensors import safe_open
 from stages.architecture import Architecture, ModelShape
 from stages.export.weights.own_code import keep_own_code_alone
 from stages.families import FAMILIES, Family
-from stages.families.pruned import pruned_model, width_settings
-
-_NOT_CARRIED_OVER = (  # of the source, not of what is exported
-    "architectures",
-    "auto_map",
-    "dtype",
-    "model_type",
-    "quantization_config",
-    "transformers_version",
-)
+from stages.families.pruned import pruned_model, settings_of, width_settings
 
 
 def write_folder(
@@ -88,8 +79,7 @@ def write_folder(
 
 def _build(base_config: Any, architecture: Architecture, shape: ModelShape) -> Any:
     """The model to export, on the meta device: shapes without storage."""
-    settings = {k: v for k, v in base_config.to_diff_dict().items() if k not in _NOT_CARRIED_OVER}
-    settings["head_dim"] = shape.head_dim  # never to be derived from a pruned number of heads
+    settings = settings_of(base_config, shape)
     family = FAMILIES[shape.family]
     plain = _plain_config(family, settings, architecture)
     if plain is not None:

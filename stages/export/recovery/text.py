@@ -1,0 +1,147 @@
+"""The text that a recovery trains on: a corpus, the calibration parts, or what the dense model writes itself.
+
+Whatever it is, nothing of a selection or report part is in it: documents lose the paragraphs and lines that
+stand there, and written sequences that hold one are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from stages.config.params import RecoverySection, TextProtocol
+from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.text import perplexity
+from stages.evaluate.text.corpora import Document
+from stages.evaluate.text.corpus_sources import read_texts
+from stages.evaluate.text.overlaps import Seen
+from stages.evaluate.workbench import Workbench
+from stages.export.recovery.kept import keep, kept
+from stages.files import InputError, cache_folder, digest
+
+CALIBRATION, WRITTEN = "calibration", "written"
+AT_ONCE = {"cpu": 32, "cuda": 1024}
+"""Sequences that the dense model writes at once."""
+VERSION = 1
+"""The version of what the dense model writes, set by hand: raise it when it changes."""
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Sequences (N, L) of tokens, int64, and where they come from in words."""
+
+    tokens: Tensor
+    words: str
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of the tokens."""
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()[:16]
+
+
+def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
+    """About `section.tokens` tokens of the text that params ask for, in sequences of one length.
+
+    Raises:
+        InputError: the source is not there, or too short for a step; or sequences are longer than the model's
+            context.
+    """
+    length, loaded = section.sequence_length, bench.checkpoint
+    perplexity.check_context(_protocol(length), loaded.context_tokens)
+    parts = [corpus.parts[part] for corpus in bench.texts.values() for part in ("selection", "report")]
+    seen = Seen([document for documents in parts for document in documents])
+    count = max(1, section.tokens // length)
+    if section.text == WRITTEN:
+        written = _written(loaded, bench.network.device, section, count)
+        texts = loaded.tokenizer.batch_decode(written)
+        kept = [place for place, text in enumerate(texts) if not seen.holds(text)]
+        found = TrainingText(written[kept], f"written by the dense model itself, seed {section.seed}")
+    else:
+        documents, words = _documents(bench, section.text)
+        found = _windows(bench, seen.without(documents), words, length, count)
+    if found.tokens.numel() < section.tokens_per_step:
+        raise InputError(
+            f"params.yaml: export.recovery.text {section.text!r} holds {found.tokens.numel():,} tokens in "
+            f"sequences of {length}, and a step takes {section.tokens_per_step:,}; give more text, or lower "
+            "export.recovery.tokens_per_step"
+        )
+    return found
+
+
+def _protocol(length: int) -> TextProtocol:
+    return TextProtocol("\n\n", length, length, "none")
+
+
+def _documents(bench: Workbench, source: str) -> tuple[list[Document], str]:
+    """The documents of a source, and its name for a reader."""
+    if source == CALIBRATION:
+        found = [document for corpus in bench.texts.values() for document in corpus.parts["calibration"]]
+        return found, f"the calibration parts of {' and '.join(bench.texts)}"
+    try:
+        content = read_texts(source, Path(), whole=False)
+    except InputError as error:
+        raise InputError(f"params.yaml: export.recovery.text: {error}") from error
+    return list(content.items), content.citation
+
+
+def _windows(
+    bench: Workbench, documents: Sequence[Document], words: str, length: int, count: int
+) -> TrainingText:
+    tokenizer, end = bench.checkpoint.tokenizer, bench.checkpoint.tokenizer.eos_token
+    join = TextProtocol(end or "\n\n", length, length, "none")
+    rows = perplexity.windows(documents, tokenizer, join, None, "export.recovery.text").tokens
+    chosen = torch.arange(min(count, len(rows))) * len(rows) // min(count, len(rows))  # evenly over all of it
+    return TrainingText(rows[chosen], words)
+
+
+def _written(loaded: Checkpoint, device: torch.device, section: RecoverySection, count: int) -> Tensor:
+    """What the dense model writes at temperature 1, (count, L); each batch is kept as it is written."""
+    length, at_once = section.sequence_length, AT_ONCE[device.type]
+    what = [VERSION, loaded.digest, device.type, length, at_once, section.seed]
+    folder = cache_folder() / "recovery" / f"written-{digest(*what)}"
+    paths = [folder / f"{number:05d}.safetensors" for number in range(-(-count // at_once))]
+    found = [kept(path) for path in paths]
+    if missing := [number for number, batch in enumerate(found) if batch is None]:
+        _write(loaded, device, section, [(number, paths[number]) for number in missing], at_once)
+        found = [kept(path) for path in paths]
+    return torch.cat([batch["tokens"].long() for batch in found if batch is not None])[:count]
+
+
+def _write(
+    loaded: Checkpoint,
+    device: torch.device,
+    section: RecoverySection,
+    todo: Sequence[tuple[int, Path]],
+    at_once: int,
+) -> None:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=dtype)
+    model = model.to(device).eval()
+    length, start = section.sequence_length, _first_token(loaded)
+    model.generation_config.update(eos_token_id=None, pad_token_id=start, temperature=1.0, top_k=0, top_p=1.0)
+    first = torch.full((at_once, 1), start, device=device)
+    unit = f"batch of {at_once * length:,} tokens"
+    for number, path in tqdm(todo, desc="the dense model writes text", unit=unit):
+        torch.manual_seed(section.seed * 1_000_003 + number)
+        with torch.inference_mode():
+            found = model.generate(
+                first, attention_mask=torch.ones_like(first), do_sample=True, max_new_tokens=length,
+            )  # fmt: skip
+        keep(path, {"tokens": found[:, 1:].int()})
+
+
+def _first_token(loaded: Checkpoint) -> int:
+    """What a text begins with: the token between documents in training, as far as a tokenizer tells it."""
+    tokenizer = loaded.tokenizer
+    between = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    known = [between if between != tokenizer.unk_token_id or tokenizer.unk_token == "<|endoftext|>" else None]
+    known += [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return next((int(token) for token in known if token is not None), 0)

@@ -1,0 +1,174 @@
+"""Hugging Face's Trainer on a pruned model: the losses, what it watches, and when it stops."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.elastic import ElasticNetwork
+from stages.export.recovery.loss import cross_entropy, divergence
+from stages.files import InputError
+from stages.tracking.records import Numbers
+
+OBJECTIVE = "eval_objective"
+"""The search's objective on the selection part, by which the best checkpoint is chosen."""
+RISEN = 1.5
+"""How many times the first losses the latest ones may be."""
+LAST = 5
+"""Losses that are averaged before they are compared."""
+
+Evaluate = Callable[[], Mapping[str, float]]
+"""Measures the student as it is: the objective and metrics of the selection part."""
+
+
+class Sequences(Dataset[dict[str, Tensor]]):
+    """Sequences (N, L) of tokens, one after the other."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return {"input_ids": self._tokens[place]}
+
+
+class RecoveryTrainer(Trainer):
+    """Trains a student on the next tokens of a text or, given a `teacher`, on its predictions."""
+
+    def __init__(
+        self, *, teacher: ElasticNetwork | None, logits_scale: float, measure: Evaluate, **rest: Any
+    ) -> None:
+        super().__init__(**rest)
+        self.teacher, self.logits_scale, self.measure = teacher, logits_scale, measure
+        self.model_accepts_loss_kwargs = False  # the loss is a mean, to be divided by the accumulated steps
+        self._body: Any = None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The mean loss over the tokens of a batch of sequences."""
+        tokens = inputs["input_ids"]
+        student = self.accelerator.unwrap_model(model)
+        student = student.get_base_model() if hasattr(student, "get_base_model") else student
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
+            hidden = self._hidden(student.model, tokens)
+            hidden = hidden.to(torch.bfloat16) if tokens.is_cuda else hidden
+        head = student.get_output_embeddings().weight
+        if self.teacher is None:
+            return cross_entropy(
+                hidden[:, :-1].flatten(0, 1), head, tokens[:, 1:].flatten(), self.logits_scale
+            )
+        with torch.no_grad():
+            states = self._teachers(self.teacher, tokens)
+        return divergence(hidden.flatten(0, 1), head, states, self.teacher.head, self.logits_scale)
+
+    def _hidden(self, body: Any, tokens: Tensor) -> Tensor:
+        """The student's normed last hidden states (B, L, D), by compiled code where that is asked for."""
+        if self._body is None:
+            self._body = torch.compile(body, dynamic=False) if self.args.torch_compile else body
+        found: Tensor = self._body(input_ids=tokens, use_cache=False).last_hidden_state
+        return found
+
+    @staticmethod
+    def _teachers(teacher: ElasticNetwork, tokens: Tensor) -> Tensor:
+        """The dense network's normed last hidden states (N, D)."""
+        nothing = torch.zeros(0, dtype=torch.long, device=tokens.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        batch = Batch(tokens, positions, None, nothing, nothing)
+        hidden, _ = teacher.hidden_states(teacher.shape.dense(), batch)
+        return teacher.normed(hidden).flatten(0, 1)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """What the student is worth on the selection part."""
+        found = {f"eval_{name}": value for name, value in self.measure().items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+
+class Watch(TrainerCallback):
+    """Shows where the training stands, and stops one that goes wrong."""
+
+    def __init__(self, tokens_per_step: int, tell: Callable[[Numbers], None]) -> None:
+        """`tell` is called with figures and the "tokens" after which they were."""
+        self._tokens, self._tell = tokens_per_step, tell
+        self._since = (0, 0.0)
+        self._losses: list[float] = []
+        self._bar: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._since = (state.global_step, time.monotonic())
+        total, done = state.max_steps * self._tokens, state.global_step * self._tokens
+        self._bar = tqdm(total=total, initial=done, desc="recovery", unit="token", unit_scale=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._bar.update(self._tokens)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Show the latest figures.
+
+        Raises:
+            InputError: the loss is no number, or has risen.
+        """
+        logs = logs or {}
+        shown = {
+            name.removeprefix("eval_"): value for name, value in logs.items() if name in ("loss", OBJECTIVE)
+        }
+        if self._bar is not None and shown:
+            self._bar.set_postfix_str(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+        for name in ("loss", OBJECTIVE):
+            if name in logs and not math.isfinite(logs[name]):
+                raise InputError(self._advice(state, f"the {name.removeprefix('eval_')} is {logs[name]}"))
+        told = {
+            name.removeprefix("eval_"): float(value)
+            for name, value in logs.items()
+            if name != "epoch" and not name.startswith(("train_", "total_"))
+        }
+        if "loss" in logs:
+            told["tokens_per_second"] = self._speed(state)
+        self._tell({"tokens": float(state.global_step * self._tokens), **told})
+        if "loss" in logs:
+            self._losses.append(logs["loss"])
+            first, last = sum(self._losses[:LAST]), sum(self._losses[-LAST:])
+            if len(self._losses) >= 2 * LAST and last > RISEN * first:
+                rose = f"the loss has risen from {first / LAST:.3f} to {last / LAST:.3f} nats a token"
+                raise InputError(self._advice(state, rose))
+
+    def _speed(self, state: TrainerState) -> float:
+        """Tokens a second since the last time, evaluations and checkpoints in between included."""
+        (step, then), now = self._since, time.monotonic()
+        self._since = (state.global_step, now)
+        return (state.global_step - step) * self._tokens / max(now - then, 1e-9)
+
+    def _advice(self, state: TrainerState, found: str) -> str:
+        return (
+            f"recovery, step {state.global_step} of {state.max_steps}: {found}; lower "
+            "export.recovery.learning_rate, or raise export.recovery.tokens_per_step. Nothing was exported"
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._bar.close()

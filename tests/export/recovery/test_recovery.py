@@ -1,0 +1,184 @@
+"""Recovery on a tiny model: it learns, is kept, goes on after a kill, and never sees what it must not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.config.params import load_params
+from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
+from stages.evaluate.text.corpora import Document
+from stages.evaluate.workbench import Workbench, open_workbench
+from stages.export.recovery import recovery
+from stages.export.recovery.recovery import learning_rate, recovered
+from stages.export.recovery.student import student_of
+from stages.export.recovery.text import training_text
+from stages.export.recovery.trainer import RecoveryTrainer
+from stages.files import InputError
+from stages.sample import designs
+from tests.faults.world import World
+
+RECOVERY = {
+    "method": "distill", "text": "calibration", "tokens": 100_000, "passes": 4, "sequence_length": 32,
+    "tokens_per_step": 256, "learning_rate": 5e-4, "rank": 4, "checkpoints": 4, "baselines": False, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    world = World.make(tmp_path_factory.mktemp("recovery") / "world")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(world.folder)
+        monkeypatch.setenv("PRUNECAST_CACHE", str(world.folder / "cache"))
+        yield open_workbench(load_params(Path("params.yaml")), Path("scores.safetensors"))
+
+
+def asking(bench: Workbench, **changes: Any) -> Workbench:
+    section = type(bench.params.export.recovery).model_validate(RECOVERY | changes)
+    export = bench.params.export.model_copy(update={"recovery": section})
+    return replace(bench, params=bench.params.model_copy(update={"export": export}))
+
+
+def pruned(bench: Workbench) -> PrunedWeights:
+    params, shape = bench.params, bench.checkpoint.shape
+    return bench.weights(designs.uniform(shape, params.sample, params.budget, ()), again=False)
+
+
+def divergence_of(bench: Workbench, weights: PrunedWeights) -> float:
+    """KL of predictions from the dense model's, on the text that is trained on."""
+    dense = bench.network.shape.dense()
+    tokens = training_text(bench, asking(bench).params.export.recovery).tokens[:64]
+    whole = PrunedNetwork(dense, bench.weights(dense, again=False).make(torch.float32), bench.network)
+    cut = PrunedNetwork(weights.architecture, weights.make(torch.float32), bench.network)
+    log_p, log_q = (network.logits_of(tokens).log_softmax(-1) for network in (whole, cut))
+    return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("method", ["distill", "full", "lora"])
+def test_it_brings_the_pruned_model_nearer_to_the_dense_one_and_is_trained_once(
+    bench: Workbench, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, before = asking(bench, method=method), pruned(bench)
+    found = recovered(asked, before)
+    if method != "full":  # random weights write what no text says
+        assert divergence_of(bench, found.weights) < 0.9 * divergence_of(bench, before)
+    assert found.weights.digest != before.digest
+    objectives = [entry["objective"] for entry in found.curve if "objective" in entry]
+    assert len(objectives) >= 5  # before, and four times on the way
+    assert {"loss", "learning_rate"} <= {name for entry in found.curve for name in entry}
+    assert "Recovery: " in capsys.readouterr().out
+    monkeypatch.setattr(recovery, "_train", None)  # would fail
+    again = recovered(asked, before)
+    assert again.weights.digest == found.weights.digest
+    assert again.curve == found.curve
+    for name, tensor in again.weights.make(torch.float32).items():
+        torch.testing.assert_close(tensor, found.weights.make(torch.float32)[name], rtol=0, atol=0)
+
+
+def test_the_student_computes_what_the_pruned_network_does(bench: Workbench) -> None:
+    weights = pruned(bench)
+    tokens = bench.calibration.batches[0].tokens[:2]
+    student = student_of(bench.checkpoint, weights, torch.float32, torch.device("cpu"))
+    network = PrunedNetwork(weights.architecture, weights.make(torch.float32), bench.network)
+    with torch.inference_mode():
+        torch.testing.assert_close(student(tokens).logits, network.logits_of(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, before = asking(bench, seed=1), pruned(bench)
+    undisturbed = recovered(asked, before).weights.make(torch.float32)
+
+    class Killed(KeyboardInterrupt):
+        pass
+
+    steps: list[int] = []
+    original = RecoveryTrainer.training_step
+
+    def killing(self: Any, *arguments: Any, **rest: Any) -> Any:
+        steps.append(self.state.global_step)
+        if len(steps) == 60:
+            raise Killed
+        return original(self, *arguments, **rest)
+
+    monkeypatch.setenv("PRUNECAST_CACHE", str(Path("another")))
+    with monkeypatch.context() as patched:
+        patched.setattr(RecoveryTrainer, "training_step", killing)
+        with pytest.raises(Killed):
+            recovered(asked, before)
+    found = recovered(asked, before).weights.make(torch.float32)
+    assert "going on from checkpoint-" in capsys.readouterr().out
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, undisturbed[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_rate_that_is_too_high_is_told(bench: Workbench) -> None:
+    with pytest.raises(InputError, match=r"the loss .*lower export\.recovery\.learning_rate"):
+        recovered(asking(bench, learning_rate=30.0), pruned(bench))
+
+
+def test_no_paragraph_of_a_selection_or_report_part_is_trained_on(bench: Workbench, tmp_path: Path) -> None:
+    """The text holds all of them, between documents of its own."""
+    forbidden = [
+        document.text
+        for corpus in bench.texts.values()
+        for part in ("selection", "report")
+        for document in corpus.parts[part]
+    ]
+    own = [f"a paragraph of its own, number {index}, that nobody else has written" for index in range(80)]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*own, *forbidden]))
+    found = training_text(bench, asking(bench, text=str(path)).params.export.recovery)
+    text = "".join(bench.checkpoint.tokenizer.batch_decode(found.tokens))
+    assert "number 33" in text
+    plain = " ".join(text.split())
+    for document in forbidden:
+        for paragraph in document.split("\n\n"):
+            if len(paragraph) >= 40:
+                assert " ".join(paragraph.split())[:60] not in plain
+
+
+def test_what_the_dense_model_writes_is_kept_and_the_same_by_its_seed(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = asking(bench, text="written", tokens=2048).params.export.recovery
+    first = training_text(bench, section)
+    assert first.tokens.shape == (64, 32)
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.export.recovery.text._write", None)  # would fail
+        assert training_text(bench, section).digest == first.digest
+        more = section.model_copy(update={"tokens": 1024})
+        assert training_text(bench, more).tokens.equal(first.tokens[:32])
+    other = training_text(bench, section.model_copy(update={"seed": 5}))
+    assert other.digest != first.digest
+
+
+def test_a_text_too_short_for_a_step_is_told(bench: Workbench) -> None:
+    with pytest.raises(InputError, match=r"tokens in sequences of 32, and a step takes 1,000,000"):
+        training_text(bench, asking(bench, tokens_per_step=1_000_000).params.export.recovery)
+    with pytest.raises(InputError, match=r"export\.recovery\.text: .*nowhere"):
+        training_text(bench, asking(bench, text="nowhere.txt").params.export.recovery)
+
+
+def test_the_learning_rate_falls_with_the_model_size() -> None:
+    rates = [learning_rate(size) for size in (10**8, 10**9, 3 * 10**9, 7 * 10**9, 7 * 10**10)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates == pytest.approx([3e-4, 3e-4, rates[2], 3e-5, 3e-5])
+
+
+def test_documents_lose_what_others_hold() -> None:
+    from stages.evaluate.text.overlaps import Seen
+
+    long = "a line that is long enough to tell one text from another one"
+    seen = Seen([Document("a", f"short\n\n{long}, the first\n{long}, the second")])
+    mixed, nothing_else = f"its own\n{long}, the SECOND\nand more", f"{long},  the first"
+    documents = [Document("b", mixed), Document("c", nothing_else)]
+    assert [document.text for document in seen.without(documents)] == ["its own\nand more"]
+    assert not seen.holds("short")
