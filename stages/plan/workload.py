@@ -35,6 +35,11 @@ GGUF_S = {"F16": 6e-9, "Q8_0": 12e-9, "Q4_0": 24e-9}
 """Seconds a parameter to write a GGUF file; Q8_0 of the same run, the others by SmolLM2-135M's beside it."""
 GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
+LORA = 0.1
+"""Of a forward pass, what the gradients of adapters cost where those of the weights are not asked for."""
+TRAINING, WRITING = 4.0, 12.0
+"""How many times as long Hugging Face's modules take as the FLOPs at the rate of ours: to train, and to write
+a token at a time, on an H100 and SmolLM2-135M."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +265,8 @@ def _export(
         _open("export", shape),
         Step("export", "write and check weights", cpu_s=kept * itemsize * (WRITE_S + KEEP_S)),
     ]
+    if section.recovery.method != "none":
+        found += _recovery(params, shape, uniform, contenders)
     if section.gguf:
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
@@ -303,6 +310,25 @@ def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalis
         solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
     flops, layers = dense + finalists * (forward + grams), (finalists + 1) * shape.layers
     return Step("search", "repair finalists again", flops=flops, flops64=finalists * solves, layers=layers)
+
+
+def _recovery(params: Params, shape: ModelShape, like: Architecture, contenders: int) -> list[Step]:
+    """`export.recovery`: the dense model writes its text, and every recovered model is trained on it."""
+    section = params.export.recovery
+    sequences = max(1, section.tokens // section.sequence_length)
+    tokens, half = sequences * section.sequence_length, section.sequence_length / 2
+    student, teacher = (token_flops(shape, a.widths, half) for a in (like, shape.dense()))
+    found = []
+    if section.text == "written":
+        written = tokens * teacher + head_flops(shape, tokens)
+        found.append(Step("export", "the dense model writes text", flops=WRITING * written))
+    trained = tokens * section.passes * (contenders - 1 if section.baselines else 1)
+    backward = GRADIENT if section.method != "lora" else GRADIENT - 1 + LORA
+    flops = trained * backward * student + backward * head_flops(shape, trained)
+    if section.method != "full":
+        flops += trained * teacher + head_flops(shape, trained)
+    found.append(Step("export", "recover what was pruned", flops=TRAINING * flops))
+    return found
 
 
 def forecast_s(params: Params) -> float:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ try:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    from stages.export.recovery.student import student_of, trained_state
+    from stages.export.recovery.student import adapter_deltas, state_now, student_of
     from stages.export.recovery.trainer import OBJECTIVE, RecoveryTrainer, Sequences, Watch
 except ModuleNotFoundError as error:
     raise InputError(
@@ -145,7 +145,6 @@ def _train(
     if adapters:
         lora = peft.LoraConfig(r=section.rank, lora_alpha=2 * section.rank, target_modules="all-linear")
         student = peft.get_peft_model(student, lora)
-    names = weights.make(torch.float32) if not adapters else {}
     sequences, length = text.tokens.shape
     per_step = max(1, section.tokens_per_step // length)
     micro = _micro_batch(bench, length, per_step)
@@ -157,8 +156,8 @@ def _train(
     )
 
     def measure() -> dict[str, float]:
-        state = _merged_state(student, weights) if adapters else trained_state(student, names)
-        now = weights.then({"step": time.time()}, lambda dtype: {n: t.to(dtype) for n, t in state.items()})
+        state = state_now(student)
+        now = weights.then({"step": time.time()}, lambda dtype: state)
         metrics, _ = evaluator.measure(weights.architecture, weights=now)
         return {"objective": objective_of(metrics, bench.params.search.objective), **metrics}
 
@@ -215,29 +214,38 @@ def _train(
     if last:
         print(f"Recovery: going on from {Path(last).name}", flush=True)
     trainer.train(resume_from_checkpoint=last)
-    _keep_best(trainer, student, weights, names, folder, per_step * length)
+    shape, family = bench.checkpoint.shape, bench.checkpoint.family
+    tied = {family.head} if shape.tied_embeddings else set()
+    _keep_best(trainer, student, weights, adapters, folder, per_step * length, tied)
 
 
 def _keep_best(
-    trainer: RecoveryTrainer, student: Any, weights: PrunedWeights, names: State, folder: Path, per_step: int
+    trainer: RecoveryTrainer,
+    student: Any,
+    weights: PrunedWeights,
+    adapters: bool,
+    folder: Path,
+    per_step: int,
+    tied: Collection[str],
 ) -> None:
-    """Keep the checkpoint that is loaded now, the best one, unless the weights as they were are better."""
+    """Keep the checkpoint that is loaded now, the best one, unless the weights as they were are better.
+
+    `tied` are names of tensors that are others too.
+    """
     history = trainer.state.log_history
     measured = [entry[OBJECTIVE] for entry in history if OBJECTIVE in entry]
     start, best = measured[0], min(measured[1:])
+    tensors: Mapping[str, Tensor] = adapter_deltas(student) if adapters else state_now(student)
     if best >= start:
         print(
             f"Recovery: no checkpoint's objective ({best:.4f} at best) is below that of the weights as they "
             f"were ({start:.4f}): those are exported. Lower export.recovery.learning_rate, or give more text",
             flush=True,
         )
-        tensors: Mapping[str, Tensor] = weights.make(torch.float32) if names else _no_deltas(student)
-    elif names:
-        tensors = trained_state(student, names)
-    else:
-        tensors = _deltas(student)
+        as_it_was = {name: torch.zeros_like(delta) for name, delta in tensors.items()}
+        tensors = as_it_was if adapters else weights.make(torch.float32)
     curve = [{"tokens": entry["step"] * per_step, **_numbers(entry)} for entry in history]
-    keep(folder / "weights.safetensors", tensors)
+    keep(folder / "weights.safetensors", {name: t for name, t in tensors.items() if name not in tied})
     write_text(folder / "curve.json", json.dumps(curve))
     shutil.rmtree(folder / "trainer", ignore_errors=True)
 
@@ -248,27 +256,6 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
         for name, value in entry.items()
         if name not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value)
     }
-
-
-def _deltas(student: Any) -> dict[str, Tensor]:
-    """What each adapter adds to the weight of its module, by the weight's name, float32 on the CPU."""
-    found = {}
-    for name, module in student.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            delta = module.get_delta_weight("default").detach().to("cpu", torch.float32)
-            found[f"{name.removeprefix('base_model.model.')}.weight"] = delta
-    return found
-
-
-def _no_deltas(student: Any) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(delta) for name, delta in _deltas(student).items()}
-
-
-def _merged_state(student: Any, weights: PrunedWeights) -> dict[str, Tensor]:
-    state = {name: tensor.float() for name, tensor in weights.make(torch.float32).items()}
-    for name, delta in _deltas(student).items():
-        state[name] = state[name] + delta
-    return state
 
 
 def _micro_batch(bench: Workbench, length: int, per_step: int) -> int:

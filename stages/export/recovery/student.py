@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,7 +25,24 @@ def student_of(loaded: Checkpoint, weights: PrunedWeights, dtype: torch.dtype, d
     return model.to(device)
 
 
-def trained_state(model: Any, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's tensors of these names, in float32 on the CPU."""
-    state = model.state_dict()
-    return {name: state[name].detach().to("cpu", torch.float32, copy=True) for name in names}
+def state_now(model: Any) -> dict[str, Tensor]:
+    """Its tensors as they are, where they lie, adapters merged; the head too where it is the embedding."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = {
+        name.replace(".base_layer.", "."): tensor.detach()
+        for name, tensor in base.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, delta in adapter_deltas(model).items():
+        found[name] = (found[name].float() + delta).to(found[name].dtype)
+    return found
+
+
+def adapter_deltas(model: Any) -> dict[str, Tensor]:
+    """What each adapter adds to the weight of its module (D, n), by the weight's name, in float32."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {
+        f"{name}.weight": module.get_delta_weight("default").detach().float()
+        for name, module in base.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }

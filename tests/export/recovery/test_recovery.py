@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from stages.evaluate.text.corpora import Document
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.recovery import recovery
 from stages.export.recovery.recovery import learning_rate, recovered
-from stages.export.recovery.student import student_of
+from stages.export.recovery.student import state_now, student_of
 from stages.export.recovery.text import training_text
 from stages.export.recovery.trainer import RecoveryTrainer
 from stages.files import InputError
@@ -88,6 +89,18 @@ def test_the_student_computes_what_the_pruned_network_does(bench: Workbench) -> 
     network = PrunedNetwork(weights.architecture, weights.make(torch.float32), bench.network)
     with torch.inference_mode():
         torch.testing.assert_close(student(tokens).logits, network.logits_of(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_merged_adapters_are_the_model_that_was_trained(bench: Workbench) -> None:
+    weights, tokens = pruned(bench), bench.calibration.batches[0].tokens[:2]
+    student = student_of(bench.checkpoint, weights, torch.float32, torch.device("cpu"))
+    lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    student = peft.get_peft_model(student, lora).eval()
+    merged = PrunedNetwork(weights.architecture, state_now(student), bench.network)
+    with torch.inference_mode():
+        torch.testing.assert_close(student(tokens).logits, merged.logits_of(tokens), rtol=1e-4, atol=1e-4)
+        before = PrunedNetwork(weights.architecture, weights.make(torch.float32), bench.network)
+        assert (student(tokens).logits - before.logits_of(tokens)).abs().max() > 0.1
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(
