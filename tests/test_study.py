@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks.study import __main__ as study
 from tests.benchmarks.study import lines, methods, report, setting
-from tests.small import COMMITTED, SMOLLM2
+from tests.small import SMOLLM2
 
 
 def row(method: str, seed: int, architecture: str, evaluations: int, **more: Any) -> dict[str, Any]:
@@ -49,10 +49,11 @@ def test_every_method_runs_for_every_seed_but_those_that_draw_nothing() -> None:
 
 
 def test_ours_spends_what_its_params_say() -> None:
-    assert methods.evaluations_of_ours(SMOLLM2, COMMITTED) == 3 + 24 + 5 * 8
-    assert methods.evaluations_of_ours(SMOLLM2, methods.fewer(COMMITTED)) == 3 + 8 + 3 * 8
-    assert methods.evaluations_of_ours(SMOLLM2, methods.more(COMMITTED)) == 3 + 24 + 12 * 8
-    assert methods.checkpoints(SMOLLM2, COMMITTED) == [35, 67, 123, 134]
+    params = setting.params_of(setting.REGIMES["repaired"], 0.2, 0, "model", Path("corpora"), Path("work"), 4)
+    assert methods.evaluations_of_ours(SMOLLM2, params) == 3 + 24 + 5 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.fewer(params)) == 3 + 8 + 3 * 8
+    assert methods.evaluations_of_ours(SMOLLM2, methods.more(params)) == 3 + 24 + 12 * 8
+    assert methods.checkpoints(SMOLLM2, params) == [35, 67, 123, 134]
 
 
 def test_validation_text_is_divided_at_a_line(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
         "repair_again": params.search.repair_again,
     }
     recovery = export.recovery.model_dump(exclude={"baselines"})
-    if export.recovery.method != "none":
+    recovers = export.recovery.method != "none"
+    if recovers:
         cut_from |= {"recovery": recovery, "chosen by": params.search.objective}
     weights = _key(ExportPart.WEIGHTS, cut_from, winner.architecture.id, export.dtype, list(export.gguf))
     return {
@@ -65,7 +66,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
             digest_of_file(data / "sample" / "architectures.json"),
             params.search.measurement.model_dump(),
             export.measurement.model_dump(),
-            *(["baselines recovered"] if export.recovery.baselines else []),
+            *(["baselines recovered"] if recovers and export.recovery.baselines else []),
         ),
         ExportPart.PROOF: _key(
             ExportPart.PROOF,

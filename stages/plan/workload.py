@@ -36,7 +36,7 @@ GGUF_S = {"F16": 6e-9, "Q8_0": 12e-9, "Q4_0": 24e-9}
 GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
 LORA = 0.1
-"""Of a forward pass, what the gradients of adapters cost where those of the weights are not asked for."""
+"""What the gradients of adapters cost, of a forward pass, where those of the weights are not asked for."""
 TRAINING, WRITING = 4.0, 12.0
 """How many times as long Hugging Face's modules take as the FLOPs at the rate of ours: to train, and to write
 a token at a time, on an H100 and SmolLM2-135M."""
@@ -265,13 +265,14 @@ def _export(
         _open("export", shape),
         Step("export", "write and check weights", cpu_s=kept * itemsize * (WRITE_S + KEEP_S)),
     ]
-    if section.recovery.method != "none":
+    if _recovered(params, contenders):
         found += _recovery(params, shape, uniform, contenders)
     if section.gguf:
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
         found.append(_repair(params, shape, "export", [uniform] * contenders))
-    found.append(_alone("export", "measure the final table", shape, uniform, count, contenders))
+    table = contenders + _recovered(params, contenders)
+    found.append(_alone("export", "measure the final table", shape, uniform, count, table))
     if section.proof is not None:
         if on_gpu and section.proof.device != "cpu":
             both = (shape.total_parameters + kept) * itemsize
@@ -312,6 +313,12 @@ def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalis
     return Step("search", "repair finalists again", flops=flops, flops64=finalists * solves, layers=layers)
 
 
+def _recovered(params: Params, contenders: int) -> int:
+    """How many of the contenders are recovered: the dense model never."""
+    section = params.export.recovery
+    return 0 if section.method == "none" else contenders - 1 if section.baselines else 1
+
+
 def _recovery(params: Params, shape: ModelShape, like: Architecture, contenders: int) -> list[Step]:
     """`export.recovery`: the dense model writes its text, and every recovered model is trained on it."""
     section = params.export.recovery
@@ -322,7 +329,7 @@ def _recovery(params: Params, shape: ModelShape, like: Architecture, contenders:
     if section.text == "written":
         written = tokens * teacher + head_flops(shape, tokens)
         found.append(Step("export", "the dense model writes text", flops=WRITING * written))
-    trained = tokens * section.passes * (contenders - 1 if section.baselines else 1)
+    trained = tokens * section.passes * _recovered(params, contenders)
     backward = GRADIENT if section.method != "lora" else GRADIENT - 1 + LORA
     flops = trained * backward * student + backward * head_flops(shape, trained)
     if section.method != "full":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stages.config.params import RecoverySection
 from stages.evaluate.results import context
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal
@@ -52,6 +53,10 @@ def keys_of(data: Path, found: list[Candidate], **sections: dict[str, Any]) -> d
     return keys.keys(params, data, found)
 
 
+def recovery(**changes: Any) -> RecoverySection:
+    return COMMITTED.export.recovery.model_copy(update=changes)
+
+
 def changed(before: dict[ExportPart, str], after: dict[ExportPart, str]) -> set[ExportPart]:
     return {part for part in ExportPart if before[part] != after[part]}
 
@@ -62,7 +67,9 @@ def changed(before: dict[ExportPart, str], after: dict[ExportPart, str]) -> set[
         ("export", {"dtype": "float16"}, ALL),
         ("export", {"gguf": []}, ALL),
         ("export", {"proof": None}, {ExportPart.PROOF}),
-        ("search", {"repair_again": True}, ALL),
+        ("search", {"repair_again": False}, ALL),
+        ("export", {"recovery": recovery(method="distill")}, ALL),
+        ("export", {"recovery": recovery(method="none", tokens=7, baselines=True)}, set()),
         ("search", {"trials": 7}, set()),
         ("evaluate", {"importance": "random"}, ALL),
         ("evaluate", {"prefix_cache_mb": 1, "cache_mb": 1}, set()),

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from stages.architecture import Architecture, ModelShape, Site
+from stages.config.params import Params
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.importance import taylor
 from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
@@ -111,7 +112,10 @@ def test_whitenings_take_what_is_planned(network: Any) -> None:
 
 def plan_of(**changes: Any) -> list[workload.Step]:
     search = COMMITTED.search.model_copy(update=changes)
-    loaded = COMMITTED.model_copy(update={"search": search})
+    return steps_of(COMMITTED.model_copy(update={"search": search}))
+
+
+def steps_of(loaded: Params) -> list[workload.Step]:
     names = {"pair": loaded.evaluate, "finalist": loaded.search, "final table": loaded.export}
     measured = {n: estimated(loaded.corpora, "selection", s.measurement, 1024) for n, s in names.items()}  # type: ignore[attr-defined]
     return workload.steps(loaded, SMOLLM2, measured, torch.float32)
@@ -122,17 +126,35 @@ def evaluations(steps: list[workload.Step]) -> list[int]:
 
 
 def test_evaluations_of_the_default() -> None:
-    """The README: 27 pairs, 40 measurements in five rounds; then six finalists and three baselines."""
-    assert evaluations(plan_of()) == [27, 40, 9, 4]
+    """The README: 27 pairs, 18 measurements in three rounds; then three finalists and three baselines."""
+    assert evaluations(plan_of()) == [27, 18, 6, 4]
 
 
 def test_what_the_search_asks_for_is_in_the_plan() -> None:
-    assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [27, 8, 11, 4]
+    assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [27, 6, 8, 4]
     same = COMMITTED.evaluate.measurement  # finalists measured as in the rounds are in the journal
-    assert evaluations(plan_of(measurement=same)) == [27, 40, 3, 4]
-    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 40, 9, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=False)) == [27, 18, 3, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 18, 6, 4]
     again = [step for step in plan_of(repair_again=True) if step.what == "repair finalists again"]
     assert again[0].flops > 0
+
+
+def test_a_recovery_is_in_the_plan() -> None:
+    def recovered(**changes: Any) -> dict[str, workload.Step]:
+        section = COMMITTED.export.recovery.model_copy(update=changes)
+        export = COMMITTED.export.model_copy(update={"recovery": section})
+        return {step.what: step for step in steps_of(COMMITTED.model_copy(update={"export": export}))}
+
+    training, writing = "recover what was pruned", "the dense model writes text"
+    assert not {training, writing} & recovered().keys()
+    once = recovered(method="distill")
+    assert once["measure the final table"].evaluations == 5
+    twice = recovered(method="distill", tokens=2 * COMMITTED.export.recovery.tokens, baselines=True)
+    assert twice["measure the final table"].evaluations == 7
+    assert twice[writing].flops == pytest.approx(2 * once[writing].flops, rel=1e-3)
+    assert twice[training].flops == pytest.approx(6 * once[training].flops, rel=1e-3)
+    assert recovered(method="lora", text="calibration")[training].flops < once[training].flops
+    assert writing not in recovered(method="full", text="calibration")
 
 
 def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:

@@ -51,7 +51,7 @@ WARM_UP = 0.03
 LOGS = 100
 """Losses that are kept of a training."""
 ACTIVATION_SHARE = 0.3
-"""Of the GPU's free memory, what the activations of a batch may take."""
+"""What the activations of a batch may take of the GPU's free memory."""
 COMPILED_STEPS = 400
 """Steps from which on compiling the student, a minute or two, pays on a GPU."""
 

@@ -22,6 +22,8 @@ from stages.metrics.perplexity import LOG_PPL
 SELECTED = 0.3
 """The last part of a validation split that selection sees; what is before it calibrates."""
 TEXTS = ("wikitext2", "ptb")
+SEARCH = {"rounds": 5, "per_round": 8, "finalists": 6, "repair_again": False}
+"""What *ours* spends, whatever the default is: 67 evaluations; the second repair is a step of its own."""
 LENGTHS = {"wikitext2": 2048, "ptb": 1024}
 """Tokens a window in the final table; in the search 1,024 for both."""
 
@@ -95,7 +97,7 @@ def params_of(
     }
     made["evaluate"] |= {**regime.evaluate, "cache_mb": 40_000}
     made["evaluate"]["measurement"] |= {"sequence_length": 1024, "windows": windows, "questions": 4}
-    made["search"]["objective"] = {LOG_PPL.of(name).key: 1.0 for name in TEXTS}
+    made["search"] |= SEARCH | {"objective": {LOG_PPL.of(name).key: 1.0 for name in TEXTS}}
     made["budget"]["overall_ratio"] = overall_ratio
     for section in ("sample", "train_predictor", "search"):
         made[section]["seed"] = seed
