@@ -25,7 +25,7 @@ from stages.evaluate.workbench import Workbench
 from stages.export.recovery.kept import keep, kept
 from stages.export.recovery.recovered import Recovered
 from stages.export.recovery.text import TrainingText, training_text
-from stages.files import InputError, cache_folder, digest, write_text
+from stages.files import InputError, cache_folder, digest
 from stages.search.objective import objective_of
 from stages.tracking.records import Numbers
 
@@ -34,7 +34,6 @@ try:
     import peft
     from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     from stages.export.recovery.student import adapter_deltas, state_now, student_of
     from stages.export.recovery.trainer import OBJECTIVE, RecoveryTrainer, Sequences, Watch
@@ -77,8 +76,8 @@ def recovered(
     rate = section.learning_rate or learning_rate(kept_parameters)
     step = {"recovery": _identity(bench, section, text, evaluator, rate)}
     folder = cache_folder() / "recovery" / digest(weights.digest, step)
-    path, log = folder / "weights.safetensors", folder / "curve.json"
-    if not path.is_file() or not log.is_file():
+    path = folder / "weights.safetensors"
+    if not path.is_file():
         _train(bench, weights, text, evaluator, rate, folder, tell)
     adapters = section.method == "lora"
 
@@ -96,7 +95,7 @@ def recovered(
         f"{_WORDS[section.method]} on {text.tokens.numel():,} tokens, {text.words}, at a learning rate of "
         f"{rate:.1e} and {section.tokens_per_step:,} tokens a step"
     )
-    return Recovered(weights.then(step, make), words, json.loads(log.read_text(encoding="utf-8")))
+    return Recovered(weights.then(step, make), words)
 
 
 _WORDS = {
@@ -208,15 +207,13 @@ def _train(
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    last: str | None = None
-    if (folder / "trainer").is_dir():
-        last = get_last_checkpoint(str(folder / "trainer"))  # type: ignore[no-untyped-call]
-    if last:
-        print(f"Recovery: going on from {Path(last).name}", flush=True)
-    trainer.train(resume_from_checkpoint=last)
+    last = _last_checkpoint(folder / "trainer")
+    if last is not None:
+        print(f"Recovery: going on from {last.name}", flush=True)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     shape, family = bench.checkpoint.shape, bench.checkpoint.family
     tied = {family.head} if shape.tied_embeddings else set()
-    _keep_best(trainer, student, weights, adapters, folder, per_step * length, tied)
+    _keep_best(trainer, student, weights, adapters, folder, tied)
 
 
 def _keep_best(
@@ -225,15 +222,13 @@ def _keep_best(
     weights: PrunedWeights,
     adapters: bool,
     folder: Path,
-    per_step: int,
     tied: Collection[str],
 ) -> None:
     """Keep the checkpoint that is loaded now, the best one, unless the weights as they were are better.
 
     `tied` are names of tensors that are others too.
     """
-    history = trainer.state.log_history
-    measured = [entry[OBJECTIVE] for entry in history if OBJECTIVE in entry]
+    measured = [entry[OBJECTIVE] for entry in trainer.state.log_history if OBJECTIVE in entry]
     start, best = measured[0], min(measured[1:])
     tensors: Mapping[str, Tensor] = adapter_deltas(student) if adapters else state_now(student)
     if best >= start:
@@ -244,18 +239,21 @@ def _keep_best(
         )
         as_it_was = {name: torch.zeros_like(delta) for name, delta in tensors.items()}
         tensors = as_it_was if adapters else weights.make(torch.float32)
-    curve = [{"tokens": entry["step"] * per_step, **_numbers(entry)} for entry in history]
     keep(folder / "weights.safetensors", {name: t for name, t in tensors.items() if name not in tied})
-    write_text(folder / "curve.json", json.dumps(curve))
     shutil.rmtree(folder / "trainer", ignore_errors=True)
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name.removeprefix("eval_"): float(value)
-        for name, value in entry.items()
-        if name not in ("step", "epoch") and isinstance(value, int | float) and math.isfinite(value)
-    }
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The Trainer's last checkpoint that is whole, if there is one: its state is written last."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    for path in reversed(found):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)  # a kill cut it off
+        else:
+            return path
+    return None
 
 
 def _micro_batch(bench: Workbench, length: int, per_step: int) -> int:

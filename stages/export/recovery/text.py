@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from stages.architecture import ModelShape
 from stages.config.params import RecoverySection, TextProtocol
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.text import perplexity
@@ -29,7 +30,9 @@ from stages.files import InputError, cache_folder, digest
 
 CALIBRATION, WRITTEN = "calibration", "written"
 AT_ONCE = {"cpu": 32, "cuda": 1024}
-"""Sequences that the dense model writes at once."""
+"""Sequences that the dense model writes at once, at most."""
+CACHE_BYTES = 12 * 2**30
+"""What their keys and values may take: a bound that is the same everywhere, as it decides what is written."""
 VERSION = 1
 """The version of what the dense model writes, set by hand: raise it when it changes."""
 
@@ -104,7 +107,8 @@ def _windows(
 
 def _written(loaded: Checkpoint, device: torch.device, section: RecoverySection, count: int) -> Tensor:
     """What the dense model writes at temperature 1, (count, L); each batch is kept as it is written."""
-    length, at_once = section.sequence_length, AT_ONCE[device.type]
+    length = section.sequence_length
+    at_once = _at_once(loaded.shape, length, AT_ONCE[device.type])
     what = [VERSION, loaded.digest, device.type, length, at_once, section.seed]
     folder = cache_folder() / "recovery" / f"written-{digest(*what)}"
     paths = [folder / f"{number:05d}.safetensors" for number in range(-(-count // at_once))]
@@ -113,6 +117,14 @@ def _written(loaded: Checkpoint, device: torch.device, section: RecoverySection,
         _write(loaded, device, section, [(number, paths[number]) for number in missing], at_once)
         found = [kept(path) for path in paths]
     return torch.cat([batch["tokens"].long() for batch in found if batch is not None])[:count]
+
+
+def _at_once(shape: ModelShape, length: int, most: int) -> int:
+    """A power of two of sequences whose keys and values, in 16 bits, stay below `CACHE_BYTES`."""
+    each = shape.layers * 2 * shape.kv_groups * shape.head_dim * 2 * length
+    while most > 1 and most * each > CACHE_BYTES:
+        most //= 2
+    return most
 
 
 def _write(

@@ -19,11 +19,13 @@ from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.recovery import recovery
 from stages.export.recovery.recovery import learning_rate, recovered
 from stages.export.recovery.student import state_now, student_of
-from stages.export.recovery.text import training_text
+from stages.export.recovery.text import _at_once, training_text
 from stages.export.recovery.trainer import RecoveryTrainer
 from stages.files import InputError
 from stages.sample import designs
+from stages.tracking.records import Numbers
 from tests.faults.world import World
+from tests.small import LLAMA2_7B, SMOLLM2
 
 RECOVERY = {
     "method": "distill", "text": "calibration", "tokens": 100_000, "passes": 4, "sequence_length": 32,
@@ -66,18 +68,20 @@ def test_it_brings_the_pruned_model_nearer_to_the_dense_one_and_is_trained_once(
     bench: Workbench, method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, before = asking(bench, method=method), pruned(bench)
-    found = recovered(asked, before)
+    points: list[Numbers] = []
+    found = recovered(asked, before, points.append)
     if method != "full":  # random weights write what no text says
         assert divergence_of(bench, found.weights) < 0.9 * divergence_of(bench, before)
     assert found.weights.digest != before.digest
-    objectives = [entry["objective"] for entry in found.curve if "objective" in entry]
+    objectives = [point["objective"] for point in points if "objective" in point]
     assert len(objectives) >= 5  # before, and four times on the way
-    assert {"loss", "learning_rate"} <= {name for entry in found.curve for name in entry}
+    assert {"tokens", "loss", "learning_rate", "tokens_per_second"} <= {
+        name for point in points for name in point
+    }
     assert "Recovery: " in capsys.readouterr().out
     monkeypatch.setattr(recovery, "_train", None)  # would fail
     again = recovered(asked, before)
     assert again.weights.digest == found.weights.digest
-    assert again.curve == found.curve
     for name, tensor in again.weights.make(torch.float32).items():
         torch.testing.assert_close(tensor, found.weights.make(torch.float32)[name], rtol=0, atol=0)
 
@@ -126,6 +130,8 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
         patched.setattr(RecoveryTrainer, "training_step", killing)
         with pytest.raises(Killed):
             recovered(asked, before)
+    (cut_off,) = Path("another").glob("recovery/*/trainer")
+    (cut_off / "checkpoint-100").mkdir()  # a kill while one is written
     found = recovered(asked, before).weights.make(torch.float32)
     assert "going on from checkpoint-" in capsys.readouterr().out
     for name, tensor in found.items():
@@ -171,6 +177,11 @@ def test_what_the_dense_model_writes_is_kept_and_the_same_by_its_seed(
         assert training_text(bench, more).tokens.equal(first.tokens[:32])
     other = training_text(bench, section.model_copy(update={"seed": 5}))
     assert other.digest != first.digest
+
+
+def test_a_large_model_writes_less_at_once() -> None:
+    assert (_at_once(SMOLLM2, 512, 1024), _at_once(LLAMA2_7B, 512, 1024)) == (1024, 32)
+    assert _at_once(LLAMA2_7B, 10**9, 1024) == 1
 
 
 def test_a_text_too_short_for_a_step_is_told(bench: Workbench) -> None:
