@@ -9,7 +9,7 @@ from stages.architecture import Kind, Site
 from stages.export.report.data import ReportData
 from stages.export.report.page import millions
 from stages.export.report.verdict import percent
-from stages.export.results.final_table import Contender
+from stages.export.results.final_table import RECOVERED, Contender
 from stages.export.results.record import BaseModel
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus
@@ -49,6 +49,11 @@ def summary(winner: Contender, base: BaseModel) -> str:
         f"{millions(winner.parameters)} remain in all ({winner.parameters:,}, embeddings included). "
         "Whole MLP channels and attention heads are gone, so the model is smaller and faster as it is, "
         "without sparse kernels."
+        + (
+            " What was left was then trained: how, says the protocol below."
+            if winner.name == RECOVERED
+            else ""
+        )
     )
 
 

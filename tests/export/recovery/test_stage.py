@@ -44,6 +44,7 @@ def test_what_is_exported_and_reported_is_the_recovered_model_and_it_is_trained_
     assert set(found) == {"dense", "uniform", "simple", "winner", *alike}
     assert found["recovered"]["ppl.prose"] < 0.9 * found["winner"]["ppl.prose"]
     report, card = (data / "report.html").read_text(), (data / "model" / "README.md").read_text()
+    assert "What was left was then trained" in card
     for page in (report, card):
         assert "Perplexity after recovery, against before it:" in page
         assert "Recovery" in page
