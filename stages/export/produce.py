@@ -133,10 +133,11 @@ def _recovered(
     section = bench.params.export.recovery
     if section.method == "none" or not {ExportPart.WEIGHTS, ExportPart.TABLE} & {*todo}:
         return {}
-    from stages.export.recovery.recovery import recovered
+    from stages.export.recovery.recovery import check_room, recovered
     from stages.export.recovery.text import training_text
 
     names = [outcome.WINNER, *(PRUNED_BASELINES if section.baselines else ())]
+    check_room(bench, outcome.candidate_of(candidates, outcome.WINNER).architecture)  # before text is written
     text = training_text(bench, section)
     found = {}
     for candidate in (c for c in candidates if c.name in names):

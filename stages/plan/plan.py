@@ -20,6 +20,7 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
+from stages.export.recovery.needs import training_bytes
 from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory
@@ -84,6 +85,7 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount]
         *_work(work, machine),
         "",
         *_memory(memory.planned(loaded, shape, measured, machine), machine),
+        *_recovery(loaded, shape, machine),
         "disk:",
         *_parts(memory.on_disk(loaded, shape)),
     ]
@@ -108,6 +110,21 @@ def _memory(plan: MemoryPlan, machine: Machine) -> list[str]:
     lines += _parts({f"{plan.widest}: {name}": size for name, size in plan.phases[plan.widest].items()})
     less = {f"({phase})": sum(p.values()) for phase, p in plan.phases.items() if phase != plan.widest}
     return [*lines, *_parts(less)]
+
+
+def _recovery(loaded: Params, shape: ModelShape, machine: Machine) -> list[str]:
+    """What training holds beside the dense model, and whether that fits."""
+    method = loaded.export.recovery.method
+    if method == "none":
+        return []
+    kept = round(shape.total_parameters - (loaded.budget.overall_ratio or 0.0) * shape.decoder_parameters)
+    dense = shape.total_parameters * machine.bytes_each
+    needed = training_bytes(method, kept)
+    beside = f"beside the dense model's {_gigabytes(dense)}, and activations"
+    found = f"recovery by {method}: {_gigabytes(needed)} {beside}"
+    if needed + dense <= machine.memory_bytes:
+        return [found]
+    return [f"{found}: it does NOT fit; lora takes {_gigabytes(training_bytes('lora', kept))}"]
 
 
 def _parts(sizes: Mapping[str, float]) -> list[str]:

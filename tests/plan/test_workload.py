@@ -126,15 +126,15 @@ def evaluations(steps: list[workload.Step]) -> list[int]:
 
 
 def test_evaluations_of_the_default() -> None:
-    """The README: 27 pairs, 18 measurements in three rounds; then three finalists and three baselines."""
-    assert evaluations(plan_of()) == [27, 18, 6, 4]
+    """The README: 27 pairs, 12 measurements in two rounds; then three finalists and three baselines."""
+    assert evaluations(plan_of()) == [27, 12, 6, 4]
 
 
 def test_what_the_search_asks_for_is_in_the_plan() -> None:
     assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [27, 6, 8, 4]
     same = COMMITTED.evaluate.measurement  # finalists measured as in the rounds are in the journal
-    assert evaluations(plan_of(measurement=same, repair_again=False)) == [27, 18, 3, 4]
-    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 18, 6, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=False)) == [27, 12, 3, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 12, 6, 4]
     again = [step for step in plan_of(repair_again=True) if step.what == "repair finalists again"]
     assert again[0].flops > 0
 

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.architecture import Architecture
 from stages.config.params import RecoverySection
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
 from stages.export.recovery.kept import keep, kept
+from stages.export.recovery.needs import require_room
 from stages.export.recovery.recovered import Recovered
 from stages.export.recovery.text import TrainingText, training_text
 from stages.files import InputError, cache_folder, digest
@@ -32,7 +34,7 @@ from stages.tracking.records import Numbers
 try:
     import accelerate  # type: ignore[import-untyped]  # noqa: F401
     import peft
-    from transformers import TrainingArguments
+    from transformers import TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
     from stages.export.recovery.student import adapter_deltas, state_now, student_of
@@ -98,6 +100,18 @@ def recovered(
     return Recovered(weights.then(step, make), words)
 
 
+def check_room(bench: Workbench, architecture: Architecture) -> None:
+    """Check that the GPU, if there is one, holds the training of an architecture.
+
+    Raises:
+        InputError: it does not.
+    """
+    if bench.network.device.type == "cuda":
+        kept_parameters = architecture.total_parameters(bench.checkpoint.shape)
+        free, _ = torch.cuda.mem_get_info(bench.network.device)
+        require_room(bench.params.export.recovery.method, kept_parameters, free)
+
+
 _WORDS = {
     "distill": "all parameters by the dense model's predictions",
     "full": "all parameters by the text itself",
@@ -139,6 +153,8 @@ def _train(
     section, device = bench.params.export.recovery, bench.network.device
     on_gpu = device.type == "cuda"
     adapters = section.method == "lora"
+    check_room(bench, weights.architecture)
+    set_seed(section.seed)  # adapters begin with random numbers
     dtype = torch.bfloat16 if adapters and on_gpu else torch.float32
     student = student_of(bench.checkpoint, weights, dtype, device)
     if adapters:
@@ -259,7 +275,8 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def _micro_batch(bench: Workbench, length: int, per_step: int) -> int:
     """Sequences that go through the student at once: what memory holds, and a divisor of those of a step."""
     shape = bench.checkpoint.shape
-    each = 6 * length * shape.layers * (12 * shape.hidden + 5 * shape.channels)  # bytes, measured: see below
+    # Bytes: what is kept of a layer for its gradients, half in 16 and half in 32 bits; an upper estimate.
+    each = 6 * length * shape.layers * (12 * shape.hidden + 5 * shape.channels)
     if bench.network.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(bench.network.device)
         most = max(1, int(ACTIVATION_SHARE * free / each))

@@ -17,6 +17,7 @@ from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
 from stages.evaluate.text.corpora import Document
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.recovery import recovery
+from stages.export.recovery.needs import require_room
 from stages.export.recovery.recovery import learning_rate, recovered
 from stages.export.recovery.student import state_now, student_of
 from stages.export.recovery.text import _at_once, training_text
@@ -189,6 +190,28 @@ def test_a_text_too_short_for_a_step_is_told(bench: Workbench) -> None:
         training_text(bench, asking(bench, tokens_per_step=1_000_000).params.export.recovery)
     with pytest.raises(InputError, match=r"export\.recovery\.text: .*nowhere"):
         training_text(bench, asking(bench, text="nowhere.txt").params.export.recovery)
+
+
+def test_a_gpu_that_is_too_small_is_told_before_anything_is_made() -> None:
+    require_room("lora", 7 * 10**9, 20e9)
+    with pytest.raises(
+        InputError, match=r"distill takes 112\.0 GB .* 60\.0 GB free; set it to lora \(16\.1 GB\)"
+    ):
+        require_room("distill", 7 * 10**9, 60e9)
+    with pytest.raises(InputError, match=r"lora takes 16\.1 GB .*take a GPU with more memory"):
+        require_room("lora", 7 * 10**9, 10e9)
+
+
+def test_adapters_begin_alike_by_their_seed(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("PRUNECAST_CACHE", str(Path(name)))
+        torch.rand(3)
+        found.append(
+            recovered(asking(bench, method="lora", passes=1), pruned(bench)).weights.make(torch.float32)
+        )
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_learning_rate_falls_with_the_model_size() -> None:

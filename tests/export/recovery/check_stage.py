@@ -1,0 +1,47 @@
+"""The six stages with a recovery: what is exported and reported is the recovered model.
+
+`test_stage` runs this file in a process of its own: a fork of one that has threads may wait for ever.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.faults.world import STAGES, World
+
+RECOVERY = {
+    "method": "full", "text": "calibration", "tokens": 100_000, "passes": 2, "sequence_length": 32,
+    "tokens_per_step": 256, "learning_rate": 1e-3, "rank": 4, "checkpoints": 2, "baselines": True, "seed": 0,
+}  # fmt: skip
+
+
+def test_what_is_exported_and_reported_is_the_recovered_model(tmp_path: Path) -> None:
+    world = World.make(tmp_path / "world")
+    params = world.params
+    params["export"] |= {"recovery": RECOVERY}
+    world.write_params(params)
+    ended = world.run(STAGES)
+    assert ended.code == 0, ended.output
+    assert ended.output.count("Recovery: full on") == 3  # the winner, uniform and simple
+    data = world.folder / "data" / "export"
+    found = json.loads((data / "metrics.json").read_text())["contenders"]
+    alike = {"recovered", "uniform, recovered", "simple, recovered"}
+    assert set(found) == {"dense", "uniform", "simple", "winner", *alike}
+    assert found["recovered"]["ppl.prose"] < 0.9 * found["winner"]["ppl.prose"]
+    report, card = (data / "report.html").read_text(), (data / "model" / "README.md").read_text()
+    assert "What was left was then trained" in card
+    for page in (report, card):
+        assert "Perplexity after recovery, against before it:" in page
+        assert "against uniform pruning recovered alike:" in page
+    assert f"{found['recovered']['ppl.prose']:.4f}" in card  # the front matter's figure
+    weights = load_file(data / "model" / "model.safetensors")
+    states = [load_file(path) for path in (world.folder / "cache" / "recovery").glob("*/weights.safetensors")]
+    assert len(states) == 3
+    assert any(
+        state.keys() == weights.keys() and all(map(torch.equal, state.values(), map(weights.get, state)))  # type: ignore[arg-type]
+        for state in states
+    )
