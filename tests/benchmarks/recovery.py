@@ -21,6 +21,8 @@ from stages.config.params import Params, RecoverySection
 from stages.evaluate.network.weights import PrunedWeights
 from stages.export.recovery.recovery import recovered
 from stages.export.recovery.text import training_text
+from stages.metrics.perplexity import PPL
+from stages.metrics.registered import by_corpus
 from stages.tracking.records import Numbers
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.study.lines import read
@@ -99,7 +101,7 @@ def measured(setting: Setting, architecture: Architecture, weights: PrunedWeight
     metrics: dict[str, float] = {}
     for evaluator in setting.on_texts():
         metrics |= evaluator.measure(architecture, weights=weights)[0]
-    return {key: value for key, value in metrics.items() if key.startswith("ppl.")}
+    return by_corpus(metrics, PPL)
 
 
 def told(name: str, values: Mapping[str, float], dense: Mapping[str, float]) -> None:
