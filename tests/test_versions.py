@@ -55,9 +55,9 @@ def test_a_changed_formula_is_noticed_and_its_version_named(copy: Path) -> None:
     assert done.stdout.startswith("curves is computed otherwise than before, under the same version")
     assert f"raise VERSION in {CURVATURE}" in done.stdout
     assert len(done.stdout.splitlines()) == 1
-    change(copy, CURVATURE, "VERSION = 2", "VERSION = 3")
+    change(copy, CURVATURE, "VERSION = 3", "VERSION = 4")
     done = run(copy)
-    assert "curves has the version 3, and golden.json 2; run `python -m tests.golden --update`" in done.stdout
+    assert "curves has the version 4, and golden.json 3; run `python -m tests.golden --update`" in done.stdout
     assert run(copy, "--update").returncode == 0
     assert run(copy).returncode == 0
 

@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant(
         "norm-skipped",
         "evaluate/network/decoder.py",
-        "self._before_head(hidden.flatten(0, 1)[batch.at])",
+        "self.normed(hidden.flatten(0, 1)[batch.at])",
         "hidden.flatten(0, 1)[batch.at]",
     ),
     # The units that matter least are kept. Dense shows nothing of it.
