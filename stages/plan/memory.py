@@ -50,11 +50,14 @@ def calibration_tokens(params: Params) -> tuple[int, int]:
     return tokens, min(tokens, a_batch)
 
 
+def kept_parameters(params: Params, shape: ModelShape) -> float:
+    """Parameters of the pruned model; where limits decide alone, at most the dense one's."""
+    return shape.total_parameters - (params.budget.overall_ratio or 0.0) * shape.decoder_parameters
+
+
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
     """Bytes by what takes them."""
-    removed = params.budget.overall_ratio or 0.0  # where limits decide alone: at most the dense size
-    kept = shape.total_parameters - removed * shape.decoder_parameters
-    found = {"export, and MLflow's copy": 2 * kept * BYTES[params.export.dtype]}
+    found = {"export, and MLflow's copy": 2 * kept_parameters(params, shape) * BYTES[params.export.dtype]}
     size = statistics.size_bytes(shape)
     if needs_statistics(params) and size <= params.evaluate.cache_mb * 2**20:
         found["statistics of the calibration text"] = size

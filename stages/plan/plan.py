@@ -117,7 +117,7 @@ def _recovery(loaded: Params, shape: ModelShape, machine: Machine) -> list[str]:
     method = loaded.export.recovery.method
     if method == "none":
         return []
-    kept = round(shape.total_parameters - (loaded.budget.overall_ratio or 0.0) * shape.decoder_parameters)
+    kept = round(memory.kept_parameters(loaded, shape))
     dense = shape.total_parameters * machine.bytes_each
     needed = training_bytes(method, kept)
     beside = f"beside the dense model's {_gigabytes(dense)}, and activations"

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.architecture import Architecture
-from stages.config.params import Params, RecoverySection
+from stages.config.params import Params
 from stages.evaluate.network.weights import PrunedWeights
 from stages.export.recovery.recovery import recovered
 from stages.export.recovery.text import training_text
@@ -33,19 +33,9 @@ ROWS = Path(__file__).parent / "study" / "results" / "rows-repaired-0.jsonl"
 
 def asking(params: Params, asked: argparse.Namespace) -> Params:
     """Params that ask for the recovery of the command line."""
-    section = RecoverySection(
-        method=asked.how,
-        text="written",
-        tokens=asked.tokens,
-        passes=1,
-        sequence_length=512,
-        tokens_per_step=asked.tokens_per_step,
-        learning_rate=asked.rate,
-        rank=32,
-        checkpoints=5,
-        baselines=False,
-        seed=asked.seed,
-    )
+    changes = {"method": asked.how, "learning_rate": asked.rate, "seed": asked.seed, "checkpoints": 5}
+    changes |= {"tokens": asked.tokens, "tokens_per_step": asked.tokens_per_step}
+    section = params.export.recovery.model_copy(update=changes)
     export = params.export.model_copy(update={"recovery": section})
     return params.model_copy(update={"export": export})
 

@@ -15,6 +15,32 @@ from stages.files import PART, InputError, atomically
 _SUFFIX = ".safetensors"
 
 
+Tensors = dict[str, torch.Tensor]
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> int:
+    """Write tensors with a checksum of them, whole or not at all; returns how many bytes.
+
+    Raises:
+        InputError: the disk does not take them.
+    """
+    ours = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomically(path) as temporary:
+        return temporary.write_bytes(tensor_file.sealed(safetensors.save(ours)))
+
+
+def read(path: Path) -> Tensors:
+    """Read what `write` wrote.
+
+    Raises:
+        OSError: it is not there, or not ours to read.
+        ValueError: it is damaged.
+    """
+    raw = path.read_bytes()
+    tensor_file.metadata_of(raw)
+    return safetensors.load(raw)
+
+
 class TensorCache:
     """Tensors under string keys in one folder, at most `limit_bytes` in all.
 
@@ -30,12 +56,11 @@ class TensorCache:
         self._writable = True
         self._said = False
 
-    def get(self, key: str) -> dict[str, torch.Tensor] | None:
+    def get(self, key: str) -> Tensors | None:
         """The tensors of a key, or None if they are not there (any more), damaged or not ours to read."""
         path = self._path(key)
         try:
-            raw = path.read_bytes()
-            tensor_file.metadata_of(raw)
+            found = read(path)
         except OSError:
             return None
         except ValueError as error:
@@ -45,7 +70,7 @@ class TensorCache:
             return None
         with contextlib.suppress(OSError):  # another user's, or gone
             path.touch()
-        return safetensors.load(raw)
+        return found
 
     def holds(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -55,10 +80,8 @@ class TensorCache:
         if not self._writable:
             return
         path = self._path(key)
-        ours = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         try:
-            with atomically(path) as temporary:
-                size = temporary.write_bytes(tensor_file.sealed(safetensors.save(ours)))
+            size = write(path, tensors)
         except InputError as error:
             self._writable = False
             print(f"Done without the cache: {error}, or name another folder in PRUNECAST_CACHE", flush=True)

@@ -18,7 +18,7 @@ from stages.architecture import Kind, Site
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate import curvature, second_repair, statistics
-from stages.evaluate.calibrate.cache import TensorCache
+from stages.evaluate.calibrate.cache import TensorCache, Tensors
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.calibrate.statistics import SiteStatistics
@@ -33,8 +33,6 @@ from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.scores import UnitScores
 from stages.files import InputError, cache_folder, digest, kept
-
-Tensors = dict[str, torch.Tensor]
 
 
 class Calibrator:
@@ -157,7 +155,7 @@ class Calibrator:
     ) -> list[PrunedWeights]:
         """The second repair of weights that were cut and repaired once, the rest of them out of `exact`.
 
-        The first that is made makes all, and is kept in the cache folder as they are, where it holds them.
+        Making one of them makes all, where the cache folder can hold them: there each is kept.
         """
         step = {"repair again": {"version": second_repair.VERSION}}
 

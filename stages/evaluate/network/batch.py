@@ -23,6 +23,18 @@ class Batch:
     at: Tensor
     targets: Tensor
 
+    @classmethod
+    def unasked(cls, tokens: Tensor) -> Batch:
+        """Whole sequences (B, L) of which no prediction is asked, where the tokens lie."""
+        nothing = torch.zeros(0, dtype=torch.long, device=tokens.device)
+        return cls(
+            tokens,
+            torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens),
+            None,
+            nothing,
+            nothing,
+        )
+
     def halves(self) -> list[Batch]:
         """Its sequences in two batches, predictions in the same order; itself where there is but one."""
         rows, length = self.tokens.shape

@@ -84,8 +84,7 @@ class PrunedNetwork(Decoder):
 
     def logits_of(self, tokens: Tensor) -> Tensor:
         """Next-token logits (B, L, V) in float32 after every token of sequences (B, L), on the CPU."""
-        positions, nothing = torch.arange(tokens.shape[1]).expand_as(tokens), torch.zeros(0, dtype=torch.long)
-        batch = Batch(tokens, positions, None, nothing, nothing).to(self.device)
+        batch = Batch.unasked(tokens.to(self.device))
         with torch.inference_mode():
             hidden, _ = self.hidden_states(self.architecture, batch)
             return self.logits(hidden).float().cpu()

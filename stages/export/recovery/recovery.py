@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from stages.architecture import Architecture
 from stages.config.params import RecoverySection
+from stages.evaluate.calibrate import cache
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
-from stages.export.recovery.kept import keep, kept
+from stages.export.recovery.kept import kept
 from stages.export.recovery.needs import require_room
 from stages.export.recovery.recovered import Recovered
 from stages.export.recovery.text import TrainingText, training_text
@@ -47,6 +47,7 @@ except ModuleNotFoundError as error:
 
 VERSION = 1
 """The version of what training makes, set by hand: raise it when it changes."""
+WEIGHTS = "weights.safetensors"
 WARM_UP = 0.03
 """The fraction of steps in which the learning rate rises."""
 LOGS = 100
@@ -78,16 +79,19 @@ def recovered(
     rate = section.learning_rate or learning_rate(kept_parameters)
     step = {"recovery": _identity(bench, section, text, evaluator, rate)}
     folder = cache_folder() / "recovery" / digest(weights.digest, step)
-    path = folder / "weights.safetensors"
+    path = folder / WEIGHTS
+
+    def train() -> State:
+        return _train(bench, weights, text, evaluator, rate, folder, tell)
+
     if not path.is_file():
-        _train(bench, weights, text, evaluator, rate, folder, tell)
+        train()
     adapters = section.method == "lora"
 
     def make(dtype: torch.dtype) -> State:
-        found = kept(path)
+        found: State | None = kept(path)
         if found is None:
-            _train(bench, weights, text, evaluator, rate, folder, tell)
-            found = kept(path) or {}
+            found = train()
         if not adapters:
             return {name: tensor.to(dtype) for name, tensor in found.items()}
         base = dict(weights.make(dtype))
@@ -148,7 +152,7 @@ def _train(
     rate: float,
     folder: Path,
     tell: Callable[[Numbers], None],
-) -> None:
+) -> State:
     """Train and keep the best checkpoint; one that was cut off goes on from its last one."""
     section, device = bench.params.export.recovery, bench.network.device
     on_gpu = device.type == "cuda"
@@ -172,7 +176,7 @@ def _train(
 
     def measure() -> dict[str, float]:
         state = state_now(student)
-        now = weights.then({"step": time.time()}, lambda dtype: state)
+        now = weights.then({"recovery": "under way"}, lambda dtype: state)
         metrics, _ = evaluator.measure(weights.architecture, weights=now)
         return {"objective": objective_of(metrics, bench.params.search.objective), **metrics}
 
@@ -229,7 +233,7 @@ def _train(
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     shape, family = bench.checkpoint.shape, bench.checkpoint.family
     tied = {family.head} if shape.tied_embeddings else set()
-    _keep_best(trainer, student, weights, adapters, folder, tied)
+    return _keep_best(trainer, student, weights, adapters, folder, tied)
 
 
 def _keep_best(
@@ -239,7 +243,7 @@ def _keep_best(
     adapters: bool,
     folder: Path,
     tied: Collection[str],
-) -> None:
+) -> State:
     """Keep the checkpoint that is loaded now, the best one, unless the weights as they were are better.
 
     `tied` are names of tensors that are others too.
@@ -255,8 +259,10 @@ def _keep_best(
         )
         as_it_was = {name: torch.zeros_like(delta) for name, delta in tensors.items()}
         tensors = as_it_was if adapters else weights.make(torch.float32)
-    keep(folder / "weights.safetensors", {name: t for name, t in tensors.items() if name not in tied})
+    best_of_all = {name: tensor.cpu() for name, tensor in tensors.items() if name not in tied}
+    cache.write(folder / WEIGHTS, best_of_all)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
+    return best_of_all
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

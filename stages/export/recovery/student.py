@@ -25,9 +25,14 @@ def student_of(loaded: Checkpoint, weights: PrunedWeights, dtype: torch.dtype, d
     return model.to(device)
 
 
+def base_of(model: Any) -> Any:
+    """The model itself, of one that peft has put adapters into."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def state_now(model: Any) -> dict[str, Tensor]:
     """Its tensors as they are, where they lie, adapters merged; the head too where it is the embedding."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     found = {
         name.replace(".base_layer.", "."): tensor.detach()
         for name, tensor in base.state_dict().items()
@@ -40,7 +45,7 @@ def state_now(model: Any) -> dict[str, Tensor]:
 
 def adapter_deltas(model: Any) -> dict[str, Tensor]:
     """What each adapter adds to the weight of its module (D, n), by the weight's name, in float32."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     return {
         f"{name}.weight": module.get_delta_weight("default").detach().float()
         for name, module in base.named_modules()

@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from stages.architecture import ModelShape
 from stages.config.params import RecoverySection, TextProtocol
+from stages.evaluate.calibrate import cache
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Document
 from stages.evaluate.text.corpus_sources import read_texts
 from stages.evaluate.text.overlaps import Seen
 from stages.evaluate.workbench import Workbench
-from stages.export.recovery.kept import keep, kept
+from stages.export.recovery.kept import kept
 from stages.files import InputError, cache_folder, digest
 
 CALIBRATION, WRITTEN = "calibration", "written"
@@ -58,18 +59,24 @@ def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
             context.
     """
     length, loaded = section.sequence_length, bench.checkpoint
-    perplexity.check_context(_protocol(length), loaded.context_tokens)
+    between = loaded.tokenizer.eos_token or "\n\n"
+    protocol = TextProtocol(between, length, length, "none")
+    perplexity.check_context(protocol, loaded.context_tokens)
     parts = [corpus.parts[part] for corpus in bench.texts.values() for part in ("selection", "report")]
     seen = Seen([document for documents in parts for document in documents])
     count = max(1, section.tokens // length)
     if section.text == WRITTEN:
         written = _written(loaded, bench.network.device, section, count)
         texts = loaded.tokenizer.batch_decode(written)
-        kept = [place for place, text in enumerate(texts) if not seen.holds(text)]
-        found = TrainingText(written[kept], f"written by the dense model itself, seed {section.seed}")
+        unseen = [place for place, text in enumerate(texts) if not seen.holds(text)]
+        found = TrainingText(written[unseen], f"written by the dense model itself, seed {section.seed}")
     else:
         documents, words = _documents(bench, section.text)
-        found = _windows(bench, seen.without(documents), words, length, count)
+        unseen_documents = seen.without(documents)
+        where = "export.recovery.text"
+        rows = perplexity.windows(unseen_documents, loaded.tokenizer, protocol, None, where).tokens
+        count = min(count, len(rows))
+        found = TrainingText(rows[torch.arange(count) * len(rows) // count], words)  # evenly over all of it
     if found.tokens.numel() < section.tokens_per_step:
         raise InputError(
             f"params.yaml: export.recovery.text {section.text!r} holds {found.tokens.numel():,} tokens in "
@@ -77,10 +84,6 @@ def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
             "export.recovery.tokens_per_step"
         )
     return found
-
-
-def _protocol(length: int) -> TextProtocol:
-    return TextProtocol("\n\n", length, length, "none")
 
 
 def _documents(bench: Workbench, source: str) -> tuple[list[Document], str]:
@@ -93,16 +96,6 @@ def _documents(bench: Workbench, source: str) -> tuple[list[Document], str]:
     except InputError as error:
         raise InputError(f"params.yaml: export.recovery.text: {error}") from error
     return list(content.items), content.citation
-
-
-def _windows(
-    bench: Workbench, documents: Sequence[Document], words: str, length: int, count: int
-) -> TrainingText:
-    tokenizer, end = bench.checkpoint.tokenizer, bench.checkpoint.tokenizer.eos_token
-    join = TextProtocol(end or "\n\n", length, length, "none")
-    rows = perplexity.windows(documents, tokenizer, join, None, "export.recovery.text").tokens
-    chosen = torch.arange(min(count, len(rows))) * len(rows) // min(count, len(rows))  # evenly over all of it
-    return TrainingText(rows[chosen], words)
 
 
 def _written(loaded: Checkpoint, device: torch.device, section: RecoverySection, count: int) -> Tensor:
@@ -147,7 +140,7 @@ def _write(
             found = model.generate(
                 first, attention_mask=torch.ones_like(first), do_sample=True, max_new_tokens=length,
             )  # fmt: skip
-        keep(path, {"tokens": found[:, 1:].int()})
+        cache.write(path, {"tokens": found[:, 1:].int()})
 
 
 def _first_token(loaded: Checkpoint) -> int:

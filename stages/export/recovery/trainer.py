@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.export.recovery.loss import cross_entropy, divergence
+from stages.export.recovery.student import base_of
 from stages.files import InputError
 from stages.tracking.records import Numbers
 
@@ -59,8 +60,7 @@ class RecoveryTrainer(Trainer):
     ) -> Tensor:
         """The mean loss over the tokens of a batch of sequences."""
         tokens = inputs["input_ids"]
-        student = self.accelerator.unwrap_model(model)
-        student = student.get_base_model() if hasattr(student, "get_base_model") else student
+        student = base_of(self.accelerator.unwrap_model(model))
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
             hidden = self._hidden(student.model, tokens)
             hidden = hidden.to(torch.bfloat16) if tokens.is_cuda else hidden
@@ -83,10 +83,7 @@ class RecoveryTrainer(Trainer):
     @staticmethod
     def _teachers(teacher: ElasticNetwork, tokens: Tensor) -> Tensor:
         """The dense network's normed last hidden states (N, D)."""
-        nothing = torch.zeros(0, dtype=torch.long, device=tokens.device)
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        batch = Batch(tokens, positions, None, nothing, nothing)
-        hidden, _ = teacher.hidden_states(teacher.shape.dense(), batch)
+        hidden, _ = teacher.hidden_states(teacher.shape.dense(), Batch.unasked(tokens))
         return teacher.normed(hidden).flatten(0, 1)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.export.report.data import ReportData, change_percent, inseparable, judge
-from stages.export.results.final_table import PRUNED_BASELINES, RECOVERED, recovered_of
+from stages.export.results.final_table import PRUNED_BASELINES, RECOVERED, Contender, recovered_of, subject_of
 from stages.metrics.formats import percent as percent
 from stages.metrics.registered import metric_of
+from stages.sample.designs import DENSE
 from stages.search.outcome import WINNER
 
 UNEQUAL_RATIO = 0.005  # contenders whose overall ratios differ by more did not do the same job
@@ -32,10 +33,9 @@ def verdict(data: ReportData) -> Verdict:
         headline = f"{ratio} nothing was measured to compare the winner with."
     else:
         headline = f"{ratio} the winner {_clauses(standings)}.{_advice(data, standings)}"
-    details = [sentence for name in standings if (sentence := _figures(data, name))]
-    return Verdict(
-        headline, tuple(details + _cost(data) + _recovery(data)), tuple(_caveats(data) + _lost(data))
-    )
+    details = [s for name in standings for s in _figures(data, name, f"against {name} pruning")]
+    details += _cost(data, data.winner, "") + _recovery(data)
+    return Verdict(headline, tuple(details), tuple(_caveats(data) + _lost(data)))
 
 
 def _clauses(standings: Mapping[str, str]) -> str:
@@ -91,53 +91,41 @@ def _standing(data: ReportData, baseline: str) -> str:
     return "is mixed against {} (" + ", ".join(parts) + ")"
 
 
-def _figures(data: ReportData, baseline: str) -> str | None:
-    other = data.contender(baseline)
+def _figures(data: ReportData, baseline: str, told: str) -> list[str]:
+    """The perplexities of a baseline's subject beside its own, in a sentence, if any are known."""
+    ours, theirs = data.contender(subject_of(baseline)), data.contender(baseline)
+    parts = [
+        f"{signed_percent(change)} on {metric.corpus} "
+        f"({ours.metrics[metric.key]:.2f} against {theirs.metrics[metric.key]:.2f})"
+        for metric in data.decisive
+        if ours and theirs and (change := change_percent(data, baseline, metric.key)) is not None
+    ]
+    return [f"Perplexity {told}: {', '.join(parts)}."] if parts else []
+
+
+def _cost(data: ReportData, contender: Contender, of_what: str) -> list[str]:
+    """A contender's perplexities as multiples of the dense model's."""
+    if (dense := data.contender(DENSE)) is None:
+        return []
     parts = []
     for metric in data.decisive:
-        change = change_percent(data, baseline, metric.key)
-        if change is not None and other is not None:
-            ours, theirs = data.winner.metrics[metric.key], other.metrics[metric.key]
-            parts.append(f"{signed_percent(change)} on {metric.corpus} ({ours:.2f} against {theirs:.2f})")
-    if not parts:
-        return None
-    return f"Perplexity against {baseline} pruning: {', '.join(parts)}."
-
-
-def _cost(data: ReportData) -> list[str]:
-    dense = data.contender("dense")
-    parts = [
-        f"{1 + change / 100:.2f} times on {metric.corpus}"
-        for metric in data.decisive
-        if dense and (change := change_percent(data, "dense", metric.key)) is not None
-    ]
-    return [f"Perplexity against the dense model: {', '.join(parts)}."] if parts else []
+        ours, theirs = (c.metrics.get(metric.key, math.nan) for c in (contender, dense))
+        if theirs and math.isfinite(ours) and math.isfinite(theirs):
+            parts.append(f"{ours / theirs:.2f} times on {metric.corpus}")
+    return [f"Perplexity{of_what} against the dense model: {', '.join(parts)}."] if parts else []
 
 
 def _recovery(data: ReportData) -> list[str]:
     """What recovery gave back, and how the recovered winner stands against baselines recovered alike."""
     if data.contender(RECOVERED) is None:
         return []
-    told = []
     alike = [(recovered_of(name), f"{name} pruning recovered alike") for name in PRUNED_BASELINES]
-    for baseline, words in ((WINNER, "before it"), *alike):
-        other = data.contender(baseline)
-        changes = {m: change_percent(data, baseline, m.key) for m in data.decisive}
-        parts = [
-            f"{signed_percent(change)} on {metric.corpus} ({data.exported.metrics[metric.key]:.2f} against "
-            f"{other.metrics[metric.key]:.2f})"
-            for metric, change in changes.items()
-            if other and change is not None
-        ]
-        if parts:
-            told.append(f"Perplexity after recovery, against {words}: {', '.join(parts)}.")
-    dense = data.contender("dense")
-    times = [
-        f"{data.exported.metrics[metric.key] / dense.metrics[metric.key]:.2f} times on {metric.corpus}"
-        for metric in data.decisive
-        if dense and dense.metrics.get(metric.key)
+    told = [
+        sentence
+        for baseline, words in ((WINNER, "before it"), *alike)
+        for sentence in _figures(data, baseline, f"after recovery, against {words}")
     ]
-    return [*told, f"Perplexity of what is exported against the dense model: {', '.join(times)}."]
+    return [*told, *_cost(data, data.exported, " of what is exported")]
 
 
 def _lost(data: ReportData) -> list[str]:

@@ -13,6 +13,8 @@ import pytest
 
 from stages.config.params import Corpora, Division, PartSources
 from stages.evaluate.text import corpora
+from stages.evaluate.text.corpora import Document
+from stages.evaluate.text.overlaps import Seen
 from stages.files import InputError
 
 DIVISION = Division(calibration=0.3, selection=0.35, report=0.35)
@@ -166,3 +168,12 @@ def test_examples_that_the_report_asks_are_told(tmp_path: Path) -> None:
         in note
     )
     assert asked(tmp_path, mine=split(b, c, b))["mine"].count("100.0 %") == 1
+
+
+def test_documents_lose_what_others_hold() -> None:
+    long = "a line that is long enough to tell one text from another one"
+    seen = Seen([Document("a", f"short\n\n{long}, the first\n{long}, the second")])
+    mixed, nothing_else = f"its own\n{long}, the SECOND\nand more", f"{long},  the first"
+    documents = [Document("b", mixed), Document("c", nothing_else)]
+    assert [document.text for document in seen.without(documents)] == ["its own\nand more"]
+    assert not seen.holds("short")

@@ -14,7 +14,6 @@ import torch
 
 from stages.config.params import load_params
 from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
-from stages.evaluate.text.corpora import Document
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.recovery import recovery
 from stages.export.recovery.needs import require_room
@@ -219,14 +218,3 @@ def test_the_learning_rate_falls_with_the_model_size() -> None:
     rates = [learning_rate(size) for size in (10**8, 10**9, 3 * 10**9, 7 * 10**9, 7 * 10**10)]
     assert rates == sorted(rates, reverse=True)
     assert rates == pytest.approx([3e-4, 3e-4, rates[2], 3e-5, 3e-5])
-
-
-def test_documents_lose_what_others_hold() -> None:
-    from stages.evaluate.text.overlaps import Seen
-
-    long = "a line that is long enough to tell one text from another one"
-    seen = Seen([Document("a", f"short\n\n{long}, the first\n{long}, the second")])
-    mixed, nothing_else = f"its own\n{long}, the SECOND\nand more", f"{long},  the first"
-    documents = [Document("b", mixed), Document("c", nothing_else)]
-    assert [document.text for document in seen.without(documents)] == ["its own\nand more"]
-    assert not seen.holds("short")
