@@ -22,10 +22,14 @@ TASKS: Mapping[QuestionFormat, tuple[str, str, int]] = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What lm-eval made of each question, by id: log-likelihoods of the choices, and its accuracy."""
+    """What lm-eval made of each question, by id: log-likelihoods of the choices, and its accuracies.
+
+    `normalised` is ``acc_norm``, and empty by letter, where lm-eval's task does not ask for it.
+    """
 
     log_likelihoods: Mapping[str, list[float]]
     accuracy: Mapping[str, float]
+    normalised: Mapping[str, float]
 
 
 def answers(
@@ -58,6 +62,7 @@ def answers(
     return Answers(
         {s["doc"]["id"]: [float(value) for value, _ in s["filtered_resps"]] for s in samples},
         {s["doc"]["id"]: float(s["acc"]) for s in samples},
+        {s["doc"]["id"]: float(s["acc_norm"]) for s in samples if "acc_norm" in s},
     )
 
 

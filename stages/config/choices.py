@@ -79,6 +79,7 @@ METRICS = Registry(
         "log_ppl": "stages.metrics.perplexity:LOG_PPL",
         "bpb": "stages.metrics.bits_per_byte:BITS_PER_BYTE",
         "accuracy": "stages.metrics.accuracy:ACCURACY",
+        "accuracy_norm": "stages.metrics.accuracy:ACCURACY_NORM",
         "log_likelihood": "stages.metrics.log_likelihood:LOG_LIKELIHOOD",
     },
 )

@@ -286,7 +286,7 @@ class ProofSection(Section):
 class RecoverySection(Section):
     """How the pruned model is trained before it is exported, and on which text."""
 
-    method: Literal["none", "distill", "full", "lora"]
+    method: Literal["none", "distill", "full", "lora", "qlora"]
     text: Annotated[str, Field(min_length=1)]
     tokens: Count
     passes: Count

@@ -8,7 +8,7 @@ MLflow. No module outside this folder takes such a key apart or puts one togethe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -63,11 +63,12 @@ class QuestionLikelihoods:
     """What the metrics of questions are computed from.
 
     `log_likelihoods` (questions, 4) are those of the choices, nats in float64; `answers` (questions,) the
-    places of the right ones.
+    places of the right ones; `lengths` (questions, 4) the characters of each choice's text.
     """
 
     log_likelihoods: Tensor
     answers: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,13 +215,15 @@ class RescaledMetric(_OfText):
 class QuestionMetric(Metric):
     """The mean over questions; `samples` gives each question's value (questions,).
 
-    `title_by_letter` is what people call it where answers are given by letter, if not the title "by letter".
+    `title_by_letter` is what people call it where answers are given by letter, if not the title "by letter";
+    `styles` are the formats in which it says anything of its own.
     """
 
     about = "questions"
 
     samples: Callable[[QuestionLikelihoods], Tensor]
     title_by_letter: str = ""
+    styles: Collection[QuestionFormat] = ("likelihood", "letter")
 
     @property
     def corpus(self) -> str:
@@ -237,7 +240,8 @@ class QuestionMetric(Metric):
 
     def read(self, key: str) -> Self | None:
         questions, _, name = key.rpartition(".")
-        return self.of(questions) if name == self.name and questions else None
+        ours = name == self.name and questions and format_of(questions) in self.styles
+        return self.of(questions) if ours else None
 
     @property
     def label(self) -> str:

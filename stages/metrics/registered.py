@@ -7,7 +7,7 @@ from functools import cache
 from typing import TypeVar
 
 from stages.config.choices import METRICS
-from stages.metrics.metric import Metric, QuestionFormat, Shown, asked
+from stages.metrics.metric import Metric, QuestionFormat, QuestionMetric, Shown, asked, format_of
 
 Value = TypeVar("Value")
 
@@ -18,8 +18,9 @@ def of_text(text: str) -> list[Metric]:
 
 
 def of_questions(questions: str) -> list[Metric]:
-    """Every metric of questions, as `asked` names them."""
-    return [metric.of(questions) for metric in _registered() if metric.about == "questions"]
+    """Every metric of questions, as `asked` names them, in their format."""
+    every = [metric for metric in _registered() if isinstance(metric, QuestionMetric)]
+    return [metric.of(questions) for metric in every if format_of(questions) in metric.styles]
 
 
 def _registered() -> list[Metric]:

@@ -20,7 +20,7 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.export.recovery.needs import training_bytes
+from stages.export.recovery.needs import smaller, training_bytes
 from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory
@@ -124,7 +124,8 @@ def _recovery(loaded: Params, shape: ModelShape, machine: Machine) -> list[str]:
     found = f"recovery by {method}: {_gigabytes(needed)} {beside}"
     if needed + dense <= machine.memory_bytes:
         return [found]
-    return [f"{found}: it does NOT fit; lora takes {_gigabytes(training_bytes('lora', kept))}"]
+    instead = smaller(method, kept, machine.memory_bytes - dense)
+    return [f"{found}: it does NOT fit; {instead or 'neither do adapters'}"]
 
 
 def _parts(sizes: Mapping[str, float]) -> list[str]:

@@ -21,6 +21,7 @@ from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.network.repair import RepairMethod
+from stages.export.recovery.needs import ADAPTERS
 from stages.flops import head_flops, token_flops
 from stages.plan.token_counts import TokenCount
 from stages.sample import designs
@@ -335,7 +336,7 @@ def _recovery(params: Params, shape: ModelShape, like: Architecture, contenders:
         written = tokens * teacher + head_flops(shape, tokens)
         found.append(Step("export", "the dense model writes text", flops=WRITING * written))
     trained = tokens * section.passes * _recovered(params, contenders)
-    backward = GRADIENT if section.method != "lora" else GRADIENT - 1 + LORA
+    backward = GRADIENT if section.method not in ADAPTERS else GRADIENT - 1 + LORA
     flops = trained * backward * student + backward * head_flops(shape, trained)
     if section.method != "full":
         flops += trained * teacher + head_flops(shape, trained)

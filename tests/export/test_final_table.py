@@ -29,7 +29,7 @@ def row(**samples: list[float]) -> Row:
 
 
 def groups() -> list[QuestionGroup]:
-    items = [Item(f"q{i}", subject, [1], [[2]] * 4, 0, 0) for i, subject in enumerate(SUBJECTS)]
+    items = [Item(f"q{i}", subject, [1], [[2]] * 4, 0, [1] * 4, 0) for i, subject in enumerate(SUBJECTS)]
     rows = {
         "dense": row(quiz__accuracy=[1, 1, 0, 1, 0, 1]),
         "winner": row(quiz__accuracy=[0, 1, 0, 0, 1, 0]),

@@ -32,7 +32,7 @@ from stages.metrics.perplexity import perplexity as perplexity_of
 from stages.metrics.registered import by_corpus, metric_of, of_questions, of_text, shown, targets
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("ppl", "log_ppl", "bpb", "accuracy", "log_likelihood")
+NAMES = ("ppl", "log_ppl", "bpb", "accuracy", "accuracy_norm", "log_likelihood")
 
 corpora = st.from_regex(r"[A-Za-z0-9_-]+", fullmatch=True).filter(lambda name: name not in NAMES)
 
@@ -47,7 +47,8 @@ def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
 
 def test_keys_are_those_of_every_journal_so_far():
     assert [m.key for m in of_text("news")] == ["ppl.news", "log_ppl.news", "bpb.news"]
-    assert [m.key for m in of_questions("mmlu")] == ["mmlu.accuracy", "mmlu.log_likelihood"]
+    plain = [m.key for m in of_questions("mmlu")]
+    assert plain == ["mmlu.accuracy", "mmlu.accuracy_norm", "mmlu.log_likelihood"]
     by_letter = [m.key for m in of_questions(asked("mmlu", "letter"))]
     assert by_letter == ["mmlu.letter.accuracy", "mmlu.letter.log_likelihood"]
     assert METRICS.names == list(NAMES)
@@ -64,7 +65,10 @@ def test_what_is_written_is_read(corpus: str, style: str):
             assert found.style == format_of(questions) == style
 
 
-@pytest.mark.parametrize("key", ["mystery", "mystery.news", "ppl", "ppl.", ".accuracy", "news.ppl", ""])
+@pytest.mark.parametrize(
+    "key",
+    ["mystery", "mystery.news", "ppl", "ppl.", ".accuracy", "news.ppl", "q.letter.accuracy_norm", ""],
+)
 def test_what_no_metric_is_called_is_refused(key: str):
     with pytest.raises(ValueError, match=f"no metric is called '{re.escape(key)}'; expected NAME.TEXT"):
         metric_of(key)
@@ -103,6 +107,7 @@ def test_where_people_see_them():
         ("log_ppl.a", "log perplexity, a", "log PPL, nats a token", True, 1),
         ("bpb.a", "bits per byte, a", "bits per byte", True, 1),
         ("q.accuracy", "accuracy, q", "accuracy, 0 to 1", False, 0),
+        ("q.accuracy_norm", "accuracy normalised by length, q", "accuracy, 0 to 1", False, 0),
         ("q.letter.accuracy", "accuracy by letter, q", "accuracy, 0 to 1", False, 0),
         ("q.log_likelihood", "log-likelihood of the right answer, q", "nats a question", False, -1),
         ("q.letter.log_likelihood", "log-likelihood of the right letter, q", "nats a question", False, -1),
@@ -133,6 +138,7 @@ GOLDEN = {
     "log_ppl": (1, 0.98971, 1.0),
     "bpb": (1, 0.713922, 0.721348),
     "accuracy": (1, 0.5, 1.0),
+    "accuracy_norm": (1, 0.5, 1.0),
     "log_likelihood": (1, -1.15, 1.0),
 }
 """Version, value and slope of each of ours on the likelihoods below."""
@@ -141,7 +147,7 @@ GOLDEN = {
 def measured() -> dict[str, float]:
     likelihoods = torch.tensor([-0.1, -2.0, -0.5, -1.3, -0.6938, -1.34446], dtype=torch.float64)
     values, _ = perplexity.scores(likelihoods, 2, 12)
-    items = [mmlu.Item(n, "art", [9], [[1]] * 4, a, 0) for n, a in (("a", 1), ("b", 2))]
+    items = [mmlu.Item(n, "art", [9], [[1]] * 4, a, [1] * 4, 0) for n, a in (("a", 1), ("b", 2))]
     choices = torch.tensor([-3.0, -1.5, -2.0, -2.5, -0.5, -1.0, -0.8, -0.6], dtype=torch.float64)
     return values | mmlu.scores(choices, items)[0]
 
@@ -197,7 +203,7 @@ def test_a_metric_of_questions_of_ones_own_is_measured_like_ours():
 
     own = replace(LOG_LIKELIHOOD, name="brier", title="Brier score", title_by_letter="", samples=samples)
     METRICS.add("brier", replace(own, lower_is_better=True, law=1, bounds=(0.0, 1.0)))
-    items = [mmlu.Item("a", "art", [9], [[1]] * 4, 1, 0)]
+    items = [mmlu.Item("a", "art", [9], [[1]] * 4, 1, [1] * 4, 0)]
     choices = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
     values, parts = mmlu.scores(choices, items, "quiz.letter")
     assert values["quiz.letter.brier"] == pytest.approx(0.36)

@@ -39,6 +39,8 @@ class Item:
     prompt: list[int]
     choices: list[list[int]]
     answer: int
+    lengths: Sequence[int]
+    """Characters of each choice's text."""
     examples: int
     """Answered questions in the prompt."""
 
@@ -105,7 +107,17 @@ def likelihood_items(questions: Sequence[Question], tokenizer: Any) -> list[Item
     for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         # The continuation is what the whole has beyond the context, as lm-eval splits it.
         choices = [tokens[len(context) :] for tokens in whole[4 * index : 4 * index + 4]]
-        items.append(Item(question.id, question.subject, context, choices, question.answer, 0))
+        items.append(
+            Item(
+                question.id,
+                question.subject,
+                context,
+                choices,
+                question.answer,
+                list(map(len, question.choices)),
+                0,
+            )
+        )
     return items
 
 
@@ -128,7 +140,17 @@ def letter_items(
         while shown and len(context) > most:
             shown = shown[:-1]
             (context,) = _encoded(tokenizer, [letter_prompt(question, shown)])
-        items.append(Item(question.id, question.subject, context, choices, question.answer, len(shown)))
+        items.append(
+            Item(
+                question.id,
+                question.subject,
+                context,
+                choices,
+                question.answer,
+                list(map(len, LETTERS)),
+                len(shown),
+            )
+        )
     return items
 
 
@@ -241,7 +263,8 @@ def scores(
     """
     sums = choice_log_likelihoods(log_likelihoods, chosen)
     answers = torch.tensor([item.answer for item in chosen], device=sums.device)
-    return score(of_questions(questions), QuestionLikelihoods(sums, answers))
+    lengths = torch.tensor([item.lengths for item in chosen], device=sums.device)
+    return score(of_questions(questions), QuestionLikelihoods(sums, answers, lengths))
 
 
 def choice_log_likelihoods(log_likelihoods: Tensor, chosen: Sequence[Item]) -> Tensor:

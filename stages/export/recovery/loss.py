@@ -6,6 +6,7 @@ block's logits are gone before the next one's are made. Softmax and sums are in 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,26 +41,24 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, goal: Any, scale: float) -> Tensor:
         count, block = len(hidden), BLOCK[hidden.device.type]
         weight = head.to(hidden.dtype)
+        of_block: Any = _from_targets
+        goals, rest = goal, []
+        if not isinstance(goal, Tensor):
+            of_block = _from_teacher
+            goals, *rest = (tensor.to(hidden.dtype) for tensor in goal)
+        if hidden.is_cuda:
+            of_block = _compiled(of_block)
         by_hidden = torch.empty_like(hidden)
         by_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, count, block):
-            here = slice(start, start + block)
-            log_q = (hidden[here] @ weight.T).float().mul_(scale).log_softmax(-1)
-            if isinstance(goal, Tensor):
-                targets = goal[here, None]
-                total -= log_q.gather(1, targets).sum()
-                slope = log_q.exp_().scatter_add_(1, targets, -torch.ones_like(targets, dtype=log_q.dtype))
-            else:
-                states, teacher_head = goal
-                log_p = (states[here] @ teacher_head.T).float().log_softmax(-1)
-                p = log_p.exp()
-                total += (p * log_p.sub_(log_q)).sum()
-                slope = log_q.exp_().sub_(p)
-            slope = slope.mul_(scale / count).to(hidden.dtype)
-            by_hidden[here] = slope @ weight
-            if by_head is not None:
-                by_head += slope.T @ hidden[here]
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, count, block):
+                here = slice(start, start + block)
+                loss, slope = of_block(hidden[here], weight, scale, scale / count, goals[here], *rest)
+                total += loss
+                by_hidden[here] = slope @ weight
+                if by_head is not None:
+                    by_head += slope.T @ hidden[here]
         ctx.save_for_backward(by_hidden, by_head)
         return total / count
 
@@ -69,3 +68,31 @@ class _Blocks(torch.autograd.Function):
         by_hidden, by_head = ctx.saved_tensors
         outer = gradients[0]
         return by_hidden * outer, None if by_head is None else by_head * outer, None, None
+
+
+def _from_targets(
+    hidden: Tensor, weight: Tensor, scale: float, share: float, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A block's summed negative log-likelihood, and `share` of its slope by the unscaled logits (N, V)."""
+    log_q = (hidden @ weight.T).float().mul_(scale).log_softmax(-1)
+    places = targets[:, None]
+    loss = -log_q.gather(1, places).sum()
+    slope = log_q.exp_().scatter_add_(1, places, -torch.ones_like(places, dtype=log_q.dtype))
+    return loss, slope.mul_(share).to(hidden.dtype)
+
+
+def _from_teacher(
+    hidden: Tensor, weight: Tensor, scale: float, share: float, states: Tensor, teacher_head: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A block's summed divergence from a teacher, and `share` of its slope by the unscaled logits (N, V)."""
+    log_q = (hidden @ weight.T).float().mul_(scale).log_softmax(-1)
+    log_p = (states @ teacher_head.T).float().log_softmax(-1)
+    p = log_p.exp()
+    loss = (p * log_p.sub_(log_q)).sum()
+    return loss, log_q.exp_().sub_(p).mul_(share).to(hidden.dtype)
+
+
+@cache
+def _compiled(of_block: Any) -> Any:
+    """What is done to logits as few passes over memory: apart they take longer than all of the student."""
+    return torch.compile(of_block, dynamic=False)

@@ -47,3 +47,6 @@ def test_log_likelihoods_and_accuracy_are_those_of_lm_eval(
     metrics, samples = mmlu.scores(logs, items)
     assert samples["accuracy"] == [theirs.accuracy[item.id] for item in items]
     assert 0 < metrics["accuracy"] < 1
+    if style == "likelihood":
+        normalised = [theirs.normalised[item.id] for item in items]
+        assert samples["accuracy_norm"] == normalised != samples["accuracy"]

@@ -158,15 +158,18 @@ def test_prompts_are_those_of_lm_eval() -> None:
         assert [TOKENIZER.decode(c) for c in item.choices] == [f" {choice}" for choice in question.choices]
 
 
-def test_accuracy_and_log_likelihood_by_hand() -> None:
+def test_accuracies_and_log_likelihood_by_hand() -> None:
     items = [
-        mmlu.Item("a", "art", [9], [[1], [2, 3], [4], [5, 6, 7]], 1, 0),
-        mmlu.Item("b", "art", [9], [[1, 2], [3], [4], [5]], 0, 0),
+        mmlu.Item("a", "art", [9], [[1], [2, 3], [4], [5, 6, 7]], 1, [2, 1, 1, 8], 0),
+        mmlu.Item("b", "art", [9], [[1, 2], [3], [4], [5]], 0, [9, 1, 1, 1], 0),
     ]
     found = torch.tensor([-3.0, -1.0, -1.5, -2.6, -0.5, -1.5, -2.0, -1.0, -2.5, -1.75, -4.0, -5.0])
     metrics, samples = mmlu.scores(found, items)
-    assert samples == {"accuracy": [1.0, 0.0], "log_likelihood": [-2.5, -3.5]}
-    assert metrics == {"accuracy": 0.5, "log_likelihood": -3.0}
+    norms = {"accuracy_norm": [0.0, 1.0]}  # -1.5, -2.5, -2.6, -0.5 a character; then -0.39, -1.75, -4, -5
+    assert samples == {"accuracy": [1.0, 0.0], **norms, "log_likelihood": [-2.5, -3.5]}
+    assert metrics == {"accuracy": 0.5, "accuracy_norm": 0.5, "log_likelihood": -3.0}
+    by_letter, _ = mmlu.scores(found, items, "quiz.letter")
+    assert list(by_letter) == ["quiz.letter.accuracy", "quiz.letter.log_likelihood"]
 
 
 def test_metrics_are_the_means_of_their_samples(folder: Path) -> None:

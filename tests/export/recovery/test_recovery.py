@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export.recovery import recovery
 from stages.export.recovery.needs import require_room
 from stages.export.recovery.recovery import learning_rate, recovered
-from stages.export.recovery.student import state_now, student_of
+from stages.export.recovery.student import quantised, state_now, student_of
 from stages.export.recovery.text import _at_once, training_text
 from stages.export.recovery.trainer import RecoveryTrainer
+from stages.export.recovery.training import Training
 from stages.files import InputError
 from stages.sample import designs
 from stages.tracking.records import Numbers
@@ -80,7 +82,7 @@ def test_it_brings_the_pruned_model_nearer_to_the_dense_one_and_is_trained_once(
         name for point in points for name in point
     }
     assert "Recovery: " in capsys.readouterr().out
-    monkeypatch.setattr(recovery, "_train", None)  # would fail
+    monkeypatch.setattr(recovery, "Training", None)  # would fail
     again = recovered(asked, before)
     assert again.weights.digest == found.weights.digest
     for name, tensor in again.weights.make(torch.float32).items():
@@ -96,16 +98,35 @@ def test_the_student_computes_what_the_pruned_network_does(bench: Workbench) -> 
         torch.testing.assert_close(student(tokens).logits, network.logits_of(tokens), rtol=1e-4, atol=1e-4)
 
 
-def test_merged_adapters_are_the_model_that_was_trained(bench: Workbench) -> None:
+@pytest.mark.parametrize("in_four_bits", [False, True])
+def test_merged_adapters_are_the_model_that_was_trained(bench: Workbench, in_four_bits: bool) -> None:
     weights, tokens = pruned(bench), bench.calibration.batches[0].tokens[:2]
     student = student_of(bench.checkpoint, weights, torch.float32, torch.device("cpu"))
+    if in_four_bits:
+        student = quantised(student, torch.float32, torch.device("cpu"))
     lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-    student = peft.get_peft_model(student, lora).eval()
+    student = peft.get_peft_model(student, lora)
     merged = PrunedNetwork(weights.architecture, state_now(student), bench.network)
     with torch.inference_mode():
         torch.testing.assert_close(student(tokens).logits, merged.logits_of(tokens), rtol=1e-4, atol=1e-4)
         before = PrunedNetwork(weights.architecture, weights.make(torch.float32), bench.network)
         assert (student(tokens).logits - before.logits_of(tokens)).abs().max() > 0.1
+
+
+def test_adapters_beside_four_bits_learn_and_all_weights_are_kept(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of random weights quantising costs more than was pruned: it is the loss that falls."""
+    asked, before = asking(bench, method="qlora", learning_rate=5e-3, passes=8), pruned(bench)
+    monkeypatch.setattr(Training, "start", lambda self, measured: math.inf)
+    points: list[Numbers] = []
+    found = recovered(asked, before, points.append).weights.make(torch.float32)
+    losses = [point["loss"] for point in points if "loss" in point]
+    assert sum(losses[-9:]) < 0.5 * sum(losses[:9])
+    as_it_was = before.make(torch.float32)
+    assert found.keys() == as_it_was.keys()
+    trained = {name for name in found if not found[name].equal(as_it_was[name])}
+    assert trained == {name for name in found if "_proj" in name}
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(
@@ -198,8 +219,10 @@ def test_a_gpu_that_is_too_small_is_told_before_anything_is_made() -> None:
         InputError, match=r"distill takes 112\.0 GB .* 60\.0 GB free; set it to lora \(16\.1 GB\)"
     ):
         require_room("distill", 7 * 10**9, 60e9)
-    with pytest.raises(InputError, match=r"lora takes 16\.1 GB .*take a GPU with more memory"):
+    with pytest.raises(InputError, match=r"lora takes 16\.1 GB .* free; set it to qlora \(6\.3 GB\)"):
         require_room("lora", 7 * 10**9, 10e9)
+    with pytest.raises(InputError, match=r"qlora takes 6\.3 GB .*take a GPU with more memory"):
+        require_room("qlora", 7 * 10**9, 5e9)
 
 
 def test_adapters_begin_alike_by_their_seed(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

