@@ -283,11 +283,14 @@ class ProofSection(Section):
     windows: Count
 
 
+Name = Annotated[str, Field(min_length=1)]
+
+
 class RecoverySection(Section):
     """How the pruned model is trained before it is exported, and on which text."""
 
     method: Literal["none", "distill", "full", "lora", "qlora"]
-    text: Annotated[str, Field(min_length=1)]
+    text: Name | Annotated[list[Name], Field(min_length=1)]
     tokens: Count
     passes: Count
     sequence_length: Annotated[int, Field(ge=2, lt=2**31)]
@@ -297,6 +300,17 @@ class RecoverySection(Section):
     checkpoints: Count
     baselines: bool
     seed: Seed
+
+    @property
+    def sources(self) -> list[str]:
+        """Where the text comes from, in the order in which it is taken."""
+        return [self.text] if isinstance(self.text, str) else list(self.text)
+
+    @model_validator(mode="after")
+    def _each_source_once(self) -> RecoverySection:
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"text is {self.text}; expected each source once")
+        return self
 
     @model_validator(mode="after")
     def _whole_steps(self) -> RecoverySection:

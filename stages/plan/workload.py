@@ -332,7 +332,7 @@ def _recovery(params: Params, shape: ModelShape, like: Architecture, contenders:
     tokens, half = sequences * section.sequence_length, section.sequence_length / 2
     student, teacher = (token_flops(shape, a.widths, half) for a in (like, shape.dense()))
     found = []
-    if section.text == "written":
+    if "written" in section.sources:
         written = tokens * teacher + head_flops(shape, tokens)
         found.append(Step("export", "the dense model writes text", flops=WRITING * written))
     trained = tokens * section.passes * _recovered(params, contenders)

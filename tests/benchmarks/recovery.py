@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stages.architecture import Architecture
 from stages.config.params import Params, RecoverySection
 from stages.evaluate.network.weights import PrunedWeights
@@ -80,14 +78,7 @@ def opened(corpora: Path, model: str, work: Path) -> Setting:
 
 def text_of(bench: Workbench, section: RecoverySection, also: Sequence[Path]) -> TrainingText:
     """Files of text, and what the dense model wrote by seed 0 for the rest of the tokens."""
-    count = section.tokens // section.sequence_length
-    files = [
-        training_text(bench, section.model_copy(update={"text": str(path), "tokens_per_step": 1})).tokens
-        for path in also
-    ]
-    written = training_text(bench, section.model_copy(update={"seed": 0}))
-    named = "".join(f"{path.stem}, " for path in also)
-    return TrainingText(torch.cat([*files, written.tokens])[:count], f"{named}{written.words}")
+    return training_text(bench, section.model_copy(update={"seed": 0, "text": [*map(str, also), "written"]}))
 
 
 class Bench:

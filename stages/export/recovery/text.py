@@ -54,36 +54,54 @@ class TrainingText:
 def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
     """About `section.tokens` tokens of the text that params ask for, in sequences of one length.
 
+    Every source gives all that it has; what the dense model writes is the rest.
+
     Raises:
-        InputError: the source is not there, or too short for a step; or sequences are longer than the model's
-            context.
+        InputError: a source is not there, or all are too short for a step; or sequences are longer than the
+            model's context.
     """
     length, loaded = section.sequence_length, bench.checkpoint
-    between = loaded.tokenizer.eos_token or "\n\n"
-    protocol = TextProtocol(between, length, length, "none")
-    perplexity.check_context(protocol, loaded.context_tokens)
+    perplexity.check_context(_protocol(loaded, length), loaded.context_tokens)
     parts = [corpus.parts[part] for corpus in bench.texts.values() for part in ("selection", "report")]
     seen = Seen([document for documents in parts for document in documents])
-    count = max(1, section.tokens // length)
-    if section.text == WRITTEN:
-        written = _written(loaded, bench.network.device, section, count)
-        texts = loaded.tokenizer.batch_decode(written)
-        unseen = [place for place, text in enumerate(texts) if not seen.holds(text)]
-        found = TrainingText(written[unseen], f"written by the dense model itself, seed {section.seed}")
-    else:
-        documents, words = _documents(bench, section.text)
-        unseen_documents = seen.without(documents)
-        where = "export.recovery.text"
-        rows = perplexity.windows(unseen_documents, loaded.tokenizer, protocol, None, where).tokens
-        count = min(count, len(rows))
-        found = TrainingText(rows[torch.arange(count) * len(rows) // count], words)  # evenly over all of it
-    if found.tokens.numel() < section.tokens_per_step:
+    missing = max(1, section.tokens // length)
+    found, words = [], []
+    for source in sorted(section.sources, key=lambda source: source == WRITTEN):
+        if source == WRITTEN:
+            written = _written(loaded, bench.network.device, section, missing)
+            texts = loaded.tokenizer.batch_decode(written)
+            rows = written[[place for place, text in enumerate(texts) if not seen.holds(text)]]
+            told = f"written by the dense model itself, seed {section.seed}"
+        else:
+            rows, told = _sequences(bench, source, length, seen, missing)
+        found.append(rows)
+        words.append(told)
+        missing -= len(rows)
+        if missing < 1:
+            break
+    tokens = torch.cat(found)
+    if tokens.numel() < section.tokens_per_step:
         raise InputError(
-            f"params.yaml: export.recovery.text {section.text!r} holds {found.tokens.numel():,} tokens in "
+            f"params.yaml: export.recovery.text {section.text!r} holds {tokens.numel():,} tokens in "
             f"sequences of {length}, and a step takes {section.tokens_per_step:,}; give more text, or lower "
             "export.recovery.tokens_per_step"
         )
-    return found
+    return TrainingText(tokens, " and ".join(words))
+
+
+def _protocol(loaded: Checkpoint, length: int) -> TextProtocol:
+    """Windows that do not overlap, the end of a text between documents."""
+    return TextProtocol(loaded.tokenizer.eos_token or "\n\n", length, length, "none")
+
+
+def _sequences(bench: Workbench, source: str, length: int, seen: Seen, most: int) -> tuple[Tensor, str]:
+    """The sequences (N, L) of a source, spread evenly over it if there are more than `most`, and its name."""
+    documents, words = _documents(bench, source)
+    loaded, where = bench.checkpoint, f"export.recovery.text, {source},"
+    unseen = seen.without(documents)
+    rows = perplexity.windows(unseen, loaded.tokenizer, _protocol(loaded, length), None, where).tokens
+    count = min(most, len(rows))
+    return rows[torch.arange(count) * len(rows) // count], words
 
 
 def _documents(bench: Workbench, source: str) -> tuple[list[Document], str]:

@@ -201,6 +201,20 @@ def test_what_the_dense_model_writes_is_kept_and_the_same_by_its_seed(
     assert other.digest != first.digest
 
 
+def test_sources_give_all_that_they_have_and_the_dense_model_the_rest(bench: Workbench) -> None:
+    section = asking(bench).params.export.recovery
+    alone, both = (
+        training_text(bench, section.model_copy(update={"text": text, "tokens": 10_000}))
+        for text in ("calibration", ["written", "calibration"])
+    )
+    assert alone.tokens.numel() < 10_000 - 32 < both.tokens.numel() <= 10_000
+    assert both.tokens[: len(alone.tokens)].equal(alone.tokens)
+    assert both.words == f"{alone.words} and written by the dense model itself, seed 0"
+    enough = section.model_copy(update={"text": ["calibration", "written"], "tokens": 2048})
+    assert len(training_text(bench, enough).tokens) == 64
+    assert "written" not in training_text(bench, enough).words
+
+
 def test_a_large_model_writes_less_at_once() -> None:
     assert (_at_once(SMOLLM2, 512, 1024), _at_once(LLAMA2_7B, 512, 1024)) == (1024, 32)
     assert _at_once(LLAMA2_7B, 10**9, 1024) == 1
