@@ -12,8 +12,8 @@ import torch
 
 from stages.architecture import Architecture, Kind, Site
 from stages.config.params import Narrowing
+from stages.metrics.objective import objective_of
 from stages.search import allocation
-from stages.search.objective import objective_of
 from tests import tiny
 from tests.benchmarks.study import baselines
 from tests.benchmarks.study.baselines import EvaluationCounter, Problem

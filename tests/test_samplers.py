@@ -13,8 +13,8 @@ from stages.architecture import Architecture
 from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample import designs
-from stages.search.objective import objective_of
 from stages.search.studies import SearchTask
 from stages.train_predictor.predictor import Predictor
 from tests.benchmarks import samplers

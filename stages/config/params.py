@@ -26,6 +26,7 @@ from stages.config.fields import (
 )
 from stages.config.predictors import PREDICTORS, PredictorName
 from stages.config.problems import explained
+from stages.config.recovery import RecoverySection
 from stages.files import CHECKSUM, InputError
 from stages.metrics.metric import QuestionFormat
 from stages.metrics.registered import targets
@@ -269,6 +270,7 @@ class Search(Section):
     finalists: Count
     front: list[Fraction]
     repair_again: bool
+    recovery: RecoverySection | None
     measurement: Measurement
 
 
@@ -281,45 +283,6 @@ class ProofSection(Section):
     continuation: Count
     rounds: Count
     windows: Count
-
-
-Name = Annotated[str, Field(min_length=1)]
-
-
-class RecoverySection(Section):
-    """How the pruned model is trained before it is exported, and on which text."""
-
-    method: Literal["none", "distill", "full", "lora", "qlora"]
-    text: Name | Annotated[list[Name], Field(min_length=1)]
-    tokens: Count
-    passes: Count
-    sequence_length: Annotated[int, Field(ge=2, lt=2**31)]
-    tokens_per_step: Count
-    learning_rate: Positive | None
-    rank: Count
-    checkpoints: Count
-    baselines: bool
-    seed: Seed
-
-    @property
-    def sources(self) -> list[str]:
-        """Where the text comes from, in the order in which it is taken."""
-        return [self.text] if isinstance(self.text, str) else list(self.text)
-
-    @model_validator(mode="after")
-    def _each_source_once(self) -> RecoverySection:
-        if len(set(self.sources)) < len(self.sources):
-            raise ValueError(f"text is {self.text}; expected each source once")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_steps(self) -> RecoverySection:
-        if self.tokens_per_step < self.sequence_length:
-            raise ValueError(
-                f"tokens_per_step is {self.tokens_per_step}; expected at least one sequence of "
-                f"sequence_length, {self.sequence_length}"
-            )
-        return self
 
 
 class Export(Section):

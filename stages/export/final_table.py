@@ -15,11 +15,11 @@ from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench
 from stages.export.benchmark.limits import taken
 from stages.export.question_groups import question_groups
-from stages.export.recovery.recovered import Recovered
 from stages.export.results.final_table import Contender, FinalTable, recovered_of, subject_of
 from stages.export.weights.export import weights_of
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
+from stages.recovery.recovered import Recovered
 from stages.sample import designs
 from stages.sample.designs import BASELINES, DENSE
 from stages.search.outcome import WINNER, Candidate

@@ -22,11 +22,11 @@ from stages.export.base_model import read_base_model
 from stages.export.benchmark import comparison, proof
 from stages.export.benchmark.comparison import Proof
 from stages.export.benchmark.speed import Load
-from stages.export.recovery.recovered import Recovered
 from stages.export.results import record
 from stages.export.results.final_table import PRUNED_BASELINES, FinalTable
 from stages.export.results.record import MODEL, PROOF, BaseModel, ExportPart, Record
 from stages.export.weights.export import export_weights, weights_of
+from stages.recovery.recovered import Recovered
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA
@@ -133,17 +133,18 @@ def _recovered(
     section = bench.params.export.recovery
     if section.method == "none" or not {ExportPart.WEIGHTS, ExportPart.TABLE} & {*todo}:
         return {}
-    from stages.export.recovery.recovery import check_room, recovered
-    from stages.export.recovery.text import training_text
+    from stages.recovery.recovery import check_room, recovered
+    from stages.recovery.text import training_text
 
     names = [outcome.WINNER, *(PRUNED_BASELINES if section.baselines else ())]
-    check_room(bench, outcome.candidate_of(candidates, outcome.WINNER).architecture)  # before text is written
+    winner = outcome.candidate_of(candidates, outcome.WINNER)
+    check_room(bench, section, winner.architecture)  # before text is written
     text = training_text(bench, section)
     found = {}
     for candidate in (c for c in candidates if c.name in names):
         name = "recovery" if candidate.name == outcome.WINNER else f"recovery.{candidate.name}"
         tell = partial(tracker.log_curve, name)
-        found[candidate.name] = recovered(bench, weights_of(bench, candidate), tell, text)
+        found[candidate.name] = recovered(bench, section, weights_of(bench, candidate), text, tell)
     return found
 
 

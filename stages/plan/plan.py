@@ -20,13 +20,13 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.export.recovery.needs import smaller, training_bytes
 from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount, at_hand, token_counts
 from stages.plan.workload import Step, steps
+from stages.recovery.needs import smaller, training_bytes
 from stages.sample import feasibility
 from stages.sample.feasibility import Request
 from stages.sample.source import read_model

@@ -16,14 +16,15 @@ import torch
 from stages.architecture import Architecture, Kind, ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
+from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.network.repair import RepairMethod
-from stages.export.recovery.needs import ADAPTERS
 from stages.flops import head_flops, token_flops
 from stages.plan.token_counts import TokenCount
+from stages.recovery.needs import ADAPTERS
 from stages.sample import designs
 from stages.sample.limits import limits_of
 
@@ -253,6 +254,8 @@ def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenC
     found.append(_alone("search", what, shape, uniform, token_counts["pair"], chosen))
     if section.repair_again:
         found.append(_repair_again(params, shape, uniform, last - 1))
+    if section.recovery is not None:
+        found += _trainings("search", section.recovery, shape, uniform, last - 1)
     count = token_counts["finalist"]
     return [*found, _alone("search", "measure finalists and baselines", shape, uniform, count, last)]
 
@@ -269,8 +272,7 @@ def _export(
         _open("export", shape),
         Step("export", "write and check weights", cpu_s=kept * itemsize * (WRITE_S + KEEP_S)),
     ]
-    if _recovered(params, contenders):
-        found += _recovery(params, shape, uniform, contenders)
+    found += _trainings("export", section.recovery, shape, uniform, _recovered(params, contenders))
     if section.gguf:
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
@@ -325,22 +327,25 @@ def _recovered(params: Params, contenders: int) -> int:
     return 0 if section.method == "none" else contenders - 1 if section.baselines else 1
 
 
-def _recovery(params: Params, shape: ModelShape, like: Architecture, contenders: int) -> list[Step]:
-    """`export.recovery`: the dense model writes its text, and every recovered model is trained on it."""
-    section = params.export.recovery
+def _trainings(
+    stage: str, section: RecoverySection, shape: ModelShape, like: Architecture, students: int
+) -> list[Step]:
+    """A recovery: the dense model writes its text, and so many students are trained on it."""
+    if section.method == "none" or not students:
+        return []
     sequences = max(1, section.tokens // section.sequence_length)
     tokens, half = sequences * section.sequence_length, section.sequence_length / 2
     student, teacher = (token_flops(shape, a.widths, half) for a in (like, shape.dense()))
     found = []
     if "written" in section.sources:
         written = tokens * teacher + head_flops(shape, tokens)
-        found.append(Step("export", "the dense model writes text", flops=WRITING * written))
-    trained = tokens * section.passes * _recovered(params, contenders)
+        found.append(Step(stage, "the dense model writes text", flops=WRITING * written))
+    trained = tokens * section.passes * students
     backward = GRADIENT if section.method not in ADAPTERS else GRADIENT - 1 + LORA
     flops = trained * backward * student + backward * head_flops(shape, trained)
     if section.method != "full":
         flops += trained * teacher + head_flops(shape, trained)
-    found.append(Step("export", "recover what was pruned", flops=TRAINING * flops))
+    found.append(Step(stage, "recover what was pruned", flops=TRAINING * flops))
     return found
 
 

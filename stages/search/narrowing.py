@@ -17,9 +17,9 @@ from stages.architecture import ModelShape, Site
 from stages.build_dataset.features import ALONE, Features
 from stages.config.params import Narrowing, Search
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample.space import Space
 from stages.search.narrowed_space import Class, NarrowedSite
-from stages.search.objective import objective_of
 from stages.train_predictor.predictor import Predictor
 
 

@@ -13,10 +13,10 @@ from stages.config.params import Params
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.results.journal import Row
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample import designs
 from stages.sample.limits import Limit
 from stages.search import outcome, tables
-from stages.search.objective import objective_of
 from stages.search.outcome import FRONT, Candidate
 from stages.search.rounds import Metrics, Round
 from stages.tracking.records import Role, SearchRound
@@ -54,7 +54,7 @@ def ranked(
                 row.metrics,
                 forecast,
                 measured,
-                row.weights,
+                "" if item.weights is None else item.weights.digest,
             )
         )
     finalists = sorted(

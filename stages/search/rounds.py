@@ -21,11 +21,11 @@ from stages.build_dataset.features import Features
 from stages.config.budget import Budget
 from stages.config.params import Search, TrainPredictor
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample.limits import Limit, Limited
 from stages.sample.space import Space
 from stages.search import allocation, studies
 from stages.search.allocation import Damage
-from stages.search.objective import objective_of
 from stages.search.studies import SearchTask, Trial
 from stages.train_predictor.predictor import Predictor
 

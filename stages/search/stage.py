@@ -13,13 +13,14 @@ from stages.build_dataset import table
 from stages.build_dataset.features import Features
 from stages.config.params import Measurement, Params, Part
 from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.measure.executors import Executor, Local
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results import context
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.damage import DamageCurves
 from stages.evaluate.results.journal import Journal, Row
-from stages.evaluate.workbench import open_workbench
+from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import InputError
 from stages.metrics.metric import Shown
 from stages.metrics.registered import shown
@@ -93,7 +94,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         if section.repair_again:
             again = bench.repaired_again([bench.weights(w.architecture, again=False) for w in work])
             work = [replace(w, weights=weights) for w, weights in zip(work, again, strict=True)]
-        rows = measure_all(finally_, bench.executor, work, journal, log_by(finally_), "finalists")
+        rows = measure_all(finally_, *_to_measure(bench, work), journal, log_by(finally_), "finalists")
         work = [w for w in work if w.architecture.id in rows]
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
@@ -105,6 +106,25 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         takes = "".join(f", {limit.name} {limit.of(candidate.architecture):.4g}" for limit in limits)
         told = f"{100 * candidate.overall_ratio:.2f} % {decisive}{takes}"
         print(f"{candidate.name:9} {candidate.architecture.id} {told}")
+
+
+def _to_measure(bench: Workbench, work: Sequence[Work]) -> tuple[Executor, Sequence[Work]]:
+    """Finalists and baselines as they are measured: after a recovery, if params ask for that, and by whom.
+
+    What was pruned is trained alike and briefly; the weights that go on from here are those before it.
+    """
+    section = bench.params.search.recovery
+    if section is None or section.method == "none":
+        return bench.executor, work
+    from stages.recovery.recovery import tried  # asks for packages that others do without
+    from stages.recovery.text import training_text
+
+    text = training_text(bench, section)
+    pruned = [w for w in work if w.architecture != bench.network.shape.dense()]
+    once = [w.weights or bench.weights(w.architecture, again=False) for w in pruned]
+    after = [tried(bench, section, weights, text) for weights in once]
+    trained = [replace(w, weights=weights) for w, weights in zip(pruned, after, strict=True)]
+    return Local(), [*(w for w in work if w not in pruned), *trained]
 
 
 def _known(

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from stages.architecture import Architecture, Site
 from stages.config.choices import SAMPLERS
 from stages.config.params import Search
+from stages.metrics.objective import objective_of
 from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
 from stages.search.allocation import Allocation, Damage
-from stages.search.objective import objective_of
 from stages.search.study_log import StudyLog
 
 VERSION = 1

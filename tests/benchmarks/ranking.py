@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture, ModelShape
-from stages.export.recovery.text import TrainingText
-from stages.export.recovery.training import Training
+from stages.config.recovery import RecoverySection
+from stages.metrics.objective import objective_of
+from stages.recovery.text import TrainingText
+from stages.recovery.training import Training
 from stages.sample.space import Space
-from stages.search.objective import objective_of
 from stages.tracking.records import Numbers
-from tests.benchmarks.recovery import architectures, asking, opened, section_of, text_of
+from tests.benchmarks.recovery import architectures, opened, section_of, text_of
 from tests.benchmarks.study.lines import append, read
 from tests.benchmarks.study.setting import Setting
 
@@ -59,9 +60,14 @@ def spread(shape: ModelShape, ratio: float, granularity: int, tolerance: float) 
 
 
 def measured(
-    setting: Setting, name: str, architecture: Architecture, ratio: float, text: TrainingText, folder: Path
+    setting: Setting,
+    section: RecoverySection,
+    named: tuple[str, float, Architecture],
+    text: TrainingText,
+    folder: Path,
 ) -> dict[str, Any]:
     """A row: objectives and metrics before, after the second repair, and on the way of the training."""
+    name, ratio, architecture = named
     bench, shape = setting.bench, setting.bench.network.shape
     evaluator = bench.evaluator("selection", bench.params.search.measurement)
     weights = bench.params.search.objective
@@ -71,7 +77,7 @@ def measured(
     figures = {step: evaluator.measure(architecture, weights=made)[0] for step, made in steps.items()}
     points: list[Numbers] = []
     began = time.monotonic()
-    training = Training(bench, again, text, evaluator, 6e-4, folder, points.append)
+    training = Training(bench, section, again, text, evaluator, 6e-4, folder, points.append)
     trainer = training.trainer(training.student(), training.at_once(), eval_steps=EVERY, save_strategy="no")
     trainer.train()
     return {
@@ -106,7 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         setting = opened(asked.corpora, asked.model, Path(name))
         section = section_of(setting.params, tokens=int(asked.tokens), tokens_per_step=16384)
-        setting.bench = asking(setting.bench, section)
         text = text_of(setting.bench, section, [])
         sample, budget = setting.params.sample, setting.params.budget
         for ratio in asked.ratios:
@@ -114,7 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for named, architecture in list(every.items())[place::parts]:
                 done = {(row["name"], row["overall_ratio"]) for row in read(asked.rows)}
                 if (named, ratio) not in done:
-                    row = measured(setting, named, architecture, ratio, text, Path(name) / "training")
+                    row = measured(
+                        setting, section, (named, ratio, architecture), text, Path(name) / "training"
+                    )
                     append(asked.rows, row)
                     print(ratio, named, row["objective"], row["curve"][-1], row["seconds"], flush=True)
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.architecture import Architecture
-from stages.config.params import Params, RecoverySection
+from stages.config.params import Params
+from stages.config.recovery import RecoverySection
 from stages.evaluate.network.weights import PrunedWeights
 from stages.evaluate.workbench import Workbench
-from stages.export.recovery.recovery import recovered
-from stages.export.recovery.text import TrainingText, training_text
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
+from stages.recovery.recovery import recovered
+from stages.recovery.text import TrainingText, training_text
 from stages.tracking.records import Numbers
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.study.lines import append, read
@@ -39,12 +40,6 @@ ASKED = {"method": "distill", "text": "written", "checkpoints": 5, "seed": 0}
 def section_of(params: Params, **changes: Any) -> RecoverySection:
     """The section of params with changes, their values as a command line gives them."""
     return RecoverySection.model_validate(params.export.recovery.model_dump() | ASKED | changes)
-
-
-def asking(bench: Workbench, section: RecoverySection) -> Workbench:
-    """A workbench whose params ask for this recovery."""
-    export = bench.params.export.model_copy(update={"recovery": section})
-    return replace(bench, params=bench.params.model_copy(update={"export": export}))
 
 
 def job_of(words: str, params: Params) -> tuple[str, float, RecoverySection]:
@@ -118,7 +113,7 @@ class Bench:
         (again,) = self.bench.repaired_again([once])
         points: list[Numbers] = []
         began = time.monotonic()
-        after = recovered(asking(self.bench, section), again, points.append, text)
+        after = recovered(self.bench, section, again, text, points.append)
         seconds = time.monotonic() - began
         for name, weights in (("repaired", once), ("again", again)):
             if not any(row["step"] == name and row["of"] == [method, ratio] for row in read(self.rows)):

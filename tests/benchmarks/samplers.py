@@ -28,11 +28,11 @@ from stages.build_dataset.features import Features
 from stages.config.params import Params, Search, load_params
 from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus, metric_of
 from stages.sample import designs
 from stages.search import allocation, narrowing, studies
-from stages.search.objective import objective_of
 from stages.search.studies import SearchTask
 from stages.train_predictor.predictor import Predictor
 from tests.small import SMOLLM2, write_scores

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages.config.params import RecoverySection
+from stages.config.recovery import RecoverySection
 from stages.evaluate.results import context
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal

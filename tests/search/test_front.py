@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample.designs import BASELINES
 from stages.sample.limits import limits_of
 from stages.sample.space import Space, prunable_sites
 from stages.search import front, outcome, tables
-from stages.search.objective import objective_of
 from stages.search.outcome import FINALIST, FRONT, WINNER, Candidate
 from stages.search.rounds import GuidedSearch
 from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures

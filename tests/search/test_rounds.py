@@ -15,10 +15,10 @@ from stages.architecture import Architecture, Kind
 from stages.build_dataset.features import Features
 from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample.limits import Limit, limits_of
 from stages.sample.space import Space, prunable_sites
 from stages.search import allocation
-from stages.search.objective import objective_of
 from stages.search.rounds import GuidedSearch, Metrics, Round
 from stages.train_predictor.predictor import Predictor
 from tests.small import COMMITTED, SMALL, budget_of, features_of, random_architectures

@@ -18,9 +18,9 @@ from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.build_dataset.features import Array, Features
 from stages.config.params import Narrowing
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.sample.space import Space, prunable_sites
 from stages.search import allocation, narrowing, studies
-from stages.search.objective import objective_of
 from stages.search.studies import SearchTask, Trial
 from tests.small import COMMITTED, SMALL, features_of
 

@@ -30,7 +30,7 @@ from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
-from stages.search.objective import objective_of
+from stages.metrics.objective import objective_of
 from stages.search.rounds import Metrics
 from tests.benchmarks.study import forecasts, methods, report
 from tests.benchmarks.study.baselines import EvaluationCounter, Problem

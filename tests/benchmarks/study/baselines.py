@@ -22,12 +22,12 @@ from stages.config.params import Narrowing, Sample, TrainPredictor
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.results.damage import DamageCurves
+from stages.metrics.objective import objective_of
 from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import by_corpus
 from stages.sample import designs
 from stages.sample.space import Option, Space
 from stages.search import allocation, narrowing
-from stages.search.objective import objective_of
 from stages.train_predictor.models import TargetModel
 
 Metrics = Mapping[str, float]

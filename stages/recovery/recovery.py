@@ -10,28 +10,30 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from stages.architecture import Architecture
-from stages.config.params import RecoverySection
+from stages.config.recovery import RecoverySection
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
-from stages.export.recovery.kept import kept
-from stages.export.recovery.needs import require_room
-from stages.export.recovery.recovered import Recovered
-from stages.export.recovery.text import TrainingText, training_text
 from stages.files import InputError, cache_folder, digest
+from stages.recovery.kept import kept
+from stages.recovery.needs import require_room
+from stages.recovery.recovered import Recovered
+from stages.recovery.text import TrainingText
 from stages.tracking.records import Numbers
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it names what else could be installed
 try:
     import accelerate  # type: ignore[import-untyped]  # noqa: F401
 
-    from stages.export.recovery.student import merged
-    from stages.export.recovery.training import FACTORS, Training, file_of
+    from stages.recovery.student import merged
+    from stages.recovery.training import FACTORS, Training, file_of
 except ModuleNotFoundError as error:
     raise InputError(
         f"export.recovery.method trains, and the package {error.name} is not installed: "
@@ -44,42 +46,31 @@ VERSION = 1
 
 def recovered(
     bench: Workbench,
+    section: RecoverySection,
     weights: PrunedWeights,
+    text: TrainingText,
     tell: Callable[[Numbers], None] = lambda _: None,
-    text: TrainingText | None = None,
 ) -> Recovered:
-    """The weights after the recovery of params, trained now or kept of before.
+    """The weights after a recovery on a text, trained now or kept of before.
 
-    `tell` is called with the figures of a training as it goes, each with its "tokens"; `text`, where it is
-    there already, is that of `training_text`.
+    `tell` is called with the figures of a training as it goes, each with its "tokens".
 
     Raises:
-        InputError: the text is too short or not there, memory ends, or the training goes wrong.
+        InputError: memory ends, or the training goes wrong.
     """
-    section = bench.params.export.recovery
-    text = text or training_text(bench, section)
-    evaluator = bench.evaluator("selection", bench.params.search.measurement)
-    kept_parameters = weights.architecture.total_parameters(bench.checkpoint.shape)
-    rate = section.learning_rate or learning_rate(kept_parameters)
-    step = {"recovery": _identity(bench, section, text, evaluator, rate)}
+    evaluator, rate, step = _prepared(bench, section, weights, text)
     folder = cache_folder() / "recovery" / digest(weights.digest, step)
+    path = folder / file_of(section.method)
 
     def train() -> State:
-        check_room(bench, weights.architecture)
-        return Training(bench, weights, text, evaluator, rate, folder, tell).run()
+        check_room(bench, section, weights.architecture)
+        return Training(bench, section, weights, text, evaluator, rate, folder, tell).run()
 
-    path = folder / file_of(section.method)
     if not path.is_file():
         train()
 
     def make(dtype: torch.dtype) -> State:
-        found: State | None = kept(path)
-        if found is None:
-            found = train()
-        if path.name != FACTORS:
-            return {name: tensor.to(dtype) for name, tensor in found.items()}
-        base = dict(weights.make(dtype))
-        return base | merged(base, found)
+        return _in(dtype, kept(path) or train(), weights, path.name)
 
     words = (
         f"{_WORDS[section.method]} on {text.tokens.numel():,} tokens, {text.words}, at a learning rate of "
@@ -88,7 +79,45 @@ def recovered(
     return Recovered(weights.then(step, make), words)
 
 
-def check_room(bench: Workbench, architecture: Architecture) -> None:
+def tried(
+    bench: Workbench, section: RecoverySection, weights: PrunedWeights, text: TrainingText
+) -> PrunedWeights:
+    """The weights after a recovery that is trained when they are asked for, every time, and not kept.
+
+    Raises:
+        InputError: memory ends, or the training goes wrong.
+    """
+    evaluator, rate, step = _prepared(bench, section, weights, text)
+
+    def make(dtype: torch.dtype) -> State:
+        check_room(bench, section, weights.architecture)
+        (parent := cache_folder() / "recovery").mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="tried-", dir=parent) as name:
+            found = Training(bench, section, weights, text, evaluator, rate, Path(name), lambda _: None).run()
+        return _in(dtype, found, weights, file_of(section.method))
+
+    return weights.then(step, make)
+
+
+def _prepared(
+    bench: Workbench, section: RecoverySection, weights: PrunedWeights, text: TrainingText
+) -> tuple[Evaluator, float, dict[str, Any]]:
+    """What chooses the best checkpoint, the learning rate, and the step as weights know it."""
+    evaluator = bench.evaluator("selection", bench.params.search.measurement)
+    kept_parameters = weights.architecture.total_parameters(bench.checkpoint.shape)
+    rate = section.learning_rate or learning_rate(kept_parameters)
+    return evaluator, rate, {"recovery": _identity(bench, section, text, evaluator, rate)}
+
+
+def _in(dtype: torch.dtype, found: State, weights: PrunedWeights, file: str) -> State:
+    """What a training made, in a dtype; adapters are merged into the weights that they stood beside."""
+    if file != FACTORS:
+        return {name: tensor.to(dtype) for name, tensor in found.items()}
+    base = dict(weights.make(dtype))
+    return base | merged(base, found)
+
+
+def check_room(bench: Workbench, section: RecoverySection, architecture: Architecture) -> None:
     """Check that the GPU, if there is one, holds the training of an architecture.
 
     Raises:
@@ -97,7 +126,7 @@ def check_room(bench: Workbench, architecture: Architecture) -> None:
     if bench.network.device.type == "cuda":
         kept_parameters = architecture.total_parameters(bench.checkpoint.shape)
         free, _ = torch.cuda.mem_get_info(bench.network.device)
-        require_room(bench.params.export.recovery.method, kept_parameters, free)
+        require_room(section.method, kept_parameters, free)
 
 
 _WORDS = {

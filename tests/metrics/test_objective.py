@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from stages.config.choices import METRICS
+from stages.metrics.objective import objective_of
 from stages.metrics.registered import metric_of
-from stages.search.objective import objective_of
 
 
 def test_what_should_be_high_counts_negatively():

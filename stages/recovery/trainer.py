@@ -15,9 +15,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
-from stages.export.recovery.loss import cross_entropy, divergence
-from stages.export.recovery.student import base_of
 from stages.files import InputError
+from stages.recovery.loss import cross_entropy, divergence
+from stages.recovery.student import base_of
 from stages.tracking.records import Numbers
 
 OBJECTIVE = "eval_objective"

@@ -15,17 +15,17 @@ from torch import Tensor
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from stages.config.params import RecoverySection
+from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import cache
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
-from stages.export.recovery.needs import ADAPTERS, activation_bytes, training_bytes
-from stages.export.recovery.student import adapters_of, quantised, state_now, student_of
-from stages.export.recovery.text import TrainingText
-from stages.export.recovery.trainer import OBJECTIVE, RecoveryTrainer, Sequences, Watch
 from stages.files import InputError
-from stages.search.objective import objective_of
+from stages.metrics.objective import objective_of
+from stages.recovery.needs import ADAPTERS, activation_bytes, training_bytes
+from stages.recovery.student import adapters_of, quantised, state_now, student_of
+from stages.recovery.text import TrainingText
+from stages.recovery.trainer import OBJECTIVE, RecoveryTrainer, Sequences, Watch
 from stages.tracking.records import Numbers
 
 WEIGHTS, FACTORS = "weights.safetensors", "adapters.safetensors"
@@ -52,16 +52,13 @@ class Training:
     """What a training is made from; `folder` has its checkpoints and then its weights."""
 
     bench: Workbench
+    section: RecoverySection
     weights: PrunedWeights
     text: TrainingText
     evaluator: Evaluator
     rate: float
     folder: Path
     tell: Callable[[Numbers], None]
-
-    @property
-    def section(self) -> RecoverySection:
-        return self.bench.params.export.recovery
 
     @property
     def on_gpu(self) -> bool:
@@ -86,10 +83,13 @@ class Training:
     def steps(self) -> int:
         return max(1, self.section.passes * len(self.text.tokens) // self.per_step)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def run(self) -> State:
         """Train and keep the best checkpoint; a training that was cut off goes on from its last one.
 
-        A GPU whose memory ends goes on with half as many sequences at once.
+        A GPU whose memory ends goes on with half as many sequences at once. Who measures weights that are yet
+        to be trained asks for no gradients: here they are.
 
         Raises:
             InputError: memory does not hold one sequence, or the training goes wrong.

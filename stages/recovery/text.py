@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from stages.architecture import ModelShape
-from stages.config.params import RecoverySection, TextProtocol
+from stages.config.params import TextProtocol
+from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import cache
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.text import perplexity
@@ -26,8 +27,8 @@ from stages.evaluate.text.corpora import Document
 from stages.evaluate.text.corpus_sources import read_texts
 from stages.evaluate.text.overlaps import Seen
 from stages.evaluate.workbench import Workbench
-from stages.export.recovery.kept import kept
 from stages.files import InputError, cache_folder, digest
+from stages.recovery.kept import kept
 
 CALIBRATION, WRITTEN = "calibration", "written"
 AT_ONCE = {"cpu": 32, "cuda": 1024}

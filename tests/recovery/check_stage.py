@@ -1,4 +1,4 @@
-"""The six stages with a recovery: what is exported and reported is the recovered model.
+"""The six stages with a recovery in search and export: what is exported and reported is the recovered model.
 
 `test_stage` runs this file in a process of its own: a fork of one that has threads may wait for ever.
 """
@@ -23,10 +23,20 @@ def test_what_is_exported_and_reported_is_the_recovered_model(tmp_path: Path) ->
     world = World.make(tmp_path / "world")
     params = world.params
     params["export"] |= {"recovery": RECOVERY}
+    params["search"] |= {"recovery": RECOVERY | {"passes": 1, "checkpoints": 1}}
     world.write_params(params)
     ended = world.run(STAGES)
     assert ended.code == 0, ended.output
-    assert ended.output.count("Recovery: full on") == 3  # the winner, uniform and simple
+    candidates = json.loads((world.folder / "data/search/outcome.json").read_text())["candidates"]
+    pruned = [candidate for candidate in candidates if candidate["name"] != "dense"]
+    rows = [
+        json.loads(line) for line in (world.folder / "data/search/journal.jsonl").read_text().splitlines()
+    ]
+    measured = {(row["architecture"], row["weights"]) for row in rows if row.get("weights")}
+    before = {(candidate["id"], candidate["weights"]) for candidate in pruned}
+    assert len(measured) >= len(pruned) >= 3
+    assert not measured & before  # trained and measured; what goes on from here are the weights before that
+    assert ended.output.count("Recovery: full on") == len(pruned) + 3  # those; the winner, uniform and simple
     data = world.folder / "data" / "export"
     found = json.loads((data / "metrics.json").read_text())["contenders"]
     alike = {"recovered", "uniform, recovered", "simple, recovered"}

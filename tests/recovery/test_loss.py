@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.export.recovery import loss
+from stages.recovery import loss
 
 
 @pytest.mark.parametrize("block", [3, 64])

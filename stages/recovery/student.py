@@ -25,7 +25,8 @@ def student_of(loaded: Checkpoint, weights: PrunedWeights, dtype: torch.dtype, d
     config = pruned_config(loaded.family, settings, weights.architecture.widths)
     with init_empty_weights(include_buffers=False):
         model = pruned_classes(loaded.family.model_type).causal_lm(config)
-    model.load_state_dict(dict(weights.make(dtype)), strict=False, assign=True)
+    state = {n: t.clone() if t.is_inference() else t for n, t in weights.make(dtype).items()}
+    model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     return model.to(device)
 

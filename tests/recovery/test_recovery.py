@@ -16,14 +16,15 @@ import torch
 from stages.config.params import load_params
 from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
 from stages.evaluate.workbench import Workbench, open_workbench
-from stages.export.recovery import recovery
-from stages.export.recovery.needs import require_room
-from stages.export.recovery.recovery import learning_rate, recovered
-from stages.export.recovery.student import quantised, state_now, student_of
-from stages.export.recovery.text import _at_once, training_text
-from stages.export.recovery.trainer import RecoveryTrainer
-from stages.export.recovery.training import Training
 from stages.files import InputError
+from stages.recovery import recovery
+from stages.recovery.needs import require_room
+from stages.recovery.recovered import Recovered
+from stages.recovery.recovery import learning_rate, recovered, tried
+from stages.recovery.student import quantised, state_now, student_of
+from stages.recovery.text import _at_once, training_text
+from stages.recovery.trainer import RecoveryTrainer
+from stages.recovery.training import Training
 from stages.sample import designs
 from stages.tracking.records import Numbers
 from tests.faults.world import World
@@ -55,6 +56,11 @@ def pruned(bench: Workbench) -> PrunedWeights:
     return bench.weights(designs.uniform(shape, params.sample, params.budget, ()), again=False)
 
 
+def recover(bench: Workbench, weights: PrunedWeights, tell: Any = lambda _: None) -> Recovered:
+    section = bench.params.export.recovery
+    return recovered(bench, section, weights, training_text(bench, section), tell)
+
+
 def divergence_of(bench: Workbench, weights: PrunedWeights) -> float:
     """KL of predictions from the dense model's, on the text that is trained on."""
     dense = bench.network.shape.dense()
@@ -72,7 +78,7 @@ def test_it_brings_the_pruned_model_nearer_to_the_dense_one_and_is_trained_once(
     rate = 5e-3 if method == "lora" else 5e-4  # adapters begin at nothing
     asked, before = asking(bench, method=method, learning_rate=rate), pruned(bench)
     points: list[Numbers] = []
-    found = recovered(asked, before, points.append)
+    found = recover(asked, before, points.append)
     if method != "full":  # random weights write what no text says
         assert divergence_of(bench, found.weights) < 0.9 * divergence_of(bench, before)
     assert found.weights.digest != before.digest
@@ -83,10 +89,26 @@ def test_it_brings_the_pruned_model_nearer_to_the_dense_one_and_is_trained_once(
     }
     assert "Recovery: " in capsys.readouterr().out
     monkeypatch.setattr(recovery, "Training", None)  # would fail
-    again = recovered(asked, before)
+    again = recover(asked, before)
     assert again.weights.digest == found.weights.digest
     for name, tensor in again.weights.make(torch.float32).items():
         torch.testing.assert_close(tensor, found.weights.make(torch.float32)[name], rtol=0, atol=0)
+
+
+def test_what_is_only_tried_is_the_same_and_not_kept(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, before = asking(bench, passes=1), pruned(bench)
+    section = asked.params.export.recovery
+    monkeypatch.setenv("PRUNECAST_CACHE", str(Path("tries")))
+    found = tried(asked, section, before, training_text(asked, section))
+    assert not list(Path("tries").rglob("*"))  # nothing is trained before it is asked for
+    weights = found.make(torch.float32)
+    assert not [path for path in Path("tries").rglob("*") if path.is_file()]
+    kept = recover(asked, before).weights
+    assert found.digest == kept.digest
+    for name, tensor in kept.make(torch.float32).items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
 
 
 def test_the_student_computes_what_the_pruned_network_does(bench: Workbench) -> None:
@@ -120,7 +142,7 @@ def test_adapters_beside_four_bits_learn_and_all_weights_are_kept(
     asked, before = asking(bench, method="qlora", learning_rate=5e-3, passes=8), pruned(bench)
     monkeypatch.setattr(Training, "start", lambda self, measured: math.inf)
     points: list[Numbers] = []
-    found = recovered(asked, before, points.append).weights.make(torch.float32)
+    found = recover(asked, before, points.append).weights.make(torch.float32)
     losses = [point["loss"] for point in points if "loss" in point]
     assert sum(losses[-9:]) < 0.5 * sum(losses[:9])
     as_it_was = before.make(torch.float32)
@@ -133,7 +155,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, before = asking(bench, seed=1), pruned(bench)
-    undisturbed = recovered(asked, before).weights.make(torch.float32)
+    undisturbed = recover(asked, before).weights.make(torch.float32)
 
     class Killed(KeyboardInterrupt):
         pass
@@ -151,10 +173,10 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(RecoveryTrainer, "training_step", killing)
         with pytest.raises(Killed):
-            recovered(asked, before)
+            recover(asked, before)
     (cut_off,) = Path("another").glob("recovery/*/trainer")
     (cut_off / "checkpoint-100").mkdir()  # a kill while one is written
-    found = recovered(asked, before).weights.make(torch.float32)
+    found = recover(asked, before).weights.make(torch.float32)
     assert "going on from checkpoint-" in capsys.readouterr().out
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, undisturbed[name], rtol=1e-4, atol=1e-5)
@@ -162,7 +184,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
 
 def test_a_rate_that_is_too_high_is_told(bench: Workbench) -> None:
     with pytest.raises(InputError, match=r"the loss .*lower export\.recovery\.learning_rate"):
-        recovered(asking(bench, learning_rate=30.0), pruned(bench))
+        recover(asking(bench, learning_rate=30.0), pruned(bench))
 
 
 def test_no_paragraph_of_a_selection_or_report_part_is_trained_on(bench: Workbench, tmp_path: Path) -> None:
@@ -193,7 +215,7 @@ def test_what_the_dense_model_writes_is_kept_and_the_same_by_its_seed(
     first = training_text(bench, section)
     assert first.tokens.shape == (64, 32)
     with monkeypatch.context() as patched:
-        patched.setattr("stages.export.recovery.text._write", None)  # would fail
+        patched.setattr("stages.recovery.text._write", None)  # would fail
         assert training_text(bench, section).digest == first.digest
         more = section.model_copy(update={"tokens": 1024})
         assert training_text(bench, more).tokens.equal(first.tokens[:32])
@@ -245,7 +267,7 @@ def test_adapters_begin_alike_by_their_seed(bench: Workbench, monkeypatch: pytes
         monkeypatch.setenv("PRUNECAST_CACHE", str(Path(name)))
         torch.rand(3)
         found.append(
-            recovered(asking(bench, method="lora", passes=1), pruned(bench)).weights.make(torch.float32)
+            recover(asking(bench, method="lora", passes=1), pruned(bench)).weights.make(torch.float32)
         )
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-6)
