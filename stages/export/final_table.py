@@ -72,10 +72,11 @@ def measure(
         change_errors=paired_errors(rows),
         question_groups=question_groups(rows, evaluator.selection.items),
         taken=takes,
-        protocol=[*protocol_of(evaluators, bench), *_recovery_words(recovered)],
+        protocol=[*protocol_of(evaluators, bench), *_tried_words(bench), *_recovery_words(recovered)],
         protocol_entries=evaluator.protocol,
         words=words,
         rows={name: row.key for name, row in rows.items()},
+        curves={recovered_of(name): after.curve for name, after in recovered.items()},
     )
 
 
@@ -142,6 +143,15 @@ def _recovery_words(recovered: Mapping[str, Recovered]) -> list[tuple[str, str]]
     others = [name for name in recovered if name != WINNER]
     alike = f"; {' and '.join(others)} alike" if others else "; uniform and simple were not recovered"
     return [("Recovery", f"{recovered[WINNER].words}{alike}")]
+
+
+def _tried_words(bench: Workbench) -> list[tuple[str, str]]:
+    """What was done to finalists and baselines before the search compared them."""
+    section = bench.params.search.recovery
+    if section is None or section.method == "none":
+        return []
+    what = f"{section.method}, {section.tokens:,} tokens at most"
+    return [("Finalists", f"compared after a recovery of each ({what}), which was not kept")]
 
 
 def _repair_words(bench: Workbench) -> str:

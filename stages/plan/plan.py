@@ -26,7 +26,7 @@ from stages.plan import machines, memory
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount, at_hand, token_counts
 from stages.plan.workload import Step, steps
-from stages.recovery.needs import smaller, training_bytes
+from stages.recovery.needs import BYTES, smaller, training_bytes
 from stages.sample import feasibility
 from stages.sample.feasibility import Request
 from stages.sample.source import read_model
@@ -114,9 +114,10 @@ def _memory(plan: MemoryPlan, machine: Machine) -> list[str]:
 
 def _recovery(loaded: Params, shape: ModelShape, machine: Machine) -> list[str]:
     """What training holds beside the dense model, and whether that fits."""
-    method = loaded.export.recovery.method
-    if method == "none":
+    methods = {s.method for s in (loaded.search.recovery, loaded.export.recovery) if s is not None} - {"none"}
+    if not methods:
         return []
+    method = max(methods, key=BYTES.__getitem__)
     kept = round(memory.kept_parameters(loaded, shape))
     dense = shape.total_parameters * machine.bytes_each
     needed = training_bytes(method, kept)

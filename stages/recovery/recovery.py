@@ -22,6 +22,7 @@ from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
 from stages.files import InputError, cache_folder, digest
+from stages.recovery import curve
 from stages.recovery.kept import kept
 from stages.recovery.needs import require_room
 from stages.recovery.recovered import Recovered
@@ -33,7 +34,7 @@ try:
     import accelerate  # type: ignore[import-untyped]  # noqa: F401
 
     from stages.recovery.student import merged
-    from stages.recovery.training import FACTORS, Training, file_of
+    from stages.recovery.training import CURVE, FACTORS, Training, file_of
 except ModuleNotFoundError as error:
     raise InputError(
         f"export.recovery.method trains, and the package {error.name} is not installed: "
@@ -76,7 +77,7 @@ def recovered(
         f"{_WORDS[section.method]} on {text.tokens.numel():,} tokens, {text.words}, at a learning rate of "
         f"{rate:.1e} and {section.tokens_per_step:,} tokens a step"
     )
-    return Recovered(weights.then(step, make), words)
+    return Recovered(weights.then(step, make), words, curve.read(folder / CURVE))
 
 
 def tried(

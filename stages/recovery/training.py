@@ -22,6 +22,8 @@ from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
 from stages.files import InputError
 from stages.metrics.objective import objective_of
+from stages.recovery import curve
+from stages.recovery.curve import Curve, Point
 from stages.recovery.needs import ADAPTERS, activation_bytes, training_bytes
 from stages.recovery.student import adapters_of, quantised, state_now, student_of
 from stages.recovery.text import TrainingText
@@ -30,6 +32,9 @@ from stages.tracking.records import Numbers
 
 WEIGHTS, FACTORS = "weights.safetensors", "adapters.safetensors"
 """Files of what a training made: all weights, or adapters beside those that were there before."""
+
+
+CURVE = "curve.json"
 
 
 def file_of(method: str) -> str:
@@ -192,6 +197,12 @@ class Training:
         metrics, _ = self.evaluator.measure(self.weights.architecture, weights=now)
         return {"objective": objective_of(metrics, self.bench.params.search.objective), **metrics}
 
+    def _course(self, trainer: RecoveryTrainer, name: str) -> list[Point]:
+        """The values of a figure by the tokens after which they were, those before a kill included."""
+        tokens = self.per_step * self.text.tokens.shape[1]
+        log = trainer.state.log_history
+        return [(float(entry["step"] * tokens), float(entry[name])) for entry in log if name in entry]
+
     def start(self, measured: Sequence[float]) -> float:
         """The objective of the weights as they were: the first that was measured, if nothing is quantised."""
         if self.section.method != "qlora":
@@ -246,6 +257,9 @@ class Training:
         loaded = self.bench.checkpoint
         twice = {loaded.family.head} if loaded.shape.tied_embeddings else set()
         best_of_all = {name: tensor.cpu() for name, tensor in tensors.items() if name not in twice}
+        curve.write(
+            self.folder / CURVE, Curve(self._course(trainer, OBJECTIVE), self._course(trainer, "loss"))
+        )
         cache.write(self.folder / file_of(self.section.method), best_of_all)
         shutil.rmtree(self._trainer_folder, ignore_errors=True)
         return best_of_all

@@ -155,6 +155,10 @@ def test_a_recovery_is_in_the_plan() -> None:
     assert twice[training].flops == pytest.approx(6 * once[training].flops, rel=1e-3)
     assert recovered(method="lora", text="calibration")[training].flops < once[training].flops
     assert writing not in recovered(method="full", text="calibration")
+    tried = COMMITTED.export.recovery.model_copy(update={"method": "distill"})
+    in_search = {step.what: step for step in plan_of(recovery=tried)}
+    assert in_search[training].stage == "search"
+    assert in_search[training].flops == pytest.approx(5 * once[training].flops, rel=1e-3)  # no dense one
 
 
 def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:

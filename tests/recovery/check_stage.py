@@ -44,6 +44,9 @@ def test_what_is_exported_and_reported_is_the_recovered_model(tmp_path: Path) ->
     assert found["recovered"]["ppl.prose"] < 0.9 * found["winner"]["ppl.prose"]
     report, card = (data / "report.html").read_text(), (data / "model" / "README.md").read_text()
     assert "What was left was then trained" in card
+    assert "compared after a recovery of each (full, 100,000 tokens at most)" in report
+    assert "What training gave back" in report
+    assert (data / "pictures" / "recovery.png").is_file()
     for page in (report, card):
         assert "Perplexity after recovery, against before it:" in page
         assert "against uniform pruning recovered alike:" in page

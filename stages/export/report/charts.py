@@ -13,8 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from stages.architecture import Kind, Site
 from stages.export.report.data import MeasuredPoint, ReportData
-from stages.export.results.final_table import Contender
+from stages.export.results.final_table import RECOVERED, Contender
 from stages.metrics.perplexity import LOG_PPL
+from stages.search.outcome import WINNER
 
 # Okabe and Ito's palette: distinct under every common colour vision deficiency.
 COLOURS = {
@@ -218,6 +219,26 @@ def draw_search(figure: FigureBase, data: ReportData) -> None:
     axes.set_xlabel("trial")
     axes.set_ylabel("best forecast of the round so far")
     axes.margins(x=0.01)
+
+
+def draw_recovery(figure: FigureBase, data: ReportData) -> None:
+    """The objective by tokens of training, a line a contender, its best point ringed."""
+    axes = figure.subplots()
+    for name, curve in data.curves.items():
+        points = [(tokens / 1e6, value) for tokens, value in curve.objective if math.isfinite(value)]
+        if not points:
+            continue
+        colour = COLOURS[WINNER if name == RECOVERED else name.partition(",")[0]]
+        axes.plot(
+            *zip(*points, strict=True), color=colour, linewidth=1.4, marker="o", markersize=3, label=name
+        )
+        best = min(points, key=lambda point: point[1])
+        axes.plot(*best, marker="o", markersize=8, markerfacecolor="none", markeredgecolor=colour)
+        axes.annotate(f"{best[1]:.3f}", best, (0, -12), textcoords="offset points", ha="center", color=colour)
+    axes.set_xlabel("million tokens of training")
+    axes.set_ylabel("objective, selection part")
+    axes.margins(y=0.15)
+    axes.legend()
 
 
 def _of_design(data: ReportData, design: str) -> list[MeasuredPoint]:

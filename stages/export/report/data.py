@@ -22,6 +22,7 @@ from stages.export.results.final_table import (
 from stages.files import finite, write_json
 from stages.metrics.metric import Metric, Shown
 from stages.metrics.registered import metric_of
+from stages.recovery.curve import Curve
 from stages.sample.designs import DENSE
 from stages.search.narrowed_space import NarrowedSite
 from stages.search.outcome import FRONT, WINNER
@@ -91,7 +92,8 @@ class ReportData:
     best forecast objective of a round so far, trial by trial, round after round. `question_groups` and
     `protocol_entries` (`Selection.protocol`) are of the final table. `taken` has an entry a limit of the
     budget in bytes or milliseconds. `proof` compares the exported files with the dense model's, in speed
-    and memory. `change_errors`, where known, maps a baseline to the standard error
+    and memory. `curves` has the course of each training by the contender that it made. `change_errors`,
+    where known, maps a baseline to the standard error
     of the winner's relative change against it, metric by metric in percentage points, from differences
     paired over the same windows or questions.
     """
@@ -116,6 +118,7 @@ class ReportData:
     front: Sequence[FrontPoint] = ()
     trust: Trust = field(default_factory=Trust)
     proof: Proof = field(default_factory=Proof)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)

@@ -105,6 +105,7 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
             rounds=found.rounds,
         ),
         proof=proof,
+        curves=table.curves,
     )
 
 

@@ -91,7 +91,7 @@ class Picture:
 
 def pictures(data: ReportData) -> dict[str, Picture]:
     """The pictures for which there is data, by name, in the order of the report."""
-    makers = (_widths, _tradeoff, _front, _forecast, _narrowing, _search)
+    makers = (_widths, _tradeoff, _front, _forecast, _narrowing, _search, _recovery)
     drawn = [make(data) for make in makers]
     return {picture.name: picture for picture in drawn if picture.panels}
 
@@ -205,6 +205,21 @@ def _search(data: ReportData) -> Picture:
         "predictor has learnt what the rounds before measured; a round whose curve is still falling at its "
         "end asks for more trials.",
         (panel,) if finite else (),
+    )
+
+
+def _recovery(data: ReportData) -> Picture:
+    names = " and ".join(data.curves)
+    panel = Panel(
+        f"The search's objective on the selection part over the tokens of training, of {names}",
+        (2 * PANEL[0], 3.4),
+        lambda figure: charts.draw_recovery(figure, data),
+    )
+    return Picture(
+        "recovery",
+        "The search's objective on the selection part, lower is better, before the training and on the way; "
+        "ringed is the checkpoint that was taken. A curve that still falls at its end asks for more text.",
+        (panel,) if any(curve.objective for curve in data.curves.values()) else (),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stages.architecture import Architecture
+from stages.recovery.curve import Curve
 from stages.sample.designs import DENSE, SIMPLE, UNIFORM
 from stages.search.outcome import WINNER
 
@@ -100,6 +101,7 @@ class FinalTable:
         protocol_entries: how the final table was, corpus by corpus (`Selection.protocol`).
         words: the same in a sentence a corpus (`Selection.words`).
         rows: the keys of the contenders' rows in the journal, by contender.
+        curves: the course of each training, by the contender that it made.
     """
 
     contenders: Sequence[Contender]
@@ -110,3 +112,4 @@ class FinalTable:
     protocol_entries: Sequence[Mapping[str, Any]]
     words: Mapping[str, str]
     rows: Mapping[str, str]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
