@@ -398,8 +398,8 @@ def test_the_same_code_passes_and_leaves_nothing_behind(
     for contender in ("dense", "uniform", "simple", "mixed", "winner"):
         assert f"\n{contender} " in printed
     assert "exported folder's log perplexity, prose, against the prefix view's" in printed
-    assert "No regression: 25 figures" in printed
-    assert markdown.read_text().startswith("- No regression: 25 figures")
+    assert "No regression: 30 figures" in printed
+    assert markdown.read_text().startswith("- No regression: 30 figures")
     assert guarded.baseline.read_bytes() == written
     assert list(tmp_path.iterdir()) == [markdown.parent]
 

@@ -7,7 +7,6 @@ the weights as they were, if none is better.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +28,6 @@ from stages.recovery.recovered import Recovered
 from stages.recovery.text import TrainingText
 from stages.tracking.records import Numbers
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it names what else could be installed
 try:
     import accelerate  # type: ignore[import-untyped]  # noqa: F401
 

@@ -102,7 +102,8 @@ def _tokenised(
 ) -> tuple[list[int], NDArray[np.int64]]:
     """Tokens of the joined documents without BOS, and the bytes of text before each and after all.
 
-    A long corpus, be it one line, is not tokenised whole for its first `needed` tokens.
+    A long corpus, be it one line, is not tokenised whole for its first `needed` tokens. A unigram model alone
+    could divide a word of more than `MARGIN` tokens otherwise where it is cut.
     """
     whole = sum(len(document.text) + len(join) for document in documents)
     characters = whole if needed is None else 6 * (needed + MARGIN)  # English has four or five a token

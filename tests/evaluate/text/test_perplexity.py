@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -310,10 +311,15 @@ def tokenizers_of_all_kinds(merging: Any) -> list[Any]:
 def test_a_cut_changes_no_token_before_it(
     tokenizers_of_all_kinds: list[Any], words: list[str], count: int, needed: int, rng: random.Random
 ) -> None:
-    """Be the text one line without an end or many, in words or not."""
-    pieces = ["".join(rng.choices(words, k=count)) for _ in range(4)]
-    documents = [Document(str(i), piece) for i, piece in enumerate(pieces)]
+    """Be the text one line without an end or many, in words or not: but for a unigram model's words.
+
+    Of the divisions of `aaaa…` into pieces of three and one, all of which are as likely, the length decides.
+    """
+    unbroken = ["".join(rng.choices(words, k=count)) for _ in range(4)]
     for tokenizer in tokenizers_of_all_kinds:
+        unigram = isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.Unigram)
+        pieces = [" ".join(textwrap.wrap(piece, 40)) if unigram else piece for piece in unbroken]
+        documents = [Document(str(i), piece) for i, piece in enumerate(pieces)]
         head, edges = perplexity._tokenised(documents, tokenizer, "\n\n", needed)
         whole, all_edges = perplexity._tokenised(documents, tokenizer, "\n\n", None)
         assert whole == tokenizer("\n\n".join(pieces), add_special_tokens=False)["input_ids"]
