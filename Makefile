@@ -53,7 +53,7 @@ test: install ## lint, format check, types, tests
 	$(IN_VENV) ruff check
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest -n 2 --dist loadfile
 
 faults: install ## kill, starve and damage real stages, and print what became of it (ARGS=--short for a few of each kind)
 	@.venv/bin/python -W ignore -m tests.faults $(ARGS)

@@ -27,6 +27,14 @@ import torch  # noqa: E402
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the GPU's kernels, where there is no GPU
 
+LONGEST = ("test_faults.py", "test_pipeline.py", "test_recipes.py", "test_ray_executor.py")
+"""Files that take minutes: they run first, so that no other process of pytest-xdist waits for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 TinyFolder = Callable[..., Path]
 TOY_FAMILIES = [Path(__file__).parent / "recipes" / name for name in ("granite.py", "smollm3.py")]
 

@@ -242,8 +242,9 @@ def test_a_stage_that_is_killed_and_started_again(setting: Setting, tmp_path: Pa
 
 def test_a_package_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "stages.evaluate.ray_executor")
+    monkeypatch.delitem(sys.modules, "stages.evaluate.ray_executor", raising=False)
     from stages.config.choices import EXECUTORS
 
+    monkeypatch.delitem(EXECUTORS._things, "ray", raising=False)
     with pytest.raises(InputError, match=r"pip install 'prunecast\[ray\]'"):
         EXECUTORS["ray"]
