@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from stages.architecture import Architecture, Kind, ModelShape
@@ -42,9 +43,12 @@ GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
 LORA = 0.1
 """What the gradients of adapters cost, of a forward pass, where those of the weights are not asked for."""
-TRAINING, WRITING = 4.0, 12.0
-"""How many times as long Hugging Face's modules take as the FLOPs at the rate of ours: to train, and to write
-a token at a time, on an H100 and SmolLM2-135M."""
+TRAINING_ON_GPU, TRAINING_ON_CPU = ((576, 2.8), (4096, 1.5)), 1.2
+"""How many times as long as its FLOPs at the rate of our forward pass a training takes, measurements on
+the way included; on a GPU by hidden size: SmolLM2-135M on 10 and 31 million tokens (3.2 and 2.5), and
+LLaMA-2-7B's shape by LoRA, on one H200; SmolLM2-135M on 32,768 tokens, on two CPU cores."""
+WRITING = 31.0
+"""The same for text that a model writes a token at a time, a thousand sequences at once on one H200."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,8 @@ def steps(
     tokens = evaluations * pair.tokens
     found.append(Step("evaluate", "measure pairs", evaluations, tokens, flops, layers=layers))
     on_gpu = dtype == torch.bfloat16
-    return [*found, *_search(params, shape, token_counts), *_export(params, shape, token_counts, on_gpu)]
+    found += _search(params, shape, token_counts, on_gpu)
+    return [*found, *_export(params, shape, token_counts, on_gpu)]
 
 
 def _open(stage: str, shape: ModelShape) -> Step:
@@ -238,7 +243,9 @@ def _open(stage: str, shape: ModelShape) -> Step:
     return Step(stage, "open the model", cpu_s=2 * shape.total_parameters * OPEN_S)
 
 
-def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount]) -> list[Step]:
+def _search(
+    params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], on_gpu: bool
+) -> list[Step]:
     section = params.search
     chosen = section.rounds * section.per_round
     last = section.finalists + _baselines(params, shape) + len(section.front)
@@ -255,7 +262,7 @@ def _search(params: Params, shape: ModelShape, token_counts: Mapping[str, TokenC
     if section.repair_again:
         found.append(_repair_again(params, shape, uniform, last - 1))
     if section.recovery is not None:
-        found += _trainings("search", section.recovery, shape, uniform, last - 1)
+        found += _trainings("search", section.recovery, shape, uniform, last - 1, on_gpu)
     count = token_counts["finalist"]
     return [*found, _alone("search", "measure finalists and baselines", shape, uniform, count, last)]
 
@@ -272,7 +279,7 @@ def _export(
         _open("export", shape),
         Step("export", "write and check weights", cpu_s=kept * itemsize * (WRITE_S + KEEP_S)),
     ]
-    found += _trainings("export", section.recovery, shape, uniform, _recovered(params, contenders))
+    found += _trainings("export", section.recovery, shape, uniform, _recovered(params, contenders), on_gpu)
     if section.gguf:
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
@@ -328,7 +335,12 @@ def _recovered(params: Params, contenders: int) -> int:
 
 
 def _trainings(
-    stage: str, section: RecoverySection, shape: ModelShape, like: Architecture, students: int
+    stage: str,
+    section: RecoverySection,
+    shape: ModelShape,
+    like: Architecture,
+    students: int,
+    on_gpu: bool,
 ) -> list[Step]:
     """A recovery: the dense model writes its text, and so many students are trained on it."""
     if section.method == "none" or not students:
@@ -345,7 +357,11 @@ def _trainings(
     flops = trained * backward * student + backward * head_flops(shape, trained)
     if section.method != "full":
         flops += trained * teacher + head_flops(shape, trained)
-    found.append(Step(stage, "recover what was pruned", flops=TRAINING * flops))
+    times = TRAINING_ON_CPU
+    if on_gpu:
+        sizes, factors = zip(*TRAINING_ON_GPU, strict=True)
+        times = float(np.interp(np.log(shape.hidden), np.log(sizes), factors))
+    found.append(Step(stage, "recover what was pruned", flops=times * flops))
     return found
 
 
