@@ -270,7 +270,7 @@ def test_the_committed_baseline_belongs_to_the_settings_and_the_code() -> None:
     assert list(run.contenders) == [*given, "winner"]
     for name, architecture in given.items():
         assert run.contenders[name].architecture == architecture, name
-    metrics = {"log_ppl.wikipedia", "log_ppl.news"}
+    metrics = {"log_ppl.wikipedia", "log_ppl.news", "mmlu-dev.accuracy_norm"}
     metrics |= {f"mmlu-dev{f}.{m}" for f in ("", ".letter") for m in ("accuracy", "log_likelihood")}
     assert all(set(c.samples) == metrics for c in run.contenders.values())
 
