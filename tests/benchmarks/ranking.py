@@ -74,7 +74,7 @@ def measured(
     text: TrainingText,
     folder: Path,
 ) -> dict[str, Any]:
-    """A row: objectives and metrics before, after the second repair, and on the way of the training."""
+    """A row: objectives before, after the second repair, and on the way of the training."""
     name, ratio, architecture = named
     bench, shape = setting.bench, setting.bench.network.shape
     evaluator = bench.evaluator("selection", bench.params.search.measurement)
@@ -94,13 +94,11 @@ def measured(
         "architecture": architecture.id,
         "widths": architecture.to_json(),
         "objective": {step: objective_of(metrics, weights) for step, metrics in figures.items()},
-        "metrics": figures,
         "expected": sum(
             setting.expected.damage(site, architecture.site_ratio(shape, site)) for site in shape.sites()
         ),
         "curve": [[p["tokens"], p["objective"]] for p in points if "objective" in p],
         "losses": [[p["tokens"], p["loss"]] for p in points if "loss" in p],
-        "last": {key: value for key, value in points[-1].items() if key not in ("tokens", "loss")},
         "seconds": round(time.monotonic() - began, 1),
     }
 
