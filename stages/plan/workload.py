@@ -48,7 +48,7 @@ TRAINING_ON_GPU, TRAINING_ON_CPU = ((576, 2.8), (4096, 1.5)), 1.2
 the way included; on a GPU by hidden size: SmolLM2-135M on 10 and 31 million tokens (3.2 and 2.5), and
 LLaMA-2-7B's shape by LoRA, on one H200; SmolLM2-135M on 32,768 tokens, on two CPU cores."""
 WRITING = 31.0
-"""The same for text that a model writes a token at a time, a thousand sequences at once on one H200."""
+"""How many times as long writing takes, a token at a time, a thousand sequences at once on one H200."""
 
 
 @dataclass(frozen=True)
