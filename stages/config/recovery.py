@@ -18,6 +18,7 @@ class RecoverySection(Section):
     text: Name | Annotated[list[Name], Field(min_length=1)]
     tokens: Count
     passes: Count
+    local: Annotated[float, Field(ge=0, le=1)]
     sequence_length: Annotated[int, Field(ge=2, lt=2**31)]
     tokens_per_step: Count
     learning_rate: Positive | None

@@ -17,6 +17,7 @@ import torch
 
 from stages.architecture import Architecture
 from stages.config.recovery import RecoverySection
+from stages.evaluate.calibrate.memory import free_on
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
@@ -71,9 +72,10 @@ def recovered(
     def make(dtype: torch.dtype) -> State:
         return _in(dtype, kept(path) or train(), weights, path.name)
 
+    first = f"{100 * section.local:g} % of the steps each sublayer by the dense model's own, then "
     words = (
-        f"{_WORDS[section.method]} on {text.tokens.numel():,} tokens, {text.words}, at a learning rate of "
-        f"{rate:.1e} and {section.tokens_per_step:,} tokens a step"
+        f"{first if section.local else ''}{_WORDS[section.method]} on {text.tokens.numel():,} tokens, "
+        f"{text.words}, at a learning rate of {rate:.1e} and {section.tokens_per_step:,} tokens a step"
     )
     return Recovered(weights.then(step, make), words, curve.read(folder / CURVE))
 
@@ -124,8 +126,7 @@ def check_room(bench: Workbench, section: RecoverySection, architecture: Archite
     """
     if bench.network.device.type == "cuda":
         kept_parameters = architecture.total_parameters(bench.checkpoint.shape)
-        free, _ = torch.cuda.mem_get_info(bench.network.device)
-        require_room(section.method, kept_parameters, free)
+        require_room(section.method, kept_parameters, free_on(bench.network.device))
 
 
 _WORDS = {
@@ -146,7 +147,9 @@ def _identity(
     bench: Workbench, section: RecoverySection, text: TrainingText, evaluator: Evaluator, rate: float
 ) -> dict[str, Any]:
     """Everything that decides what training makes of weights."""
-    asked = section.model_dump(exclude={"baselines", "text", "tokens", "learning_rate"})
+    asked = section.model_dump(exclude={"baselines", "text", "tokens", "learning_rate", "local"})
+    if section.local:  # what was kept before there was a local stage is the same without one
+        asked["local"] = section.local
     return {
         **asked,
         "learning_rate": rate,

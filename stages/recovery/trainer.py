@@ -16,12 +16,16 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.files import InputError
+from stages.recovery.local import local_loss, states_of
 from stages.recovery.loss import cross_entropy, divergence
 from stages.recovery.student import base_of
 from stages.tracking.records import Numbers
 
 OBJECTIVE = "eval_objective"
 """The search's objective on the selection part, by which the best checkpoint is chosen."""
+LOCAL = "local_loss"
+"""The mean normalised squared error of the sublayers, in the local stage."""
+SHOWN = (LOCAL, "loss", OBJECTIVE)
 RISEN = 1.5
 """How many times the first losses the latest ones may be."""
 LAST = 5
@@ -45,13 +49,23 @@ class Sequences(Dataset[dict[str, Tensor]]):
 
 
 class RecoveryTrainer(Trainer):
-    """Trains a student on the next tokens of a text or, given a `teacher`, on its predictions."""
+    """Trains a student on a teacher's predictions, or on the next tokens of a text.
+
+    In the first `local_steps` every sublayer learns what the teacher's adds.
+    """
 
     def __init__(
-        self, *, teacher: ElasticNetwork | None, logits_scale: float, measure: Evaluate, **rest: Any
+        self,
+        *,
+        teacher: ElasticNetwork,
+        by_predictions: bool,
+        local_steps: int,
+        measure: Evaluate,
+        **rest: Any,
     ) -> None:
         super().__init__(**rest)
-        self.teacher, self.logits_scale, self.measure = teacher, logits_scale, measure
+        self.teacher, self.by_predictions, self.measure = teacher, by_predictions, measure
+        self.local_steps = local_steps
         self.model_accepts_loss_kwargs = False  # the loss is a mean, to be divided by the accumulated steps
         self._body: Any = None
 
@@ -60,18 +74,19 @@ class RecoveryTrainer(Trainer):
     ) -> Tensor:
         """The mean loss over the tokens of a batch of sequences."""
         tokens = inputs["input_ids"]
-        student = base_of(self.accelerator.unwrap_model(model))
+        student, recipe = base_of(self.accelerator.unwrap_model(model)), self.teacher.recipe
+        if self.state.global_step < self.local_steps:
+            states = states_of(self.teacher, tokens)
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
+                return local_loss(student.model, tokens, states, recipe.residual_scale)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
             hidden = self._hidden(student.model, tokens)
             hidden = hidden.to(torch.bfloat16) if tokens.is_cuda else hidden
         head = student.get_output_embeddings().weight
-        if self.teacher is None:
-            return cross_entropy(
-                hidden[:, :-1].flatten(0, 1), head, tokens[:, 1:].flatten(), self.logits_scale
-            )
-        with torch.no_grad():
-            states = self._teachers(self.teacher, tokens)
-        return divergence(hidden.flatten(0, 1), head, states, self.teacher.head, self.logits_scale)
+        scale = recipe.logits_scale
+        if not self.by_predictions:
+            return cross_entropy(hidden[:, :-1].flatten(0, 1), head, tokens[:, 1:].flatten(), scale)
+        return divergence(hidden.flatten(0, 1), head, self._teachers(tokens), self.teacher.head, scale)
 
     def _hidden(self, body: Any, tokens: Tensor) -> Tensor:
         """The student's normed last hidden states (B, L, D), by compiled code where that is asked for."""
@@ -80,11 +95,17 @@ class RecoveryTrainer(Trainer):
         found: Tensor = self._body(input_ids=tokens, use_cache=False).last_hidden_state
         return found
 
-    @staticmethod
-    def _teachers(teacher: ElasticNetwork, tokens: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _teachers(self, tokens: Tensor) -> Tensor:
         """The dense network's normed last hidden states (N, D)."""
-        hidden, _ = teacher.hidden_states(teacher.shape.dense(), Batch.unasked(tokens))
-        return teacher.normed(hidden).flatten(0, 1)
+        hidden, _ = self.teacher.hidden_states(self.teacher.shape.dense(), Batch.unasked(tokens))
+        return self.teacher.normed(hidden).flatten(0, 1)
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Log figures, those of the local stage's loss under its own name."""
+        if self.state.global_step <= self.local_steps and "loss" in logs:
+            logs[LOCAL] = logs.pop("loss")
+        super().log(logs, *rest)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """What the student is worth on the selection part."""
@@ -130,12 +151,10 @@ class Watch(TrainerCallback):
             InputError: the loss is no number, or has risen.
         """
         logs = logs or {}
-        shown = {
-            name.removeprefix("eval_"): value for name, value in logs.items() if name in ("loss", OBJECTIVE)
-        }
+        shown = {name.removeprefix("eval_"): value for name, value in logs.items() if name in SHOWN}
         if self._bar is not None and shown:
             self._bar.set_postfix_str(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
-        for name in ("loss", OBJECTIVE):
+        for name in SHOWN:
             if name in logs and not math.isfinite(logs[name]):
                 raise InputError(self._advice(state, f"the {name.removeprefix('eval_')} is {logs[name]}"))
         told = {
@@ -143,7 +162,7 @@ class Watch(TrainerCallback):
             for name, value in logs.items()
             if name != "epoch" and not name.startswith(("train_", "total_"))
         }
-        if "loss" in logs:
+        if "loss" in logs or LOCAL in logs:
             told["tokens_per_second"] = self._speed(state)
         self._tell({"tokens": float(state.global_step * self._tokens), **told})
         if "loss" in logs:

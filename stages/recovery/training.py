@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import cache
+from stages.evaluate.calibrate.memory import free_on
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
@@ -87,6 +88,16 @@ class Training:
     @property
     def steps(self) -> int:
         return max(1, self.section.passes * len(self.text.tokens) // self.per_step)
+
+    @property
+    def between_logs(self) -> int:
+        """Steps whose mean loss is logged."""
+        return max(1, self.steps // LOGS)
+
+    @property
+    def local_steps(self) -> int:
+        """The first steps, in which sublayers are trained apart; whole means of losses."""
+        return min(self.steps, round(self.section.local * self.steps / self.between_logs) * self.between_logs)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -164,7 +175,7 @@ class Training:
             use_cpu=not self.on_gpu,
             seed=self.section.seed,
             data_seed=self.section.seed,
-            logging_steps=max(1, self.steps // LOGS),
+            logging_steps=self.between_logs,
             logging_nan_inf_filter=False,
             eval_strategy="steps",
             eval_on_start=True,
@@ -177,8 +188,9 @@ class Training:
         arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel
         sequenced = Sequences(self.text.tokens)
         trainer = RecoveryTrainer(
-            teacher=None if self.section.method == "full" else self.bench.network,
-            logits_scale=self.bench.network.recipe.logits_scale,
+            teacher=self.bench.network,
+            by_predictions=self.section.method != "full",
+            local_steps=self.local_steps,
             measure=lambda: self.measured(student),
             model=student,
             args=arguments,
@@ -212,12 +224,11 @@ class Training:
 
     def at_once(self) -> int:
         """Sequences that go through the student at once: what memory holds, and a divisor of a step's."""
-        length = self.text.tokens.shape[1]
+        length, device = self.text.tokens.shape[1], self.bench.network.device
         most = max(1, 2048 // length)
         if self.on_gpu:
-            free, _ = torch.cuda.mem_get_info(self.bench.network.device)
             kept = self.weights.architecture.total_parameters(self.bench.checkpoint.shape)
-            left = ACTIVATION_SHARE * (free - training_bytes(self.section.method, kept))
+            left = ACTIVATION_SHARE * (free_on(device) - training_bytes(self.section.method, kept))
             most = int(left / (length * activation_bytes(self.bench.checkpoint.shape)))
         return max(s for s in range(1, self.per_step + 1) if self.per_step % s == 0 and s <= max(1, most))
 

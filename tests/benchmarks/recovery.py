@@ -4,8 +4,9 @@
 
 A job is a method of the study, an overall ratio, and what is not as in params.yaml's `export.recovery`.
 Architectures, calibration and protocol are those of the study (`tests.benchmarks.study`), seed 0; CORPORA
-holds wikitext2/, ptb/ and mmlu/. The dense model writes the text, seed 0, and files of --also come before it.
-Every step of a job is a row; a job that is in the file already is passed over. Needs neither MLflow nor DVC.
+holds wikitext2/, ptb/ and mmlu/. The dense model writes the text, seed 0, unless a job names another; files
+of --also come before it. Every step of a job is a row; a job that is in the file already is passed over.
+Needs neither MLflow nor DVC.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ def opened(corpora: Path, model: str, work: Path) -> Setting:
 
 
 def text_of(bench: Workbench, section: RecoverySection, also: Sequence[Path]) -> TrainingText:
-    """Files of text, and what the dense model wrote by seed 0 for the rest of the tokens."""
-    return training_text(bench, section.model_copy(update={"seed": 0, "text": [*map(str, also), "written"]}))
+    """Files of text, and what the job names for the rest of the tokens; the dense model writes by seed 0."""
+    sources = [*map(str, also), *section.sources]
+    return training_text(bench, section.model_copy(update={"seed": 0, "text": sources}))
 
 
 class Bench:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from tests.faults.world import STAGES, World
 
 RECOVERY = {
-    "method": "full", "text": "calibration", "tokens": 100_000, "passes": 2, "sequence_length": 32,
-    "tokens_per_step": 256, "learning_rate": 1e-3, "rank": 4, "checkpoints": 2, "baselines": True, "seed": 0,
+    "method": "full", "text": "calibration", "tokens": 100_000, "passes": 2, "local": 0,
+    "sequence_length": 32, "tokens_per_step": 256, "learning_rate": 1e-3, "rank": 4, "checkpoints": 2,
+    "baselines": True, "seed": 0,
 }  # fmt: skip
 
 

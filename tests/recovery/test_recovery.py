@@ -12,12 +12,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+from torch import Tensor
 
+from stages.architecture import Architecture, LayerWidth
 from stages.config.params import load_params
+from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.files import InputError
 from stages.recovery import recovery
+from stages.recovery.local import local_loss, states_of
 from stages.recovery.needs import require_room
 from stages.recovery.recovered import Recovered
 from stages.recovery.recovery import learning_rate, recovered, tried
@@ -31,8 +35,9 @@ from tests.faults.world import World
 from tests.small import LLAMA2_7B, SMOLLM2
 
 RECOVERY = {
-    "method": "distill", "text": "calibration", "tokens": 100_000, "passes": 4, "sequence_length": 32,
-    "tokens_per_step": 256, "learning_rate": 5e-4, "rank": 4, "checkpoints": 4, "baselines": False, "seed": 0,
+    "method": "distill", "text": "calibration", "tokens": 100_000, "passes": 4, "local": 0,
+    "sequence_length": 32, "tokens_per_step": 256, "learning_rate": 5e-4, "rank": 4, "checkpoints": 4,
+    "baselines": False, "seed": 0,
 }  # fmt: skip
 
 
@@ -93,6 +98,50 @@ def test_it_brings_the_pruned_model_nearer_to_the_dense_one_and_is_trained_once(
     assert again.weights.digest == found.weights.digest
     for name, tensor in again.weights.make(torch.float32).items():
         torch.testing.assert_close(tensor, found.weights.make(torch.float32)[name], rtol=0, atol=0)
+
+
+def test_in_the_local_stage_each_sublayer_learns_what_the_dense_one_adds(
+    bench: Workbench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, before = asking(bench, local=0.5, passes=8), pruned(bench)
+    points: list[Numbers] = []
+    after = recover(asked, before, points.append)
+    tokens = {name: [p["tokens"] for p in points if name in p] for name in ("local_loss", "loss")}
+    assert max(tokens["local_loss"]) < min(tokens["loss"])
+    assert len(tokens["local_loss"]) == pytest.approx(len(tokens["loss"]), rel=0.1)
+    local = [point["local_loss"] for point in points if "local_loss" in point]
+    assert sum(local[-5:]) < 0.9 * sum(local[:5])
+    assert divergence_of(bench, after.weights) < divergence_of(bench, before)
+    assert "50 % of the steps each sublayer" in after.words
+    assert len(after.curve.loss) == len(tokens["loss"])
+
+
+def test_the_local_loss_is_that_of_sublayers_apart_and_nothing_where_nothing_is_cut(bench: Workbench) -> None:
+    shape, tokens = bench.checkpoint.shape, bench.calibration.batches[0].tokens[:2]
+    states, scale = states_of(bench.network, tokens), bench.network.recipe.residual_scale
+
+    def loss_of(weights: PrunedWeights) -> Tensor:
+        student = student_of(bench.checkpoint, weights, torch.float32, torch.device("cpu"))
+        with torch.inference_mode(False), torch.enable_grad():
+            found = local_loss(student.model, tokens, states, scale)
+            if found.requires_grad and found > 1e-6:
+                found.backward()
+                assert student.model.norm.weight.grad is None  # learns in the end alone
+        return found.detach()
+
+    assert loss_of(bench.weights(shape.dense(), again=False)) < 1e-9
+    weights = pruned(bench)
+    cut = PrunedNetwork(weights.architecture, weights.make(torch.float32), bench.network)
+    errors, batch = [], Batch.unasked(tokens)
+    with torch.inference_mode():
+        for site, (before, after) in states.items():
+            width = weights.architecture.widths[site.layer]
+            x = cut.activations(site, width, before, None, cut.rope(batch.positions))
+            ours = cut.output(site, width, x, onto=before)
+            errors.append(((ours - after) ** 2).sum() / ((after - before) ** 2).sum())
+    torch.testing.assert_close(loss_of(weights), torch.stack(errors).mean(), rtol=1e-4, atol=1e-6)
+    gone = Architecture((LayerWidth(0, 0, 0), *weights.architecture.widths[1:]))
+    assert 0 < loss_of(bench.weights(gone, again=False)) < loss_of(weights) * 1.5
 
 
 def test_what_is_only_tried_is_the_same_and_not_kept(
