@@ -3,8 +3,9 @@
     python -m stages.export.by_id ID FOLDER
 
 ID stands in data/search/front.csv and data/search/outcome.json. FOLDER, which must not be there, gets
-`model`, loaded and compared with the measured network as the winner's is, and `gguf`; the final table,
-the report and the model card are the winner's alone.
+`model`, loaded and compared with the measured network as the winner's is, and `gguf`. What
+`export.recovery` asks for is done to it too. The final table, the report and the model card are the winner's
+alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stages.evaluate.workbench import open_workbench
 from stages.export.base_model import read_base_model
 from stages.export.results.record import MODEL
 from stages.export.weights.export import export_weights, weights_of
+from stages.export.weights.recover import recover
 from stages.files import OF_THE_DISK, InputError, writing
 from stages.search import outcome
 from stages.search.outcome import Candidate
@@ -55,7 +57,13 @@ def run(params: Params, architecture_id: str, folder: Path) -> None:
     with writing(folder, OF_THE_DISK):
         folder.mkdir(parents=True)
         dtype = getattr(torch, params.export.dtype)
-        export_weights(bench, weights_of(bench, candidate), folder / MODEL, dtype)
+        if params.export.recovery.method == "none":
+            weights = weights_of(bench, candidate)
+        else:
+            (after,) = recover(bench, [candidate])
+            weights = after.weights
+            print(f"Recovery: {after.words}", flush=True)
+        export_weights(bench, weights, folder / MODEL, dtype)
         for file in read_base_model(params.model).terms:
             shutil.copy(file, folder / MODEL)
     print(f"{100 * candidate.overall_ratio:.2f} % pruned: {folder / MODEL}")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +25,13 @@ from stages.export.results import record
 from stages.export.results.final_table import PRUNED_BASELINES, FinalTable
 from stages.export.results.record import MODEL, PROOF, BaseModel, ExportPart, Record
 from stages.export.weights.export import export_weights, weights_of
+from stages.export.weights.recover import recover
 from stages.recovery.recovered import Recovered
 from stages.search import outcome
 from stages.search.outcome import Candidate
 from stages.stage import DATA
 from stages.tracking import invocation
+from stages.tracking.records import Numbers
 from stages.tracking.tracker import Tracker
 
 
@@ -133,19 +134,15 @@ def _recovered(
     section = bench.params.export.recovery
     if section.method == "none" or not {ExportPart.WEIGHTS, ExportPart.TABLE} & {*todo}:
         return {}
-    from stages.recovery.recovery import check_room, recovered
-    from stages.recovery.text import training_text
-
     names = [outcome.WINNER, *(PRUNED_BASELINES if section.baselines else ())]
-    winner = outcome.candidate_of(candidates, outcome.WINNER)
-    check_room(bench, section, winner.architecture)  # before text is written
-    text = training_text(bench, section)
-    found = {}
-    for candidate in (c for c in candidates if c.name in names):
-        name = "recovery" if candidate.name == outcome.WINNER else f"recovery.{candidate.name}"
-        tell = partial(tracker.log_curve, name)
-        found[candidate.name] = recovered(bench, section, weights_of(bench, candidate), text, tell)
-    return found
+    chosen = [candidate for candidate in candidates if candidate.name in names]
+
+    def tell(candidate: Candidate, numbers: Numbers) -> None:
+        of_winner = candidate.name == outcome.WINNER
+        tracker.log_curve("recovery" if of_winner else f"recovery.{candidate.name}", numbers)
+
+    found = recover(bench, chosen, tell)
+    return {candidate.name: each for candidate, each in zip(chosen, found, strict=True)}
 
 
 def _prove(source: ModelSection, made: _Made, scratch: Path, load: Load | None) -> Proof:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.config.params import load_params
+from stages.export import by_id
 from tests.faults.world import STAGES, World
 
 RECOVERY = {
@@ -59,3 +62,11 @@ def test_what_is_exported_and_reported_is_the_recovered_model(tmp_path: Path) ->
         state.keys() == weights.keys() and all(map(torch.equal, state.values(), map(weights.get, state)))  # type: ignore[arg-type]
         for state in states
     )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(world.folder)
+        monkeypatch.setenv("PRUNECAST_CACHE", str(world.folder / "cache"))
+        (winner,) = (candidate for candidate in candidates if candidate["name"] == "winner")
+        monkeypatch.setattr("stages.recovery.training.Training.run", None)  # it is trained already
+        by_id.run(load_params(Path("params.yaml")), winner["id"], tmp_path / "by-id")
+    again = load_file(tmp_path / "by-id" / "model" / "model.safetensors")
+    assert all(map(torch.equal, again.values(), map(weights.get, again)))  # type: ignore[arg-type]
