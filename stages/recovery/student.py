@@ -28,6 +28,8 @@ def student_of(loaded: Checkpoint, weights: PrunedWeights, dtype: torch.dtype, d
     state = {n: t.clone() if t.is_inference() else t for n, t in weights.make(dtype).items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
+    if loaded.shape.tied_embeddings:
+        model._keys_to_ignore_on_save = {loaded.family.head}  # a checkpoint that lacks it is whole
     return model.to(device)
 
 

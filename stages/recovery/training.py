@@ -205,8 +205,10 @@ class Training:
     def measured(self, student: Any) -> dict[str, float]:
         """The search's objective and the metrics of a student as it is, on the selection part."""
         state = state_now(student)
-        now = self.weights.then({"recovery": "under way"}, lambda dtype: state)
-        metrics, _ = self.evaluator.measure(self.weights.architecture, weights=now)
+        return self._worth(self.weights.then({"recovery": "under way"}, lambda dtype: state))
+
+    def _worth(self, weights: PrunedWeights) -> dict[str, float]:
+        metrics, _ = self.evaluator.measure(weights.architecture, weights=weights)
         return {"objective": objective_of(metrics, self.bench.params.search.objective), **metrics}
 
     def _course(self, trainer: RecoveryTrainer, name: str) -> list[Point]:
@@ -219,8 +221,7 @@ class Training:
         """The objective of the weights as they were: the first that was measured, if nothing is quantised."""
         if self.section.method != "qlora":
             return measured[0]
-        metrics, _ = self.evaluator.measure(self.weights.architecture, weights=self.weights)
-        return objective_of(metrics, self.bench.params.search.objective)
+        return self._worth(self.weights)["objective"]
 
     def at_once(self) -> int:
         """Sequences that go through the student at once: what memory holds, and a divisor of a step's."""

@@ -44,6 +44,19 @@ class Item:
     examples: int
     """Answered questions in the prompt."""
 
+    @classmethod
+    def of(
+        cls,
+        question: Question,
+        prompt: list[int],
+        choices: list[list[int]],
+        texts: Sequence[str],
+        examples: int,
+    ) -> Item:
+        """A question in the tokens of a format; `texts` are its choices in it."""
+        lengths = list(map(len, texts))
+        return cls(question.id, question.subject, prompt, choices, question.answer, lengths, examples)
+
     @property
     def length(self) -> int:
         """Tokens of the packed sequence; a choice's last token is predicted, never read."""
@@ -107,17 +120,7 @@ def likelihood_items(questions: Sequence[Question], tokenizer: Any) -> list[Item
     for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         # The continuation is what the whole has beyond the context, as lm-eval splits it.
         choices = [tokens[len(context) :] for tokens in whole[4 * index : 4 * index + 4]]
-        items.append(
-            Item(
-                question.id,
-                question.subject,
-                context,
-                choices,
-                question.answer,
-                list(map(len, question.choices)),
-                0,
-            )
-        )
+        items.append(Item.of(question, context, choices, question.choices, 0))
     return items
 
 
@@ -140,17 +143,7 @@ def letter_items(
         while shown and len(context) > most:
             shown = shown[:-1]
             (context,) = _encoded(tokenizer, [letter_prompt(question, shown)])
-        items.append(
-            Item(
-                question.id,
-                question.subject,
-                context,
-                choices,
-                question.answer,
-                list(map(len, LETTERS)),
-                len(shown),
-            )
-        )
+        items.append(Item.of(question, context, choices, LETTERS, len(shown)))
     return items
 
 
