@@ -15,8 +15,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install repro profile plan regression regression-update proof test faults ui report constraints \
-	clean-caches clean-venv
+.PHONY: help install repro profile plan regression regression-update proof test faults serve-check ui report \
+	constraints clean-caches clean-venv
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test: install ## lint, format check, types, tests
 faults: install ## kill, starve and damage real stages, and print what became of it (ARGS=--short for a few of each kind)
 	@.venv/bin/python -W ignore -m tests.faults $(ARGS)
 
+serve-check: install ## load exports in vLLM and other releases of transformers, each in an environment of its own (ARGS=data/export/model)
+	@.venv/bin/python -W ignore -m tests.serving $(ARGS)
+
 regression: install ## measure a reduced pipeline and fail if a perplexity or MMLU is worse than the baseline's
 	@.venv/bin/python -m tests.regression $(ARGS)
 
@@ -87,5 +90,5 @@ clean-caches: ## remove what the tools cached (not data/, not the MLflow store)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis prunecast.egg-info
 	find stages tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-clean-venv: ## remove .venv
-	rm -rf .venv
+clean-venv: ## remove .venv, and the environments of serve-check
+	rm -rf .venv .venv-serving-*

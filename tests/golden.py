@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +118,7 @@ class Bench:
             "VERSION in stages/evaluate/network/decoder.py",
             lambda: likelihoods,
         )
-        for name, (family, options) in {**tiny.VARIANTS, **tiny.TOYS}.items():
+        for name, (family, options) in tiny.VARIANTS.items():
             yield Kept(
                 f"network {name}",
                 decoder.VERSION,
@@ -264,8 +263,6 @@ def main() -> None:
     parser.add_argument("--update", action="store_true", help="write golden.json")
     parser.add_argument("--context", action="store_true", help="print the digest of a measurement's context")
     arguments = parser.parse_args()
-    for family in sorted({toy.family for toy in tiny.TOYS.values()}):
-        runpy.run_path(str(FILE.with_name("recipes") / f"{family}.py"))
     with tempfile.TemporaryDirectory() as name:
         if arguments.context:
             print(Bench(Path(name)).evaluator.digest)

@@ -14,7 +14,6 @@ from tests import golden
 from tests.small import REPOSITORY
 
 
-@pytest.mark.usefixtures("toy_families")
 def test_values_are_as_their_versions_say(tmp_path: Path) -> None:
     assert not golden.problems(tmp_path), "\n".join(golden.problems(tmp_path))
 

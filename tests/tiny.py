@@ -61,6 +61,12 @@ class Variant(NamedTuple):
     options: dict[str, Any]
 
 
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 1.7,
+}
 VARIANTS = {
     "llama": Variant("llama", {}),
     "llama-tied": Variant("llama", {"tie_word_embeddings": True}),
@@ -76,29 +82,31 @@ VARIANTS = {
     "qwen2-tied-mha": Variant("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
     "qwen3": Variant("qwen3", {}),
     "qwen3-biased": Variant("qwen3", {"attention_bias": True}),
-}
-
-
-GRANITE: dict[str, Any] = {
-    "embedding_multiplier": 3.0,
-    "residual_multiplier": 0.6,
-    "attention_multiplier": 0.2,
-    "logits_scaling": 1.7,
-}
-TOYS = {
+    "mistral-window": Variant("mistral", {"sliding_window": 5}),
+    "qwen2-windows": Variant(
+        "qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}
+    ),
     "granite": Variant("granite", GRANITE),
     "granite-biased-tied": Variant(
         "granite", GRANITE | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
     ),
     "smollm3": Variant("smollm3", {"no_rope_layers": [1, 0, 0, 1]}),
+    "phi3": Variant("phi3", {"sliding_window": 9}),
 }
-"""Of the toy families of tests/recipes, which the fixture `toy_families` enters: every piece of a recipe."""
+"""Every family, and every piece of a recipe; attention windows are shorter than the texts of most tests."""
+TOYS = {"seed_oss": Variant("seed_oss", {"attention_bias": True, "attention_out_bias": False})}
+"""Of the toy family of tests/recipes, which the fixture `toy_families` enters."""
 EXPORTED = {
     "llama": VARIANTS["llama-biased"],
     "llama-mha": VARIANTS["llama-mha"],
     "mistral": Variant("mistral", {"sliding_window": 5}),
     "qwen2": VARIANTS["qwen2"],
     "qwen3": VARIANTS["qwen3"],
+    "granite": Variant(
+        "granite", GRANITE | {"embedding_multiplier": 0.5, "attention_bias": True, "mlp_bias": True}
+    ),
+    "smollm3": VARIANTS["smollm3"],
+    "phi3": VARIANTS["phi3"],
 }
 """Variants whose exports are tested in every way."""
 MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
@@ -325,6 +333,10 @@ def sliced(model: Any, architecture: Architecture) -> dict[str, torch.Tensor]:
         key_value, channels = list(range(width.kv_groups * shape.head_dim)), list(range(width.channels))
         kept = {"q_proj": query, "o_proj": query, "k_proj": key_value, "v_proj": key_value}
         kept |= {"gate_proj": channels, "up_proj": channels, "down_proj": channels}
+        keys = shape.kv_groups * shape.head_dim
+        queries, both = keys * shape.heads_per_group, [[p + q for p in key_value] for q in (0, keys)]
+        kept["qkv_proj"] = query + [queries + place for part in both for place in part]
+        kept["gate_up_proj"] = channels + [shape.channels + place for place in channels]
         gone: tuple[str, ...] = () if width.has_attention else ("self_attn.", "input_layernorm.")
         gone += () if width.has_mlp else ("mlp.", "post_attention_layernorm.")
         prefix = f"model.layers.{layer}."

@@ -31,10 +31,13 @@ __all__ = [
 FAMILIES = Registry(
     "families",
     {
+        "granite": "stages.families.granite:GRANITE",
         "llama": "stages.families.llama:LLAMA",
         "mistral": "stages.families.mistral:MISTRAL",
+        "phi3": "stages.families.phi3:PHI3",
         "qwen2": "stages.families.qwen2:QWEN2",
         "qwen3": "stages.families.qwen3:QWEN3",
+        "smollm3": "stages.families.smollm3:SMOLLM3",
     },
 )
 """Each family by its model type."""
@@ -64,8 +67,7 @@ def describe(config: Config, source: str) -> Description:
         given = completed(config, {**USUAL_KEYS, **family.keys})
         recipe = family.recipe(given)
         shape = family.shape(given, recipe)
-        limits = [given["max_position_embeddings"], *recipe.windows]
-        context = min(int(limit) for limit in (*limits, sys.maxsize) if limit is not None)
+        context = int(given["max_position_embeddings"] or sys.maxsize)
         return Description(family, shape, recipe, context)
     except UnsupportedPieceError as error:
         raise InputError(

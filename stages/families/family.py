@@ -102,6 +102,8 @@ class Family:
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Projections that its checkpoints keep as one, by that one's name: rows one below the other."""
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     embedding: str = "model.embed_tokens.weight"
@@ -130,6 +132,10 @@ class Family:
         biased: tuple[str, ...] = (self.q, self.k, self.v) if shape.qkv_bias else ()
         biased += (self.o,) if shape.o_bias else ()
         biased += (self.gate, self.up, self.down) if shape.mlp_bias else ()
+        for one, parts in self.fused.items():
+            size = [pair for part in parts for pair in rows.pop(part).items()]
+            rows[one] = {" + ".join(name for name, _ in size): sum(count for _, count in size)}
+            columns[one] = columns[parts[0]]
         layer: dict[str, Dimensions] = {f"{name}.weight": rows[name] | columns[name] for name in rows}
         layer |= {f"{name}.weight": size for name, size in norms.items()}
         layer |= {f"{name}.bias": rows[name] for name in biased}

@@ -34,9 +34,16 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub.dataclasses import strict  # transformers requires it of configurations
 from torch import nn
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 15):
+    raise ImportError(
+        "this model, whose layers differ in width, needs transformers 5.15 or newer; "
+        f"{transformers.__version__} is installed: pip install --upgrade transformers"
+    )
+from huggingface_hub.dataclasses import strict  # transformers requires it of configurations
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
@@ -60,8 +67,8 @@ class _Widths:
         """Part of `@strict`, which wraps the error in its own: every layer's widths make sense.
 
         Raises:
-            ValueError: a layer skips something unknown, has a width below 1, has query heads that
-                its key-value heads do not divide, or no key-value cache can serve the model.
+            ValueError: a layer skips something unknown, has a width below 1, or has query heads that
+                its key-value heads do not divide.
         """
         for layer in range(self.num_hidden_layers):  # type: ignore[attr-defined]
             width, skip = layer_config(self, layer), skipped(self, layer)
@@ -78,7 +85,14 @@ class _Widths:
                     f"layer {layer} has an MLP of {width.intermediate_size} channels; "
                     'expected at least 1, or "mlp" in `skip`'
                 )
-        cache_slots(self)
+
+    def validate_rope(self) -> None:
+        """Part of `@strict` too: families that ask for the number of heads here mean the dense model's."""
+        self.allow_global_per_layer_attribute_access = True
+        try:
+            super().validate_rope()  # type: ignore[misc]
+        finally:
+            self.allow_global_per_layer_attribute_access = False
 
 
 def layer_config(config: Any, layer: int) -> Any:
@@ -91,33 +105,30 @@ def skipped(config: Any, layer: int) -> frozenset[str]:
     return frozenset(getattr(layer_config(config, layer), "skip", ()))
 
 
-def cache_slots(config: Any) -> list[int | None]:
-    """The entry of the key-value cache that each layer fills; None where attention is gone.
-
-    transformers takes the length of the past from entry 0, so entry 0 must not stay empty when
-    layer 0 has no attention: layers move up. An entry's kind (full or sliding) comes from
-    ``config.layer_types``, so a layer moves among the entries of its own kind only.
-
-    Raises:
-        ValueError: every layer of layer 0's kind lost its attention, while layers of another kind
-            kept theirs: entry 0 would stay empty.
-    """
-    layers = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or ["attention"] * layers
-    free = {kind: iter([slot for slot in range(layers) if kinds[slot] == kind]) for kind in set(kinds)}
-    slots = [None if "attention" in skipped(config, i) else next(free[kinds[i]]) for i in range(layers)]
-    if any(slot is not None for slot in slots) and 0 not in slots:
-        raise ValueError(
-            f"every layer of the kind {kinds[0]!r} skips its attention while others keep theirs; "
-            f"transformers' key-value cache needs at least one layer of the first layer's kind"
-        )
-    return slots
-
-
 class _NoAttn(nn.Module):  # spelt out, transformers would take it for an attention and refuse to switch ours
-    """Stands in place of a skipped attention: adds nothing to the residual stream."""
+    """Stands in place of a skipped attention: adds nothing to the residual stream.
 
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+    transformers takes the length of the past from the cache's entry of the first layer of a kind, full or
+    sliding. Where that layer skips its attention, an entry of one head of one element keeps it.
+    """
+
+    asked = False
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        kinds = getattr(config, "layer_types", None) or [None] * config.num_hidden_layers
+        self.config, self.layer_idx = config, layer_idx
+        self.keeps_length = kinds.index(kinds[layer_idx]) == layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        if self.asked:  # never. vLLM wants an attention in every layer, and knows one by these two lines
+            attention_interface = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+            attention_interface(self, hidden_states, hidden_states, hidden_states, **kwargs)
+        if past_key_values is not None and self.keeps_length:
+            entry = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            past_key_values.update(entry, entry, self.layer_idx)
         return hidden_states.new_zeros(()), None
 
 
@@ -133,24 +144,38 @@ def sublayers(config: Any) -> Mapping[str, tuple[str, str]]:
     return getattr(config, "sublayers", None) or SUBLAYERS
 
 
-def pruned_layer(layer_class: Any, config: Any, index: int, slot: int | None) -> nn.Module:
-    """Decoder layer `index` of the family's own class, at its own widths and without what it skips.
-
-    `slot` is the entry of the key-value cache that its attention fills.
-    """
+def pruned_layer(layer_class: Any, config: Any, index: int) -> nn.Module:
+    """Decoder layer `index` of the family's own class, at its own widths and without what it skips."""
     layer: nn.Module = layer_class(layer_config(config, index), index)
-    nothing: dict[str, type[nn.Module]] = {"attention": _NoAttn, "mlp": _NoMLP}
     skip, names = skipped(config, index), sublayers(config)
     for sublayer in skip:
         module, norm = names[sublayer]
-        setattr(layer, module, nothing[sublayer]())
+        setattr(layer, module, _NoAttn(config, index) if sublayer == "attention" else _NoMLP())
         setattr(layer, norm, nn.Identity())
-    if "attention" not in skip:
-        getattr(layer, names["attention"][0]).layer_idx = slot
+    own = _following(layer_config(config, index), config)
     for part in layer.modules():
-        if hasattr(part, "config"):  # one for all, so that `set_attn_implementation` reaches it
-            part.config = config
+        if hasattr(part, "config"):
+            part.config = own
     return layer
+
+
+class _Following:
+    """Mixed into a layer's configuration: its attention runs by the implementation of the whole model's.
+
+    So `set_attn_implementation` reaches every layer.
+    """
+
+    @property
+    def _attn_implementation(self) -> Any:
+        return self.__dict__["whole"]._attn_implementation
+
+
+def _following(own: Any, whole: Any) -> Any:
+    """A layer's configuration whose implementation of attention is that of `whole`."""
+    found = copy.copy(own)
+    found.__class__ = type(own.__class__.__name__, (_Following, own.__class__), {"__module__": __name__})
+    found.__dict__["whole"] = whole
+    return found
 
 
 class _PrunedModel:
@@ -170,8 +195,8 @@ class _PrunedModel:
         self.post_init()  # type: ignore[attr-defined]
 
     def _build_layers(self, config: Any) -> Iterator[nn.Module]:
-        for index, slot in enumerate(cache_slots(config)):
-            yield pruned_layer(self.layer_class, config, index, slot)
+        for index in range(config.num_hidden_layers):
+            yield pruned_layer(self.layer_class, config, index)
 
 
 class _PrunedForCausalLM:
@@ -189,8 +214,8 @@ class _PrunedForCausalLM:
         self.post_init()  # type: ignore[attr-defined]
 
     def _get_static_cache_init_shape(self) -> Any:
-        """None where layers moved up in the cache: its entries are then shaped at their first use."""
-        if any(slot != layer for layer, slot in enumerate(cache_slots(self.config))):
+        """None where layers skip their attention: the cache's entries are then shaped at their first use."""
+        if any("attention" in skipped(self.config, layer) for layer in range(len(self.model.layers))):
             return None
         return super()._get_static_cache_init_shape()  # type: ignore[misc]
 

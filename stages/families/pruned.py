@@ -31,8 +31,11 @@ def settings_of(config: Any, shape: ModelShape) -> dict[str, Any]:
 
 
 def width_settings(width: LayerWidth) -> dict[str, Any]:
-    """The widths of a layer that keeps both sublayers, or of the one that it keeps."""
-    settings: dict[str, Any] = {}
+    """The widths of a layer that keeps both sublayers, or of the one that it keeps.
+
+    Without attention it has one head in name: what servers set memory aside for.
+    """
+    settings: dict[str, Any] = {"num_attention_heads": 1, "num_key_value_heads": 1}
     if width.has_attention:
         settings["num_attention_heads"] = width.kv_groups * width.heads_per_group
         settings["num_key_value_heads"] = width.kv_groups
@@ -45,7 +48,7 @@ def pruned_config(family: Family, settings: Mapping[str, Any], widths: Sequence[
     """The configuration of a model with these layers; `settings` are the dense model's.
 
     Raises:
-        StrictDataclassClassValidationError: no key-value cache can serve these layers.
+        StrictDataclassClassValidationError: the family's own configuration refuses them.
     """
     layers = {}
     for index, width in enumerate(widths):

@@ -93,12 +93,6 @@ class BlockRecipe:
         usual = {"embedding_scale": 1.0, "residual_scale": 1.0, "attention_scale": None, "logits_scale": 1.0}
         return {name: getattr(self, name) for name, u in usual.items() if getattr(self, name) != u}
 
-    @property
-    def narrowest(self) -> tuple[int, int] | None:
-        """The first layer with the narrowest attention window, and that window; None if none has one."""
-        found = [(window, layer) for layer, window in enumerate(self.windows) if window is not None]
-        return (min(found)[1], min(found)[0]) if found else None
-
 
 def usual_recipe(config: Config, **pieces: Any) -> BlockRecipe:
     """A recipe of what transformers' decoders share, with a family's own `pieces` in place of the usual.

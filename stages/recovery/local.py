@@ -27,11 +27,10 @@ States = dict[Site, tuple[Tensor, Tensor]]
 def states_of(teacher: Decoder, tokens: Tensor) -> States:
     """The dense network's states around every site, of tokens (B, L)."""
     batch, full = Batch.unasked(tokens), teacher.shape.dense_width
-    teacher.check_length(batch)
-    hidden, rope = teacher.embed(tokens), teacher.rope(batch.positions)
+    hidden, places = teacher.embed(tokens), teacher.places(batch)
     found: States = {}
     for site in (Site(index, kind) for index in range(teacher.shape.layers) for kind in Kind):
-        x = teacher.activations(site, full, hidden, batch.mask, rope)
+        x = teacher.activations(site, full, hidden, places)
         after = teacher.output(site, full, x, onto=hidden)
         found[site] = hidden, after
         hidden = after

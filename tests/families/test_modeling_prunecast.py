@@ -37,10 +37,18 @@ def pruned(folder: Path, name: str = "llama", architecture: Architecture = HOLLO
     return exported(export(folder / "model", dense, architecture), **options)
 
 
+LATER_GONE = [[2, 3, 64], [0, 0, 64], [2, 1, 64], [1, 3, 9]]
+FIRST_KIND_GONE = [[0, 0, 64], [1, 3, 64], [2, 1, 64], [1, 3, 9]]
+BOTH_FIRSTS_GONE = [[0, 0, 64], [0, 0, 64], [0, 0, 64], [1, 3, 9]]
+
+
 @pytest.mark.parametrize("window_from", [1, 2])
-def test_full_and_sliding_layers_keep_their_own_cache_entries(tmp_path: Path, window_from: int) -> None:
+@pytest.mark.parametrize("widths", [LATER_GONE, FIRST_KIND_GONE, BOTH_FIRSTS_GONE])
+def test_full_and_sliding_layers_keep_their_own_cache_entries(
+    tmp_path: Path, widths: list[list[int]], window_from: int
+) -> None:
     dense = random_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=window_from)
-    architecture = Architecture.from_json([[2, 3, 64], [0, 0, 64], [2, 1, 64], [1, 3, 9]])
+    architecture = Architecture.from_json(widths)
     model = exported(export(tmp_path / "model", dense, architecture))
     reference = masked(dense, architecture)
     assert_same(logits(model), logits(reference))

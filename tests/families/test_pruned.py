@@ -96,9 +96,9 @@ def test_classes_are_found_by_name_and_once() -> None:
 @pytest.mark.usefixtures("toy_families")
 def test_families_of_extensions_are_registered_too(tmp_path: Path) -> None:
     """In this process by their name, and in one that loads no extension by their folder."""
-    folder = tiny.export(tmp_path / "model", tiny.random_model("granite", **tiny.GRANITE), tiny.MIXED)
+    folder = tiny.export(tmp_path / "model", tiny.random_model("seed_oss"), tiny.MIXED)
     (folder / "modeling_prunecast.py").write_text("raise SystemExit('remote code was run')")
     register()
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model) is modeling.PrunecastGraniteForCausalLM
+    assert type(model) is modeling.PrunecastSeedOssForCausalLM
     assert peak_memory(folder, threads=1, prompt=4, continuation=2) > 0

@@ -136,7 +136,7 @@ def test_the_local_loss_is_that_of_sublayers_apart_and_nothing_where_nothing_is_
     with torch.inference_mode():
         for site, (before, after) in states.items():
             width = weights.architecture.widths[site.layer]
-            x = cut.activations(site, width, before, None, cut.rope(batch.positions))
+            x = cut.activations(site, width, before, cut.places(batch))
             ours = cut.output(site, width, x, onto=before)
             errors.append(((ours - after) ** 2).sum() / ((after - before) ** 2).sum())
     torch.testing.assert_close(loss_of(weights), torch.stack(errors).mean(), rtol=1e-4, atol=1e-6)

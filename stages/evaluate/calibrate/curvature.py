@@ -80,15 +80,15 @@ def token_rises(
         last, before = network.hidden_states(shape.dense(), batch, keep=range(shape.layers))
         drawn = replace(batch, targets=_drawn(network, last, batch, seed))
     gradient = loss_gradient(network, last, drawn, 1)
-    rope, scale = network.rope(batch.positions), network.recipe.residual_scale
+    places, scale = network.places(batch), network.recipe.residual_scale
     found: dict[Site, Tensor] = {}
     for index in reversed(range(shape.layers)):
         attention, mlp = Site(index, Kind.ATTENTION), Site(index, Kind.MLP)
         start = before.pop(index).requires_grad_(True)
-        mixed = network.activations(attention, dense, start, batch.mask, rope)
+        mixed = network.activations(attention, dense, start, places)
         middle = network.output(attention, dense, mixed, onto=start)
         middle.retain_grad()
-        gated = network.activations(mlp, dense, middle, batch.mask, rope)
+        gated = network.activations(mlp, dense, middle, places)
         network.output(mlp, dense, gated, onto=middle).backward(gradient)
         assert middle.grad is not None
         assert start.grad is not None

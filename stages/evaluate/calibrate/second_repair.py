@@ -18,7 +18,6 @@ network's inputs; the error term is Gram-based error feedback as in Qronos-style
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate.whitening import lower_factor
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
+from stages.evaluate.network.places import Places
 from stages.evaluate.network.repair import Repair
 
 Projections = dict[Site, Tensor]
@@ -56,14 +56,14 @@ def repair_again(
     full = network.shape.dense_width
     with torch.inference_mode():
         before = [network.embed(batch.tokens) for batch in on_device]
-        ropes = [network.rope(batch.positions) for batch in on_device]
+        places = [network.places(batch) for batch in on_device]
         pruned = {architecture: list(before) for architecture in architectures}
         uncut = set(architectures)
         sites = [Site(index, kind) for index in range(network.shape.layers) for kind in Kind]
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
             after = []
-            for hidden, batch, rope in zip(before, on_device, ropes, strict=True):
-                x = network.activations(site, full, hidden, batch.mask, rope)
+            for hidden, here in zip(before, places, strict=True):
+                x = network.activations(site, full, hidden, here)
                 after.append(network.output(site, full, x, onto=hidden))
             for architecture, states in pruned.items():
                 width = architecture.widths[site.layer]
@@ -76,8 +76,8 @@ def repair_again(
                 if not width.keeps(site.kind):
                     continue
                 refit = _Refit(network, site, width)
-                for own, goal, batch, rope in zip(states, after, on_device, ropes, strict=True):
-                    refit.add(own, goal, batch, rope)
+                for own, goal, here in zip(states, after, places, strict=True):
+                    refit.add(own, goal, here)
                 found[architecture][site] = refit.solve(repair)
                 pruned[architecture] = refit.carried(states, found[architecture][site])
             before = after
@@ -94,9 +94,9 @@ class _Refit:
         self._gram = self._cross = torch.zeros(())
         self._tokens = 0
 
-    def add(self, states: Tensor, goal: Tensor, batch: Batch, rope: Any) -> None:
+    def add(self, states: Tensor, goal: Tensor, places: Places) -> None:
         """Add a batch: hidden states (B, L, D) that reach the site, and those that are to leave it."""
-        own = self.network.activations(self.site, self.width, states, batch.mask, rope)
+        own = self.network.activations(self.site, self.width, states, places)
         flat = own.flatten(0, 1).float()
         wanted = (goal - states).flatten(0, 1).float() / self.scale - self.bias
         if not self._activations:

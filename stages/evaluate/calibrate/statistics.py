@@ -17,7 +17,7 @@ from stages.architecture import Kind, ModelShape, Site
 from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
-from stages.evaluate.network.rotary import Turns
+from stages.evaluate.network.places import Places
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,25 @@ def gather(network: Decoder, batches: Sequence[Batch]) -> Iterator[tuple[Site, S
     """
     shape = network.shape
     on_device = [batch.to(network.device) for batch in batches]
-    for batch in on_device:
-        network.check_length(batch)
     with torch.inference_mode():
-        ropes = [network.rope(batch.positions) for batch in on_device]
+        places = [network.places(batch) for batch in on_device]
         hidden = [network.embed(batch.tokens) for batch in on_device]
     for index in tqdm(range(shape.layers), desc="calibration", unit="layer", leave=False):
         for kind in Kind:
-            yield _site(network, Site(index, kind), on_device, ropes, hidden)
+            yield _site(network, Site(index, kind), on_device, places, hidden)
 
 
 def _site(
-    network: Decoder, site: Site, batches: Sequence[Batch], ropes: Sequence[Turns], hidden: list[Tensor]
+    network: Decoder, site: Site, batches: Sequence[Batch], places: Sequence[Places], hidden: list[Tensor]
 ) -> tuple[Site, SiteStatistics]:
     """One site's moments; carries the hidden states past it."""
     width = network.shape.dense_width
     moments: tuple[Tensor, Tensor] | None = None
     with torch.inference_mode():
-        for place, (batch, rope) in enumerate(zip(batches, ropes, strict=True)):
-            x = network.activations(site, width, hidden[place], batch.mask, rope)
+        for index, here in enumerate(places):
+            x = network.activations(site, width, hidden[index], here)
             moments = _added(moments, x.flatten(0, 1))
-            hidden[place] = network.output(site, width, x, hidden[place], in_place=True)
+            hidden[index] = network.output(site, width, x, hidden[index], in_place=True)
     assert moments is not None  # there is a batch
     return site, SiteStatistics(*moments, sum(batch.tokens.numel() for batch in batches))
 

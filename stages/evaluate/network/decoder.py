@@ -20,10 +20,10 @@ from stages.evaluate.network.attention import attention
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.fused import GATES, log_likelihood, rms_norm, rotate
 from stages.evaluate.network.layers import Layer, named, prefix, sliced
+from stages.evaluate.network.places import Places
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
-from stages.evaluate.network.rotary import Rotations, Turn, Turns
+from stages.evaluate.network.rotary import Rotations, Turn
 from stages.families import BlockRecipe, Family
-from stages.files import InputError
 
 VERSION = 1
 """The version of what the network computes, set by hand: all that is kept of a run of it carries it."""
@@ -117,50 +117,36 @@ class Decoder:
         Returns the last state, and the states before each layer in `keep`. With start 0 and no
         hidden state, the batch's tokens are embedded.
         """
-        self.check_length(batch)
         ours = hidden is None  # the caller's own state, and those that are kept, must not be written over
         if hidden is None:
             hidden = self.embed(batch.tokens)
-        rope = self.rope(batch.positions)
+        places = self.places(batch)
         kept: dict[int, Tensor] = {}
         for index in range(start, self.shape.layers):
             if index in keep:
                 kept[index], ours = hidden, False
             width = architecture.widths[index]
-            hidden = self.run_layer(index, width, hidden, batch.mask, rope, ours=ours, repair=repair)
+            hidden = self.run_layer(index, width, hidden, places, ours=ours, repair=repair)
             ours = ours or width.has_attention or width.has_mlp
         return hidden, kept
 
     def observe(self, batch: Batch, observer: Observer) -> None:
         """Run the dense network on a batch and show the observer every site's activations."""
-        self.check_length(batch)
-        hidden = self.embed(batch.tokens)
-        rope = self.rope(batch.positions)
+        hidden, places = self.embed(batch.tokens), self.places(batch)
         for index in range(self.shape.layers):
-            hidden = self.run_layer(index, self.shape.dense_width, hidden, batch.mask, rope, observer)
+            hidden = self.run_layer(index, self.shape.dense_width, hidden, places, observer)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, L, D) before the first layer, of tokens (B, L)."""
         hidden, scale = F.embedding(tokens, self.embedding), self.recipe.embedding_scale
         return hidden if scale == 1 else hidden * scale
 
-    def check_length(self, batch: Batch) -> None:
-        """Raise InputError where a batch's sequences exceed a layer's attention window."""
-        length = batch.tokens.shape[1]
-        if (narrowest := self.recipe.narrowest) is not None and length > narrowest[1]:
-            raise InputError(
-                f"sequences of {length} tokens exceed layer {narrowest[0]}'s attention window of "
-                f"{narrowest[1]}, beyond which it is not run; lower sequence_length or question_tokens in "
-                "params.yaml"
-            )
-
     def run_layer(
         self,
         index: int,
         width: LayerWidth,
         hidden: Tensor,
-        mask: Tensor | None,
-        rope: Turns,
+        places: Places,
         observer: Observer | None = None,
         ours: bool = False,
         repair: Repair = NOTHING_REPAIRED,
@@ -173,19 +159,18 @@ class Decoder:
         for kind in Kind:
             if width.keeps(kind):
                 site = Site(index, kind)
-                activations = self.activations(site, width, hidden, mask, rope)
+                activations = self.activations(site, width, hidden, places)
                 if observer is not None:
                     observer(site, activations)
                 hidden = self.output(site, width, activations, hidden, in_place=ours, repair=repair)
                 ours = not torch.is_grad_enabled()
         return hidden
 
-    def activations(
-        self, site: Site, width: LayerWidth, hidden: Tensor, mask: Tensor | None, rope: Turns
-    ) -> Tensor:
+    def activations(self, site: Site, width: LayerWidth, hidden: Tensor, places: Places) -> Tensor:
         """A site's activations (B, L, kept), the inputs of its output projection, from hidden states."""
         if site.kind is Kind.ATTENTION:
-            return self._mixed_heads(self.layers[site.layer], width, hidden, mask, rope[site.layer])
+            mask, turn = places.masks[site.layer], places.turns[site.layer]
+            return self._mixed_heads(self.layers[site.layer], width, hidden, mask, turn)
         return self._gated_channels(self.layers[site.layer], width.channels, hidden)
 
     def output(
@@ -281,9 +266,9 @@ class Decoder:
         up = F.linear(x, layer.up[:channels], prefix(layer.up_bias, channels))
         return GATES[self.recipe.activation](gate, up)  # (B, L, c)
 
-    def rope(self, positions: Tensor) -> Turns:
-        """The rotary embeddings of every layer at positions (B, L)."""
-        return self.surroundings.rotations.at(positions, self.dtype)
+    def places(self, batch: Batch) -> Places:
+        """What the places of a batch's tokens are to every layer."""
+        return Places.of(batch, self.surroundings.rotations, self.recipe.windows, self.dtype)
 
     def sliced_state(
         self,

@@ -81,6 +81,23 @@ def prefix(tensor: Tensor | None, size: int) -> Tensor | None:
     return None if tensor is None else tensor[:size]
 
 
+def apart(
+    state: Mapping[str, Tensor], family: Family, shape: ModelShape, index: int, width: LayerWidth
+) -> Mapping[str, Tensor]:
+    """A state dict in which the parts of a layer's fused projections have names of their own, as views."""
+    if not family.fused:
+        return state
+    key = width.kv_groups * shape.head_dim
+    rows = {family.q: key * width.heads_per_group, family.k: key, family.v: key}
+    rows |= {family.gate: width.channels, family.up: width.channels}
+    prefix, found = family.layer.format(layer=index), dict(state)
+    for one, parts in family.fused.items():
+        if (whole := state.get(f"{prefix}{one}.weight")) is not None:
+            pieces = whole.split([rows[part] for part in parts])
+            found |= {f"{prefix}{p}.weight": piece for p, piece in zip(parts, pieces, strict=True)}
+    return found
+
+
 def layer_of(
     state: Mapping[str, Tensor], family: Family, shape: ModelShape, index: int, width: LayerWidth
 ) -> Layer:
@@ -88,7 +105,7 @@ def layer_of(
 
     `shape` is the dense model's. Tensors of a sublayer that the width drops are empty.
     """
-    prefix = family.layer.format(layer=index)
+    prefix, state = family.layer.format(layer=index), apart(state, family, shape, index, width)
     nothing = torch.empty(0)
 
     def tensor(name: str) -> Tensor | None:
@@ -198,10 +215,16 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
 
 
 def named(family: Family, sliced: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Our names ("q.weight") to the family's ("self_attn.q_proj.weight"); absent tensors fall away."""
+    """Our names ("q.weight") to the family's ("self_attn.q_proj.weight"); absent tensors fall away.
+
+    What the family keeps as one is put together.
+    """
     named = {}
     for name, tensor in sliced.items():
         part, kind = name.split(".")
         if tensor is not None:
             named[f"{getattr(family, part)}.{kind}"] = tensor
+    for one, parts in family.fused.items():
+        if f"{parts[0]}.weight" in named:
+            named[f"{one}.weight"] = torch.cat([named.pop(f"{part}.weight") for part in parts])
     return named

@@ -12,6 +12,7 @@ from torch import Tensor
 from stages.architecture import Architecture
 from stages.config.params import ModelSection
 from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.layers import apart
 from stages.export.gguf.fields import Fields, UnsupportedError
 from stages.export.gguf.tokenizer import copied, departures, derived
 from stages.export.gguf.writer import PrunedModel, write_file
@@ -55,6 +56,8 @@ def gguf_model(
     base = stem(located.path) if located.kind == "gguf" else Path(source.source).name
     name = _QUANTISATION.sub("", base) + (f", {100 * ratio:.0f} % pruned" if ratio else "")
     tokenizer = _tokenizer(source, loaded.tokenizer, loaded.shape.vocabulary)
+    for index, width in enumerate(architecture.widths):
+        state = apart(state, loaded.family, loaded.shape, index, width)
     return PrunedModel(name, state, loaded.recipe, loaded.config, architecture, loaded.shape, tokenizer)
 
 

@@ -8,6 +8,7 @@ left out, and the others counted anew. Otherwise the folder carries
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -52,7 +53,7 @@ def write_folder(
 
     Raises:
         FileExistsError: something is at `folder`.
-        ValueError: the architecture does not fit the shape or no key-value cache can serve it,
+        ValueError: the architecture does not fit the shape, transformers refuses its configuration,
             `state` lacks a tensor, has one too many or one of another shape, or the written file
             does not hold as many parameters as the architecture keeps.
     """
@@ -74,6 +75,7 @@ def write_folder(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     keep_own_code_alone(folder)
+    _say_rotary_to_transformers_4(folder / "config.json")
     _check_written(folder, architecture, shape)
 
 
@@ -154,6 +156,21 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The tensor on the CPU in `dtype`, with a storage of its own: safetensors refuses to share."""
     result = tensor.detach().to("cpu", dtype).contiguous()
     return result.clone() if result.untyped_storage().nbytes() > result.nbytes else result
+
+
+def _say_rotary_to_transformers_4(path: Path) -> None:
+    """Write the rotary embedding in the words of transformers 4 too, where all layers have one.
+
+    It loads a plain folder, does not know ``rope_parameters``, and would take another base without a word.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rotary = dict(config.get("rope_parameters") or {})
+    if "auto_map" in config or "rope_theta" not in rotary:
+        return
+    config["rope_theta"] = rotary.pop("rope_theta")
+    if rotary.get("rope_type", "default") != "default":
+        config["rope_scaling"] = rotary
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_written(folder: Path, architecture: Architecture, shape: ModelShape) -> None:

@@ -37,10 +37,8 @@ class Bench:
 
 
 @pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied"])
-def bench(
-    request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path, toy_families: None
-) -> Bench:
-    variant = (tiny.VARIANTS | tiny.TOYS)[request.param]
+def bench(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> Bench:
+    variant = tiny.VARIANTS[request.param]
     dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
     gathered = dict(statistics.gather(dense, BATCHES))
     order = moments.activation(CalibrationData(dense, BATCHES, gathered.items)).order()
@@ -92,15 +90,15 @@ def _reaching(
     network: ElasticNetwork, architecture: Architecture, repair: Repair, batch: Batch, site: Site
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The site's activations, and the hidden states that its output is added to."""
-    rope = network.rope(batch.positions)
+    places = network.places(batch)
     _, kept = network.hidden_states(architecture, batch, keep={site.layer}, repair=repair)
     hidden = kept[site.layer]
     width = architecture.widths[site.layer]
     if site.kind is Kind.MLP and width.keeps(Kind.ATTENTION):
         attention = Site(site.layer, Kind.ATTENTION)
-        mixed = network.activations(attention, width, hidden, batch.mask, rope)
+        mixed = network.activations(attention, width, hidden, places)
         hidden = network.output(attention, width, mixed, onto=hidden, repair=repair)
-    return network.activations(site, width, hidden, batch.mask, rope), hidden
+    return network.activations(site, width, hidden, places), hidden
 
 
 def test_a_dense_architecture_keeps_its_projections(bench: Bench) -> None:

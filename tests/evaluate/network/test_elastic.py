@@ -17,7 +17,6 @@ from stages.evaluate.network.decoder import Decoder, grouped_rows
 from stages.evaluate.network.elastic import DenseNetwork, ElasticNetwork
 from stages.evaluate.network.layers import OneAtATime
 from stages.evaluate.network.prefix import common_prefix
-from stages.files import InputError
 from tests import tiny
 from tests.by_hand import run_by_hand
 from tests.conftest import TinyFolder
@@ -258,13 +257,16 @@ def test_starting_from_a_kept_state_is_running_through(biased: Pair) -> None:
             assert torch.equal(resumed, whole)
 
 
-def test_a_sliding_window_is_never_ignored(tiny_folder: TinyFolder) -> None:
-    """Within the window attention is plainly causal; a silent difference would be a wrong result."""
-    folder = tiny_folder("mistral", sliding_window=24)
+@pytest.mark.parametrize("window", [1, 5, 23, 24])
+def test_text_beyond_an_attention_window_is_run_as_the_model_runs_it(
+    tiny_folder: TinyFolder, window: int
+) -> None:
+    folder = tiny_folder("mistral", sliding_window=window)
     network, dense = tiny.network_of(folder), tiny.network_of(folder).shape.dense()
-    close(tiny.elastic_logits(network, dense, TOKENS), tiny.reference_logits(tiny.reference(folder), TOKENS))
-    with pytest.raises(InputError, match=r"25 tokens exceed layer 0's attention window of 24"):
-        tiny.elastic_logits(network, dense, tiny.random_tokens(length=25))
+    found = tiny.elastic_logits(network, dense, TOKENS)
+    close(found, tiny.reference_logits(tiny.reference(folder), TOKENS))
+    plain = tiny.network_of(tiny_folder("mistral", sliding_window=None))
+    assert torch.equal(found, tiny.elastic_logits(plain, dense, TOKENS)) == (window >= TOKENS.shape[1])
 
 
 def test_in_bfloat16_the_network_follows_transformers(tiny_folder: TinyFolder) -> None:

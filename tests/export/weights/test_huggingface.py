@@ -66,10 +66,11 @@ def test_the_configuration_says_what_transformers_expects_of_it(tmp_path: Path, 
     dense.config._name_or_path = "/home/someone/models/dense"
     folder = export(tmp_path / "model", dense, HOLLOW, dtype=torch.bfloat16)
     config = config_of(folder)
+    no_attention = {"num_attention_heads": 1, "num_key_value_heads": 1}
     assert config["per_layer_config"] == {
-        "0": {"intermediate_size": 40, "skip": ["attention"]},
+        "0": {**no_attention, "intermediate_size": 40, "skip": ["attention"]},
         "1": {"num_attention_heads": 4},
-        "2": {"skip": ["attention", "mlp"]},
+        "2": {**no_attention, "skip": ["attention", "mlp"]},
         "3": {"intermediate_size": 7, "num_attention_heads": 3, "num_key_value_heads": 1},
     }
     dense_widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
@@ -83,12 +84,6 @@ def test_the_configuration_says_what_transformers_expects_of_it(tmp_path: Path, 
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert ("lm_head.weight" in file.keys()) != tied  # noqa: SIM118
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
-
-
-def test_a_first_kind_without_any_attention_is_refused(tmp_path: Path) -> None:
-    dense = random_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(ValueError, match="at least one layer of the first layer's kind"):
-        export(tmp_path / "model", dense, HOLLOW)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -99,8 +99,8 @@ def _score_layer(
             weight.requires_grad_(True)
         for batch, before, gradient in zip(batches, inputs, gradients, strict=True):
             before.requires_grad_(True)
-            rope = network.rope(batch.positions)
-            after = network.run_layer(index, network.shape.dense_width, before, batch.mask, rope)
+            places = network.places(batch)
+            after = network.run_layer(index, network.shape.dense_width, before, places)
             after.backward(gradient)
             assert before.grad is not None
             found.append(before.grad)

@@ -1,7 +1,10 @@
-"""A toy family: Granite, which scales its embeddings, sublayers, attention and logits."""
+"""Granite: Llama with scales of its embeddings, sublayers, attention and logits."""
 
-from stages.families import FAMILIES, BlockRecipe, Family, usual_recipe
+from __future__ import annotations
+
 from stages.families.configuration import Config, Key, Positive, Size
+from stages.families.family import Family
+from stages.families.recipe import BlockRecipe, usual_recipe
 
 _SCALES = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
@@ -19,5 +22,8 @@ def _recipe(config: Config) -> BlockRecipe:
     )
 
 
-_KEYS = dict.fromkeys(_SCALES, Key(Positive, 1.0)) | {"max_position_embeddings": Key(Size, 2048)}
-FAMILIES.add("granite", Family("granite", _recipe, keys=_KEYS))
+GRANITE = Family(
+    "granite",
+    _recipe,
+    keys={**dict.fromkeys(_SCALES, Key(Positive, 1.0)), "max_position_embeddings": Key(Size, 2048)},
+)

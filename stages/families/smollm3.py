@@ -1,18 +1,10 @@
-"""A toy family: SmolLM3, in some of whose layers attention sees no positions."""
+"""SmolLM3: Llama, in some of whose layers attention sees no positions."""
 
-from stages.families import FAMILIES, BlockRecipe, Family, usual_recipe
+from __future__ import annotations
+
 from stages.families.configuration import Config, Key, Positive, Size
-from stages.families.recipe import usual_rotary
-
-_KEYS = {
-    "num_key_value_heads": Key(Size | None, 4),
-    "head_dim": Key(Size, None),
-    "max_position_embeddings": Key(Size, 32768),
-    "tie_word_embeddings": Key(bool, True),
-    "rope_theta": Key(Positive, 2000000.0),
-    "no_rope_layers": Key(list[int] | None, None),
-    "no_rope_layer_interval": Key(Size, 4),
-}
+from stages.families.family import Family
+from stages.families.recipe import BlockRecipe, usual_recipe, usual_rotary
 
 
 def _recipe(config: Config) -> BlockRecipe:
@@ -31,5 +23,17 @@ def _recipe(config: Config) -> BlockRecipe:
     )
 
 
-SMOLLM3 = Family("smollm3", _recipe, by_layer=("layer_types", "no_rope_layers"), keys=_KEYS)
-FAMILIES.add("smollm3", SMOLLM3)
+SMOLLM3 = Family(
+    "smollm3",
+    _recipe,
+    by_layer=("layer_types", "no_rope_layers"),
+    keys={
+        "num_key_value_heads": Key(Size | None, 4),
+        "head_dim": Key(Size, None),
+        "max_position_embeddings": Key(Size, 32768),
+        "tie_word_embeddings": Key(bool, True),
+        "rope_theta": Key(Positive, 2000000.0),
+        "no_rope_layers": Key(list[int] | None, None),
+        "no_rope_layer_interval": Key(Size, 4),
+    },
+)
