@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,24 @@ TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 """Files that whoever passes a model on has to pass on with it."""
 
 
+_REPOSITORIES = (
+    "general.source.huggingface.repository",
+    "general.source.url",
+    "general.source.repo_url",
+    "general.repo_url",
+    "general.url",
+)
+"""Keys of a GGUF header that may name what it was made from, the best first."""
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
+"""A folder in the hub's own cache."""
+
+
+def hub_id(found: Any) -> str | None:
+    """The hub's name in a repository's address or name, if it is one."""
+    name = str(found or "").removeprefix("https://huggingface.co/").strip("/")
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+
+
 def read_base_model(model: ModelSection) -> BaseModel:
     """Read what the base model's own files say of it.
 
@@ -30,7 +49,10 @@ def read_base_model(model: ModelSection) -> BaseModel:
     if source.kind == "gguf":
         return _of_gguf(source)
     if source.kind == "folder":
-        return _of_folder(source.path.resolve().name, "a local folder", source.path, None)
+        path = source.path.resolve()
+        of_hub = _CACHED.search(str(path))
+        known = f"{of_hub[1]}/{of_hub[2]}" if of_hub else None
+        return _of_folder(of_hub[2] if of_hub else path.name, "a local folder", source.path, known)
     revision = model.revision or "main"
     origin = f"{model.source} on the Hugging Face hub, revision {revision}"
     folder = _hub_folder(model, revision) or source.path
@@ -91,5 +113,6 @@ def _of_gguf(source: ModelSource) -> BaseModel:
         origin=origin,
         licence=read_licence(source),
         languages=tuple(field("general.languages") or ()),
+        hub_id=next((i for key in _REPOSITORIES if (i := hub_id(field(key)))), None),
         quantisation=None if stored in ("F32", "F16", "BF16") else stored,
     )

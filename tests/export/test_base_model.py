@@ -34,6 +34,27 @@ def test_a_local_folder(tmp_path: Path) -> None:
     assert found == BaseModel("some-model", "a local folder", "apache-2.0", ("en", "de"), terms=terms)
 
 
+def test_a_folder_of_the_hubs_cache_is_known_by_its_name_on_the_hub(tmp_path: Path) -> None:
+    place = tmp_path / "models--org--some-model" / "snapshots" / "0123abc"
+    place.parent.mkdir(parents=True)
+    found = read_base_model(model(str(tiny.write_model(place, "llama"))))
+    assert (found.name, found.hub_id) == ("some-model", "org/some-model")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("https://huggingface.co/org/some-model", "org/some-model"),
+        ("org/some-model", "org/some-model"),
+        ("https://example.org/some-model", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_what_names_a_repository_of_the_hub(said: str | None, known: str | None) -> None:
+    assert base_model.hub_id(said) == known
+
+
 def test_terms_that_are_links_out_of_the_folder_are_not_passed_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

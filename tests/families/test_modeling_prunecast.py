@@ -78,6 +78,24 @@ def test_a_model_without_any_attention_generates(tmp_path: Path) -> None:
     assert torch.equal(greedy(model, tokens()), greedy(model, tokens(), use_cache=False))
 
 
+def test_a_pipeline_writes_with_it(tmp_path: Path) -> None:
+    tokenizer = tiny.byte_tokenizer()
+    folder = export(tmp_path / "model", random_model("llama"), HOLLOW, tokenizer=tokenizer)
+    write = transformers.pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    (found,) = write("a beginning", max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    ids = torch.tensor([tokenizer("a beginning")["input_ids"]])
+    assert found["generated_text"] == f"a beginning{tokenizer.decode(greedy(exported(folder), ids)[0])}"
+
+
+@pytest.mark.parametrize("architecture", [MIXED, HOLLOW], ids=["mixed", "hollow"])
+def test_it_assists_the_dense_model(tmp_path: Path, architecture: Architecture) -> None:
+    """It drafts what the dense model then accepts or not: the text is the dense model's own."""
+    dense = random_model("llama")
+    assistant = exported(export(tmp_path / "model", dense, architecture))
+    alone = greedy(dense, tokens(1))
+    assert torch.equal(greedy(dense, tokens(1), assistant_model=assistant), alone)
+
+
 @pytest.mark.parametrize("name", tiny.EXPORTED)
 def test_left_padding_changes_nothing(tmp_path: Path, name: str) -> None:
     model = pruned(tmp_path, name)

@@ -25,7 +25,7 @@ def said(folder, prompts):
         model=folder, model_impl="transformers", trust_remote_code=True, dtype="float32",
         enforce_eager=True, max_model_len=256, max_num_seqs=len(prompts), disable_log_stats=True,
     )  # fmt: skip
-    asked = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, prompt_logprobs=0)
+    asked = SamplingParams(temperature=0, min_tokens=NEW, max_tokens=NEW, prompt_logprobs=0)
     found = served.generate([{"prompt_token_ids": row} for row in prompts], asked, use_tqdm=False)
     return {
         "continuations": [list(each.outputs[0].token_ids) for each in found],

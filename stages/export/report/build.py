@@ -40,7 +40,7 @@ def write_card(data: ReportData, record: Record, export: Path, pictures: Path) -
         own_code=(model / MODELING).is_file(),
         pictures=[picture.name for picture in shown],
         registered=record.registered,
-        gguf=[f"../{GGUF}/{path.name}" for path in sorted((export / GGUF).glob("*.gguf"))],
+        gguf=[path.name for path in sorted((export / GGUF).glob("*.gguf"))],
     )
     write_text(model / CARD, card)
     return card

@@ -24,10 +24,18 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto"{trust})
 inputs = tokenizer("Pruning a model means", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"""
 
+ADAPTERS = """\
+from peft import LoraConfig, get_peft_model
+
+adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+model = get_peft_model(model, adapters)  # train it, say with transformers' Trainer; then
+model = model.merge_and_unload()
+model.save_pretrained("recovered")"""
+
 OWN_CODE = """\
 The layers differ in width, which the stock classes of transformers cannot express: the class that can is
-`modeling_prunecast.py` in this folder, which `trust_remote_code` runs. Read it first; it is 250 lines. It
-was tested with transformers 5.23."""
+`modeling_prunecast.py` in this folder, which `trust_remote_code` runs. Read it first; it is 300 lines. It
+needs transformers 5.15 or newer, and was tested with 5.23."""
 REGISTERED = """\
 Where Prunecast is installed (`pip install --no-deps` is enough beside torch and transformers), the same
 folder loads without code of its own, and without `trust_remote_code`:
@@ -85,7 +93,8 @@ def cuts(data: ReportData, winner: Contender) -> str:
 
 def serving(own_code: bool, gguf: Sequence[str], registered: str) -> str:
     """Commands of servers that were seen to serve such a folder."""
-    ways = []
+    extra = " --model-impl transformers --trust-remote-code" if own_code else ""
+    ways = [f"With vLLM, over HTTP in OpenAI's protocol:\n\n```sh\nvllm serve .{extra}\n```"]
     if own_code:
         ways.append(
             "Servers that build stock classes by their names, `transformers serve` among them, cannot hold "
@@ -98,7 +107,10 @@ def serving(own_code: bool, gguf: Sequence[str], registered: str) -> str:
         )
     if gguf:
         commands = "\n".join(f"llama-server -m {name}" for name in gguf)
-        ways.append(f"With llama.cpp, no Python:\n\n```sh\n{commands}\n```")
+        ways.append(
+            "With llama.cpp, no Python (its files were made in `gguf`, beside this folder):\n\n"
+            f"```sh\n{commands}\n```"
+        )
     if registered:
         code = "; it runs the code in the folder" if own_code else ""
         ways.append(
@@ -132,10 +144,16 @@ def choice(data: ReportData) -> str:
     return markdown_text("\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)))
 
 
-def limits(data: ReportData, base: BaseModel) -> str:
+def limits(data: ReportData, winner: Contender, base: BaseModel) -> str:
     texts = " and ".join(data.texts) or "no text"
-    limits = [
-        "No fine-tuning followed the pruning; some recovery training should lower the perplexities.",
+    limits = (
+        []
+        if winner.name == RECOVERED
+        else [
+            "No fine-tuning followed the pruning; some recovery training should lower the perplexities.",
+        ]
+    )
+    limits += [
         f"What goes was chosen, and what is left was refitted, on {line(texts)}. Text unlike that, other "
         "languages, instruction following, safety and any task that is not in the table were not measured.",
         "What the base model gets wrong, this one gets wrong as well, and more often.",

@@ -24,6 +24,7 @@ from stages.architecture import Architecture, ModelShape
 from stages.export.weights.own_code import keep_own_code_alone
 from stages.families import FAMILIES, Family
 from stages.families.pruned import pruned_model, settings_of, width_settings
+from stages.files import write_text
 
 
 def write_folder(
@@ -170,7 +171,7 @@ def _say_rotary_to_transformers_4(path: Path) -> None:
     config["rope_theta"] = rotary.pop("rope_theta")
     if rotary.get("rope_type", "default") != "default":
         config["rope_scaling"] = rotary
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _check_written(folder: Path, architecture: Architecture, shape: ModelShape) -> None:

@@ -102,8 +102,23 @@ def test_equal_widths_need_no_code_of_ours(
     assert tuple(config[key] for key in widths) == (groups, groups * heads, channels)
     assert not {"auto_map", "per_layer_config", "base_model_type"} & config.keys()
     assert not list(folder.glob("*.py"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # for transformers 4
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is type(dense)
+    assert model.config.rope_parameters == dense.config.rope_parameters
+    tiny.assert_same(logits(model), logits(masked(dense, architecture)))
+
+
+def test_a_plain_folder_says_its_scaled_rotary_embedding_in_the_words_of_transformers_4(
+    tmp_path: Path,
+) -> None:
+    dense = random_model("llama", rope_parameters=tiny.LLAMA3_ROPE)
+    architecture = Architecture.from_json([(1, 3, 33)] * LAYERS)
+    folder = export(tmp_path / "model", dense, architecture)
+    config = config_of(folder)
+    assert {"rope_theta": config["rope_theta"], **config["rope_scaling"]} == tiny.LLAMA3_ROPE
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.rope_parameters == dense.config.rope_parameters
     tiny.assert_same(logits(model), logits(masked(dense, architecture)))
 
 

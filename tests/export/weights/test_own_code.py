@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from stages.config.params import ModelSection
 from stages.evaluate.network import checkpoint
@@ -42,6 +43,24 @@ def keys_of(value: Any) -> set[str]:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     own = set(value) if isinstance(value, dict) else set()
     return own.union(*map(keys_of, parts))
+
+
+def test_nothing_of_the_machine_is_passed_on_and_any_release_knows_the_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.write_model(tmp_path / "base", "llama")
+    loaded = checkpoint.load(ModelSection(source=str(folder), revision=None, trust_remote_code=False))
+    out = tiny.export(
+        tmp_path / "out" / "model", tiny.reference(folder), tiny.MIXED, tokenizer=loaded.tokenizer
+    )
+    for path in out.glob("*.json"):
+        assert str(tmp_path) not in path.read_text()
+    found = json.loads((out / "tokenizer_config.json").read_text())
+    assert found["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"is_local", "local_files_only", "name_or_path"} & found.keys()
+    again = AutoTokenizer.from_pretrained(out)
+    assert again("a text of its own")["input_ids"] == loaded.tokenizer("a text of its own")["input_ids"]
+    assert "code of the source's" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("trusted", [False, True])
