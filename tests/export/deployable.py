@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.tokenization_utils_base import generate_merges
 
 from stages.architecture import Architecture
 from stages.evaluate.network.elastic import DenseNetwork
+from stages.evaluate.network.layers import apart
 from stages.export.gguf.tokenizer import derived
 from stages.export.gguf.writer import PrunedModel
 from stages.export.weights.huggingface import write_folder
@@ -110,8 +112,11 @@ def pruned_model(
     tokenizer.save_pretrained(source)
     loaded = tiny.load(source)
     network = DenseNetwork(loaded, tiny.CPU).sorted(tiny.random_order(loaded.shape))
+    state: Mapping[str, torch.Tensor] = network.sliced_state(architecture)
+    for index, width in enumerate(architecture.widths):
+        state = apart(state, loaded.family, loaded.shape, index, width)
     return PrunedModel(
-        "tiny", network.sliced_state(architecture), loaded.recipe, loaded.config, architecture, loaded.shape,
+        "tiny", state, loaded.recipe, loaded.config, architecture, loaded.shape,
         derived(tokenizer, VOCABULARY),
     )  # fmt: skip
 

@@ -58,6 +58,17 @@ def test_the_types_that_are_asked_for_and_nothing_else(tmp_path: Path, source: P
     assert name_of(folder / "model-Q4_0.gguf") == "Llama-Tiny, 36 % pruned"
 
 
+def test_projections_that_a_family_keeps_as_one_are_written_apart(tmp_path: Path) -> None:
+    source = tmp_path / "phi3"
+    tiny.random_model("phi3", 0, **SIZES).save_pretrained(source)
+    trained_tokenizer().save_pretrained(source)
+    lines, _ = write(tmp_path / "gguf", source, ["F16"])
+    assert lines[0][0] == "GGUF F16", lines
+    names = {tensor.name for tensor in GGUFReader(tmp_path / "gguf" / "model-F16.gguf").tensors}
+    assert {f"blk.0.{part}.weight" for part in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")} <= names
+    assert not [name for name in names if "qkv" in name]
+
+
 def test_no_types_no_files(tmp_path: Path, source: Path) -> None:
     lines, readme = write(tmp_path / "gguf", source, [])
     assert lines == []

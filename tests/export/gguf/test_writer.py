@@ -98,8 +98,9 @@ def in_half_precision(model: PrunedModel) -> PrunedModel:
         ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
         ("mistral", {}),
         ("qwen2", {}),
+        ("phi3", {}),
     ],
-    ids=["llama", "llama-tied-biased", "mistral", "qwen2"],
+    ids=["llama", "llama-tied-biased", "mistral", "qwen2", "phi3"],
 )
 def test_the_file_computes_what_the_pruned_model_does(
     tmp_path: Path, family: str, options: dict[str, Any], architecture: Architecture
