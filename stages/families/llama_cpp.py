@@ -1,12 +1,14 @@
 """llama.cpp's architectures: which recipes they compute, which files are read, and their names of tensors.
 
-The architectures `llama` and `deci` are written. `deci` reads a width for every layer, and `llama` one for
-all. Both have no norms of queries and keys and no scales but attention's usual one, gate with SiLU, and
-rotate every layer's heads alike.
+The architectures `llama`, `deci` and `openelm` are written. `deci` and `openelm` read a width for every
+layer, `llama` one for all. `openelm` alone has norms of queries and keys; it ties the head to the embedding
+and has no biases. None has a scale but attention's usual one; they gate with SiLU, and rotate every layer's
+heads alike.
 """
 
 from __future__ import annotations
 
+from stages.architecture import ModelShape
 from stages.families.family import Family
 from stages.families.recipe import BlockRecipe, Rotary
 
@@ -22,13 +24,20 @@ _YARN_USUAL = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _YARN_READ = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", *_YARN_USUAL}
 
 
-def refusal(family: str, recipe: BlockRecipe) -> str | None:
-    """Why llama.cpp cannot hold a pruned model of that family and recipe; None if it can."""
+def refusal(shape: ModelShape, recipe: BlockRecipe) -> str | None:
+    """Why llama.cpp cannot hold a pruned model of that shape and recipe; None if it can."""
+    family = shape.family
     if recipe.qk_norm:
-        return (
-            f"{family} normalises queries and keys; llama.cpp's architecture with a width for "
-            "every layer (deci) has no such norms"
-        )
+        lacks = [
+            "a head of its own" if not shape.tied_embeddings else "",
+            "biases" if recipe.qkv_bias or recipe.o_bias or recipe.mlp_bias else "",
+            "a llama3 rope" if any(r and r["rope_type"] == "llama3" for r in recipe.rotary) else "",
+        ]
+        if any(lacks):
+            return (
+                f"{family} normalises queries and keys and has {' and '.join(filter(None, lacks))}; "
+                "llama.cpp's one architecture with such norms and a width for every layer (openelm) has not"
+            )
     if recipe.scaled:
         scales = ", ".join(f"{name} {value:g}" for name, value in recipe.scaled.items())
         return f"{family} has the scales {scales}; llama.cpp's architecture deci has none"

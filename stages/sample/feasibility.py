@@ -365,7 +365,7 @@ def llama_cpp_holds_the_model(request: Request) -> Iterator[Finding]:
     asked, shape = request.params.export.gguf, request.shape
     if not asked:
         return
-    if reason := llama_cpp.refusal(shape.family, request.model.recipe):
+    if reason := llama_cpp.refusal(shape, request.model.recipe):
         yield Never(
             f"export.gguf is {asked}, and no GGUF file can be written of {request.params.model.source}: "
             f"{reason}. Set export.gguf to []"

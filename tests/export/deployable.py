@@ -19,6 +19,7 @@ from stages.evaluate.network.layers import apart
 from stages.export.gguf.tokenizer import derived
 from stages.export.gguf.writer import PrunedModel
 from stages.export.weights.huggingface import write_folder
+from stages.families import FAMILIES
 from tests import tiny
 
 VOCABULARY, SPARE = 320, 4
@@ -124,9 +125,9 @@ def pruned_model(
 def folder_of(tmp_path: Path, model: PrunedModel) -> Path:
     """The same pruned model as a Hugging Face folder."""
     folder = tmp_path / "model"
-    write_folder(
-        folder, model.state, model.config, model.architecture, model.shape, None, None, torch.float32
-    )
+    parts = tuple(f".{part}.weight" for one in FAMILIES[model.shape.family].fused.values() for part in one)
+    state = {name: tensor for name, tensor in model.state.items() if not name.endswith(parts or ("?",))}
+    write_folder(folder, state, model.config, model.architecture, model.shape, None, None, torch.float32)
     return folder
 
 

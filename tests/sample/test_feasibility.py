@@ -145,11 +145,12 @@ def test_a_budget_beyond_all_mlps_leaves_the_simple_baseline_out_and_says_so(lim
     assert [d.design for d in request.designed[:3]] == ["dense", "uniform", "spread"]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_a_family_that_llama_cpp_does_not_hold_is_refused_while_gguf_is_asked_for(family: str):
-    shape = ModelShape(**SMALL.__dict__ | {"family": family, "qk_norm": family == "qwen3"})
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", False), ("qwen3", True), ("llama", False)])
+def test_a_family_that_llama_cpp_does_not_hold_is_refused_while_gguf_is_asked_for(family: str, tied: bool):
+    changes = {"family": family, "qk_norm": family == "qwen3", "tied_embeddings": tied}
+    shape = ModelShape(**SMALL.__dict__ | changes)
     assert asked(shape, export__gguf=[]) == []
-    if family == "qwen3":
+    if family == "qwen3" and not tied:
         with pytest.raises(InputError, match=r"export\.gguf is \['F16'\].*qwen3 normalises"):
             asked(shape, export__gguf=["F16"])
     else:

@@ -32,8 +32,9 @@ _HOW_TO_RUN = """Every file is the whole model with its tokenizer and chat templ
 
     llama-server -m {first}
 
-Layers differ in width, which llama.cpp reads in files of the architecture `deci`; where all are alike it is
-`llama`. The report has speed, memory and perplexity beside the dense model's, where measured."""
+Layers differ in width, which llama.cpp reads in files of the architecture `deci`, and of `openelm` with norms
+of queries and keys; where all are alike it is `llama`. The report has speed, memory and perplexity beside the
+dense model's, where measured."""
 _DEPARTURES = """
 
 llama.cpp tokenises otherwise than transformers:
@@ -49,7 +50,7 @@ def gguf_model(
     Raises:
         UnsupportedError: llama.cpp does not compute such a model, or the tokenizer cannot be derived.
     """
-    if reason := llama_cpp.refusal(loaded.shape.family, loaded.recipe):
+    if reason := llama_cpp.refusal(loaded.shape, loaded.recipe):
         raise UnsupportedError(reason)
     ratio = architecture.overall_ratio(loaded.shape)
     located = locate(source)

@@ -9,6 +9,10 @@ and decides what is written here:
   at least one: a dropped MLP becomes 32 channels that add nothing. A layer that lost both is left out.
 - The head size is read only where layer 0 has heads. A first layer without attention gets one head of zeros.
 - Rotary embeddings turn neighbouring elements, where transformers turns element i with i + d/2.
+
+A family that normalises queries and keys makes an `openelm` file (src/models/openelm.cpp), which reads the
+same layer by layer. Queries, keys and values are one matrix there, heads turn as in transformers, and every
+layer has attention: a head of zeros where it is gone.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ class PrunedModel:
 
 def check_supported(model: PrunedModel) -> None:
     """Raise UnsupportedError, saying why, unless llama.cpp computes what the model does."""
-    if reason := llama_cpp.refusal(model.shape.family, model.recipe):
+    if reason := llama_cpp.refusal(model.shape, model.recipe):
         raise UnsupportedError(reason)
     if not model.architecture.kept_layers():
         raise UnsupportedError("every layer is gone, and llama.cpp loads no model without layers")
@@ -80,8 +84,10 @@ def write_file(path: Path, model: PrunedModel, file_type: str) -> None:
     tensors = dict(_tensors(model))
     types = {name: _type_of(name, tensor, file_type, model.shape) for name, tensor in tensors.items()}
     blocks = [model.architecture.widths[layer] for layer in model.architecture.kept_layers()]
-    writer = GGUFWriter(None, "llama" if len(set(_written(blocks))) == 1 else "deci")
-    _describe(writer, model, _written(blocks), file_type)
+    written = _written(blocks, model.recipe.qk_norm)
+    alike = "llama" if len(set(written)) == 1 else "deci"
+    writer = GGUFWriter(None, "openelm" if model.recipe.qk_norm else alike)
+    _describe(writer, model, written, file_type)
     for name, tensor in tensors.items():
         size = quant_shape_to_byte_shape(tuple(tensor.shape), types[name])
         writer.add_tensor_info(name, size, np.dtype(np.uint8), math.prod(size), types[name])
@@ -99,12 +105,12 @@ def _rotary(recipe: BlockRecipe) -> Rotary:
     return recipe.rotary[0] or {}
 
 
-def _written(widths: list[LayerWidth]) -> list[LayerWidth]:
+def _written(widths: list[LayerWidth], attention_in_all: bool = False) -> list[LayerWidth]:
     """The widths that the file has: what llama.cpp needs is added to those that the model has."""
     found = []
     for index, width in enumerate(widths):
         groups, heads = (width.kv_groups, width.heads_per_group) if width.has_attention else (0, 0)
-        if index == 0 and not groups:
+        if (index == 0 or attention_in_all) and not groups:
             groups, heads = 1, 1
         found.append(LayerWidth(groups, heads, max(BLOCK, math.ceil(width.channels / BLOCK) * BLOCK)))
     return found
@@ -160,9 +166,11 @@ def _tensors(model: PrunedModel) -> Iterator[tuple[str, Tensor]]:
     yield "token_embd.weight", state[family.embedding]
     for index, layer in enumerate(model.architecture.kept_layers()):
         width, prefix = model.architecture.widths[layer], family.layer.format(layer=layer)
-        if width.has_attention:
+        if width.has_attention and shape.qk_norm:
+            attention = _normed_attention(family, state, prefix)
+        elif width.has_attention:
             attention = _attention(family, state, prefix, shape.head_dim)
-        elif index == 0:
+        elif index == 0 or shape.qk_norm:
             attention = _silent_attention(shape)
         else:
             attention = {}
@@ -193,9 +201,26 @@ def interleaved(rows: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).reshape(rows.shape)
 
 
+def _normed_attention(family: Family, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Attention with norms of queries and keys, as `openelm` has it."""
+    parts = [state[f"{prefix}{name}.weight"] for name in (family.q, family.k, family.v)]
+    ours = {
+        "norm": family.attention_norm,
+        "q_norm": family.q_norm,
+        "k_norm": family.k_norm,
+        "output": family.o,
+    }
+    found = {f"attn_{name}.weight": state[f"{prefix}{theirs}.weight"] for name, theirs in ours.items()}
+    return found | {"attn_qkv.weight": torch.cat(parts)}
+
+
 def _silent_attention(shape: ModelShape) -> dict[str, Tensor]:
     """One head of zeros: it adds nothing."""
     row = torch.zeros(shape.head_dim, shape.hidden)
+    if shape.qk_norm:
+        norms = {f"attn_{name}_norm.weight": torch.ones(shape.head_dim) for name in ("q", "k")}
+        around = {"attn_norm.weight": torch.ones(shape.hidden), "attn_output.weight": row.T}
+        return around | norms | {"attn_qkv.weight": torch.cat((row, row, row))}
     found = {f"attn_{name}.weight": row for name in ("q", "k", "v")}
     return {"attn_norm.weight": torch.ones(shape.hidden), **found, "attn_output.weight": row.T}
 

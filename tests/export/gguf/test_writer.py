@@ -37,10 +37,12 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 def run_file_by_hand(path: Path, tokens: list[int]) -> torch.Tensor:
     """Logits of a GGUF file as llama.cpp's deci graph computes them, by explicit loops in float64.
 
-    Its quirks included: without MLP a layer's attention is lost, rotary pairs are neighbours.
+    Its quirks included: without MLP a layer's attention is lost, rotary pairs are neighbours. Of an openelm
+    file as that graph does: queries, keys and values are one matrix, the first two normed, halves are pairs.
     """
     fields, weights = header(path), tensors(path)
     arch = fields["general.architecture"]
+    openelm = arch == "openelm"
     layers, d = fields[f"{arch}.block_count"], fields[f"{arch}.attention.key_length"]
     eps, theta = fields[f"{arch}.attention.layer_norm_rms_epsilon"], fields[f"{arch}.rope.freq_base"]
     turns = torch.tensor([theta ** (-2 * i / d) for i in range(d // 2)], dtype=torch.float64)
@@ -58,9 +60,17 @@ def run_file_by_hand(path: Path, tokens: list[int]) -> torch.Tensor:
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", torch.zeros(1))
 
     def turned(x: torch.Tensor) -> torch.Tensor:  # (L, heads, d)
-        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], d // 2, 2).contiguous())
+        x = x.unflatten(-1, (2, d // 2)).transpose(-2, -1) if openelm else x.unflatten(-1, (d // 2, 2))
         angles = torch.arange(len(x))[:, None, None] * turns
-        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+        turned = torch.view_as_complex(x.contiguous()) * torch.polar(torch.ones_like(angles), angles)
+        pairs = torch.view_as_real(turned)
+        return (pairs.transpose(-2, -1) if openelm else pairs).flatten(-2)
+
+    def projected(y: torch.Tensor, at: str, h: int, g: int) -> list[torch.Tensor]:  # (L, heads, d) each
+        if not openelm:
+            return [linear(y, f"{at}.attn_{n}").view(len(y), -1, d) for n in "qkv"]
+        q, k, v = linear(y, f"{at}.attn_qkv").view(len(y), -1, d).split([h, g, g], dim=1)
+        return [norm(q, f"{at}.attn_q_norm"), norm(k, f"{at}.attn_k_norm"), v]
 
     x = weights["token_embd.weight"][tokens]
     for layer in range(layers):
@@ -68,8 +78,8 @@ def run_file_by_hand(path: Path, tokens: list[int]) -> torch.Tensor:
         inner = x
         if h:
             y = norm(x, f"{at}.attn_norm")
-            q, k = (turned(linear(y, f"{at}.attn_{n}").view(len(x), -1, d)) for n in "qk")
-            v = linear(y, f"{at}.attn_v").view(len(x), -1, d)
+            q, k, v = projected(y, at, h, g)
+            q, k = turned(q), turned(k)
             mixed = torch.empty(len(x), h, d, dtype=torch.float64)
             for head in range(h):
                 scores = q[:, head] @ k[:, head * g // h].T / d**0.5
@@ -99,8 +109,9 @@ def in_half_precision(model: PrunedModel) -> PrunedModel:
         ("mistral", {}),
         ("qwen2", {}),
         ("phi3", {}),
+        ("qwen3", {"tie_word_embeddings": True}),
     ],
-    ids=["llama", "llama-tied-biased", "mistral", "qwen2", "phi3"],
+    ids=["llama", "llama-tied-biased", "mistral", "qwen2", "phi3", "qwen3"],
 )
 def test_the_file_computes_what_the_pruned_model_does(
     tmp_path: Path, family: str, options: dict[str, Any], architecture: Architecture
@@ -239,7 +250,16 @@ def with_recipe(path: Path, **changes: Any) -> PrunedModel:
 
 
 REFUSED: list[tuple[str, Any, str]] = [
-    ("q/k norms", lambda path: pruned_model(path, UNIFORM, "qwen3"), "qwen3 normalises queries and keys"),
+    (
+        "q/k norms, untied",
+        lambda path: pruned_model(path, UNIFORM, "qwen3"),
+        "qwen3 normalises queries and keys and has a head of its own; llama.cpp's one architecture",
+    ),
+    (
+        "q/k norms, biased",
+        lambda path: pruned_model(path, UNIFORM, "qwen3", tie_word_embeddings=True, attention_bias=True),
+        "qwen3 normalises queries and keys and has biases; llama.cpp's one architecture",
+    ),
     (
         "nothing left",
         lambda path: pruned_model(path, Architecture.from_json([[0, 0, 0]] * 4)),
