@@ -83,14 +83,14 @@ def spread(shape: ModelShape, sample: Sample, taken: Iterable[Architecture] = ()
     nearest ones: no budget is to be met. No site is cut beyond `spread_site_ratios`.
 
     Raises:
-        InputError: an overall ratio cannot be reached on the prunable sites.
+        InputError: none of the overall ratios can be reached on the prunable sites.
     """
     space = spread_space(shape, sample)
     rng = random.Random(sample.seed)
     columns = {site: rng.sample(range(sample.spread), sample.spread) for site in space.limits}
     seen = set(taken)
     made = []
-    for index, target in enumerate(spread_targets(sample)):
+    for index, target in enumerate(spread_targets(sample, space)):
         reach = _STRAYS[index % len(_STRAYS)]
         wishes = {s: target + reach * ((c[index] + 0.5) / sample.spread - 0.5) for s, c in columns.items()}
         architecture = space.near(wishes, target)
@@ -106,10 +106,22 @@ def spread_space(shape: ModelShape, sample: Sample) -> Space:
     return Space(shape, sample.mlp_granularity, dict.fromkeys(sites, _interval(sample.spread_site_ratios)))
 
 
-def spread_targets(sample: Sample) -> list[float]:
-    """The overall ratios that the spread design's architectures are to have, rising."""
+def spread_targets(sample: Sample, space: Space) -> list[float]:
+    """The overall ratios that the spread design's architectures are to have, rising.
+
+    Where the space ends before the last of them, they end with it: 28 layers reach less than 30.
+    """
     low, high = sample.spread_overall_ratios
-    return [low + (high - low) * (index + 0.5) / sample.spread for index in range(sample.spread)]
+    least, most = space.reachable()
+    targets = _evenly(low, high, sample.spread)
+    if targets and not least <= targets[0] <= targets[-1] <= most:
+        targets = _evenly(max(low, least), min(high, most), sample.spread)
+    return targets
+
+
+def _evenly(low: float, high: float, count: int) -> list[float]:
+    """The middles of `count` equal parts of an interval."""
+    return [low + (high - low) * (index + 0.5) / count for index in range(count)]
 
 
 def all_designs(

@@ -156,14 +156,19 @@ def the_layers_and_mlps_alone_reach_the_budget(request: Request) -> Iterator[Fin
 
 def the_spread_is_reached(request: Request) -> Iterator[Finding]:
     """Whether the prunable layers hold the overall ratios of the spread design."""
-    sample, targets = request.params.sample, designs.spread_targets(request.params.sample)
-    low, high = designs.spread_space(request.shape, sample).reachable()
+    sample = request.params.sample
+    space = designs.spread_space(request.shape, sample)
+    (low, high), asked = space.reachable(), sample.spread_overall_ratios
+    targets = designs.spread_targets(sample, space)
+    told = (
+        f"sample.spread_overall_ratios is {asked}; with sample.spread_site_ratios "
+        f"{sample.spread_site_ratios}, {designs.left_to_prune(request.shape, sample)} reach {low:.4f} to "
+        f"{high:.4f}"
+    )
     if targets and not low <= targets[0] <= targets[-1] <= high:
-        yield Never(
-            f"sample.spread_overall_ratios is {sample.spread_overall_ratios}; with sample.spread_site_ratios "
-            f"{sample.spread_site_ratios}, {designs.left_to_prune(request.shape, sample)} reach {low:.4f} to "
-            f"{high:.4f}. Ask for ratios between, or widen spread_site_ratios"
-        )
+        yield Never(f"{told}. Ask for ratios between, or widen spread_site_ratios")
+    elif targets and targets[-1] < asked[1] - (asked[1] - asked[0]) / len(targets):
+        yield Note(f"{told}, and what is asked for beyond is left out")
 
 
 def a_round_has_trials_enough(request: Request) -> Iterator[Finding]:

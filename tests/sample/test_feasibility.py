@@ -70,7 +70,7 @@ NEVER: list[tuple[str, dict[str, Any]]] = [
     ("budget.overall_ratio is 0.25; the narrowed space reaches", {"search__narrowing": narrowing(**MILD)}),
     ("search.front is 0.9; the narrowed space reaches", {"search__front": [0.9]}),
     ("budget.overall_ratio is 0.9; expected a number from", {"budget__overall_ratio": 0.9}),
-    ("sample.spread_overall_ratios is [0.1, 0.95]", {"sample__spread_overall_ratios": [0.1, 0.95]}),
+    ("sample.spread_overall_ratios is [0.9, 0.95]", {"sample__spread_overall_ratios": [0.9, 0.95]}),
     ("no architecture of this space lies", {"budget__tolerance": 1e-4, "budget__overall_ratio": 0.2503}),
     ("budget.tolerance is 0.004, and a step", {"budget__tolerance": 0.004}),
     ("search.trials is 1, and search.per_round 2", {"search__trials": 1}),
@@ -143,6 +143,37 @@ def test_a_budget_beyond_all_mlps_leaves_the_simple_baseline_out_and_says_so(lim
     request = Request(params, described(shape))
     assert any("no baseline 'simple'" in note for note in check(request))
     assert [d.design for d in request.designed[:3]] == ["dense", "uniform", "spread"]
+
+
+PUBLISHED = {  # hidden, layers, heads, key-value heads, head size, MLP, vocabulary, tied
+    "Qwen/Qwen3-0.6B": ("qwen3", 1024, 28, 16, 8, 128, 3072, 151936, True),
+    "Qwen/Qwen3-1.7B": ("qwen3", 2048, 28, 16, 8, 128, 6144, 151936, True),
+    "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 24, 14, 2, 64, 4864, 151936, True),
+    "meta-llama/Llama-3.2-1B": ("llama", 2048, 16, 32, 8, 64, 8192, 128256, True),
+    "meta-llama/Llama-3.2-3B": ("llama", 3072, 28, 24, 8, 128, 8192, 128256, True),
+    "TinyLlama/TinyLlama_v1.1": ("llama", 2048, 22, 32, 4, 64, 5632, 32000, False),
+}
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.25, 0.3])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_pass_with_the_default_params(name: str, ratio: float):
+    family, hidden, layers, heads, groups, head_dim, channels, vocabulary, tied = PUBLISHED[name]
+    config = {
+        "model_type": family, "hidden_size": hidden, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": head_dim,
+        "intermediate_size": channels, "vocab_size": vocabulary, "tie_word_embeddings": tied,
+        "max_position_embeddings": 32768,
+    }  # fmt: skip
+    budget = COMMITTED.budget.model_copy(update={"overall_ratio": ratio})
+    params = COMMITTED.model_copy(update={"budget": budget})
+    request = Request(params, describe(config, name))
+    notes = check(request)
+    assert len(request.designed) >= 3 + 0.8 * COMMITTED.sample.spread
+    ratios = [d.architecture.overall_ratio(request.shape) for d in request.designed if d.design == "spread"]
+    assert 0.1 <= min(ratios) < 0.13
+    assert max(ratios) > 0.2
+    assert all("spread_overall_ratios" in note or "which sites are sensitive" in note for note in notes)
 
 
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", False), ("qwen3", True), ("llama", False)])
