@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stages.architecture import LayerWidth, ModelShape
+from stages.families import describe
 from stages.families.family import Family
 from stages.families.modeling_prunecast import SUBLAYERS, pruned_classes
 
@@ -27,6 +28,8 @@ _NOT_CARRIED_OVER = (  # of the source, not of what is made of it
 def settings_of(config: Any, shape: ModelShape) -> dict[str, Any]:
     """The settings of a dense model's configuration that its pruned models share."""
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_CARRIED_OVER}
+    if (scale := describe(config.to_dict(), shape.family).recipe.logits_scale) != 1:
+        settings["logit_scale"] = scale  # vLLM knows no other name for it
     return settings | {"head_dim": shape.head_dim}  # never to be derived from a pruned number of heads
 
 

@@ -1,7 +1,7 @@
 """Load exports in other programs, and compare what they say with what transformers says here.
 
     python -m tests.serving [FOLDER…]            # vLLM, and the oldest transformers that folders are for
-    python -m tests.serving --programs vllm
+    python -m tests.serving --programs vllm --families qwen3
 
 Each program has an environment of its own, made once (`.venv-serving-…`). Folders are tiny random models of
 every family, their layers of unlike widths, without attention, MLP or both; and those that are named. Greedy
@@ -71,10 +71,10 @@ PROGRAMS = {
 }
 
 
-def folders(work: Path) -> Iterator[tuple[str, Path]]:
-    """Exports of tiny random models: all widths of the first family, some of the others."""
+def folders(work: Path, families: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Exports of tiny random models: all widths of Llama, some of other families."""
     tiny.HEAD_DIM = SIZES["head_dim"]
-    for family, options in FAMILIES.items():
+    for family, options in ((family, FAMILIES[family]) for family in families):
         for name, widths in WIDTHS.items():
             if family == "llama" or name in OF_ALL:
                 dense = tiny.random_model(family, **SIZES, **options)
@@ -139,10 +139,11 @@ def main() -> None:
     )
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
+    parser.add_argument("--families", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
     asked = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="prunecast-serving-") as work:
-        named = dict(folders(Path(work)))
+        named = dict(folders(Path(work), asked.families))
         named |= {str(folder): folder.resolve() for folder in asked.folders}
         rows = min(AutoConfig.from_pretrained(f, trust_remote_code=True).vocab_size for f in named.values())
         prompts = tiny.random_tokens(3, 20, vocabulary=rows).tolist()

@@ -109,6 +109,14 @@ def test_equal_widths_need_no_code_of_ours(
     tiny.assert_same(logits(model), logits(masked(dense, architecture)))
 
 
+@pytest.mark.parametrize("widths", [HOLLOW, Architecture.from_json([(1, 3, 33)] * LAYERS)])
+def test_what_scales_logits_is_said_in_the_words_of_vllm(tmp_path: Path, widths: Architecture) -> None:
+    folder = export(tmp_path / "granite" / "model", random_model("granite", **tiny.GRANITE), widths)
+    assert config_of(folder)["logit_scale"] == 1 / tiny.GRANITE["logits_scaling"]
+    folder = export(tmp_path / "llama" / "model", random_model("llama"), widths)
+    assert "logit_scale" not in config_of(folder)
+
+
 def test_a_plain_folder_says_its_scaled_rotary_embedding_in_the_words_of_transformers_4(
     tmp_path: Path,
 ) -> None:
