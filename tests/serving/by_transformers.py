@@ -1,9 +1,5 @@
 """What transformers says of prompts, written as `by_vllm` does; needs nothing of this project."""
 
-import json
-import sys
-from pathlib import Path
-
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -25,15 +21,7 @@ def said(folder, prompts):
     }
 
 
-def main():
-    prompts = json.loads(Path(sys.argv[1]).read_text())
-    for folder in sys.argv[2:]:
-        try:
-            answer = said(folder, prompts)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
-        print(json.dumps({"folder": folder, **answer}), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    from answers import write_answers  # type: ignore[import-not-found]  # of this folder
+
+    write_answers(said)

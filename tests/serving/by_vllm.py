@@ -6,11 +6,7 @@ Prompts are rows of tokens. A line of JSON a folder: greedy continuations, and l
 prompts' tokens but the first, or the error.
 """
 
-import gc
-import json
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -39,16 +35,7 @@ def said(folder, prompts):
     }
 
 
-def main():
-    prompts = json.loads(Path(sys.argv[1]).read_text())
-    for folder in sys.argv[2:]:
-        try:
-            answer = said(folder, prompts)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
-        gc.collect()
-        print(json.dumps({"folder": folder, **answer}), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    from answers import write_answers  # type: ignore[import-not-found]  # of this folder
+
+    write_answers(said)
