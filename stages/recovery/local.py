@@ -29,7 +29,7 @@ def states_of(teacher: Decoder, tokens: Tensor) -> States:
     batch, full = Batch.unasked(tokens), teacher.shape.dense_width
     hidden, places = teacher.embed(tokens), teacher.places(batch)
     found: States = {}
-    for site in (Site(index, kind) for index in range(teacher.shape.layers) for kind in Kind):
+    for site in teacher.shape.sites():
         x = teacher.activations(site, full, hidden, places)
         after = teacher.output(site, full, x, onto=hidden)
         found[site] = hidden, after

@@ -59,7 +59,7 @@ def repair_again(
         places = [network.places(batch) for batch in on_device]
         pruned = {architecture: list(before) for architecture in architectures}
         uncut = set(architectures)
-        sites = [Site(index, kind) for index in range(network.shape.layers) for kind in Kind]
+        sites = list(network.shape.sites())
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
             after = []
             for hidden, here in zip(before, places, strict=True):
