@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Kind(StrEnum):
@@ -81,6 +81,10 @@ def _shared(kv_groups: int, heads_per_group: int, channels: int) -> LayerWidth:
     return LayerWidth(kv_groups, heads_per_group, channels)
 
 
+_LATER = {"sublayer_norms": 1}
+"""Fields of a shape that came after files with shapes were written, and what they were before."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What parameter counting needs to know of a decoder-only model.
@@ -102,6 +106,13 @@ class ModelShape:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    sublayer_norms: int = 1
+    """Norms of the hidden size that each sublayer has, before or behind it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; those that came later only where they are not as before, so that keys stay."""
+        found = asdict(self)
+        return {k: v for k, v in found.items() if k not in _LATER or v != _LATER[k]}
 
     @property
     def dense_width(self) -> LayerWidth:
@@ -114,23 +125,24 @@ class ModelShape:
             yield Site(layer, Kind.MLP)
 
     def attention_parameters(self, kv_groups: int, heads_per_group: int) -> int:
-        """Parameters of an attention sublayer of that width, its input norm included."""
+        """Parameters of an attention sublayer of that width, its norms included."""
         if kv_groups == 0 or heads_per_group == 0:
             return 0
         q_rows = kv_groups * heads_per_group * self.head_dim
         kv_rows = 2 * kv_groups * self.head_dim
-        total = self.hidden * (2 * q_rows + kv_rows) + self.hidden  # q, o, k, v; input norm
+        total = self.hidden * (2 * q_rows + kv_rows)  # q, o, k, v
+        total += self.sublayer_norms * self.hidden
         total += (q_rows + kv_rows) if self.qkv_bias else 0
         total += self.hidden if self.o_bias else 0
         total += 2 * self.head_dim if self.qk_norm else 0
         return total
 
     def mlp_parameters(self, channels: int) -> int:
-        """Parameters of an MLP of that width, its norm included."""
+        """Parameters of an MLP of that width, its norms included."""
         if channels == 0:
             return 0
         bias = 2 * channels + self.hidden if self.mlp_bias else 0
-        return 3 * self.hidden * channels + self.hidden + bias
+        return 3 * self.hidden * channels + self.sublayer_norms * self.hidden + bias
 
     def site_parameters(self, kind: Kind, width: LayerWidth) -> int:
         """Parameters that a site of that kind keeps in a layer of that width."""

@@ -67,6 +67,16 @@ GRANITE: dict[str, Any] = {
     "attention_multiplier": 0.2,
     "logits_scaling": 1.7,
 }
+GEMMA3: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 6,
+    "query_pre_attn_scalar": 10,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
 VARIANTS = {
     "llama": Variant("llama", {}),
     "llama-tied": Variant("llama", {"tie_word_embeddings": True}),
@@ -92,6 +102,10 @@ VARIANTS = {
     ),
     "smollm3": Variant("smollm3", {"no_rope_layers": [1, 0, 0, 1]}),
     "phi3": Variant("phi3", {"sliding_window": 9}),
+    "gemma3": Variant("gemma3_text", GEMMA3),
+    "gemma3-biased-untied": Variant(
+        "gemma3_text", GEMMA3 | {"attention_bias": True, "tie_word_embeddings": False}
+    ),
 }
 """Every family, and every piece of a recipe; attention windows are shorter than the texts of most tests."""
 TOYS = {"seed_oss": Variant("seed_oss", {"attention_bias": True, "attention_out_bias": False})}
@@ -107,6 +121,7 @@ EXPORTED = {
     ),
     "smollm3": VARIANTS["smollm3"],
     "phi3": VARIANTS["phi3"],
+    "gemma3": VARIANTS["gemma3-biased-untied"],
 }
 """Variants whose exports are tested in every way."""
 MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
@@ -157,7 +172,7 @@ def random_model(family: str, seed: int = 0, **options: Any) -> Any:
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = 1.0 if "norm" in name else 0.0
+            centre = 1.0 if "norm" in name and family != "gemma3_text" else 0.0  # which adds one itself
             parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -337,8 +352,9 @@ def sliced(model: Any, architecture: Architecture) -> dict[str, torch.Tensor]:
         queries, both = keys * shape.heads_per_group, [[p + q for p in key_value] for q in (0, keys)]
         kept["qkv_proj"] = query + [queries + place for part in both for place in part]
         kept["gate_up_proj"] = channels + [shape.channels + place for place in channels]
-        gone: tuple[str, ...] = () if width.has_attention else ("self_attn.", "input_layernorm.")
-        gone += () if width.has_mlp else ("mlp.", "post_attention_layernorm.")
+        names = describe(model.config.to_dict(), "the tiny model").family.sublayers
+        gone = () if width.has_attention else tuple(f"{name}." for name in names["attention"])
+        gone += () if width.has_mlp else tuple(f"{name}." for name in names["mlp"])
         prefix = f"model.layers.{layer}."
         for name in [n for n in state if n.startswith(prefix)]:
             module, kind = name.split(".")[-2:]

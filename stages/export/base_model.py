@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from stages.export.results.record import BaseModel
 from stages.sample.gguf_header import read_header, stem
 from stages.sample.hub import refusal
 from stages.sample.links import leaves
+from stages.sample.packaged import package_files
 from stages.sample.source import ModelSource, locate, read_card, read_licence
 
-TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 """Files that whoever passes a model on has to pass on with it."""
 
 
@@ -101,9 +103,11 @@ def _of_gguf(source: ModelSource) -> BaseModel:
 
     field = read_header(source.path).fields.get
     package = source.name.removeprefix("package:")
-    origin = f"the file {source.path.name}"
+    origin, terms = f"the file {source.path.name}", []
     if package != source.name:
         origin += f" in the Python package {package} {metadata.version(package)}"
+        inside = [path for path in package_files(package) if ".dist-info" not in path.parent.name]
+        terms = [path for path in inside if any(fnmatch(path.name, pattern) for pattern in TERMS)]
     if organisation := field("general.organization"):
         origin += f", by {organisation}"
     kinds: dict[Any, str] = {kind.value: kind.name for kind in LlamaFileType}
@@ -114,5 +118,6 @@ def _of_gguf(source: ModelSource) -> BaseModel:
         licence=read_licence(source),
         languages=tuple(field("general.languages") or ()),
         hub_id=next((i for key in _REPOSITORIES if (i := hub_id(field(key)))), None),
+        terms=tuple(terms),
         quantisation=None if stored in ("F32", "F16", "BF16") else stored,
     )

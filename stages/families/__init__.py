@@ -31,6 +31,7 @@ __all__ = [
 FAMILIES = Registry(
     "families",
     {
+        "gemma3_text": "stages.families.gemma3:GEMMA3",
         "granite": "stages.families.granite:GRANITE",
         "llama": "stages.families.llama:LLAMA",
         "mistral": "stages.families.mistral:MISTRAL",

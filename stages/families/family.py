@@ -52,6 +52,7 @@ def usual_shape(config: Config, recipe: BlockRecipe) -> ModelShape:
         o_bias=recipe.o_bias,
         mlp_bias=recipe.mlp_bias,
         qk_norm=recipe.qk_norm,
+        sublayer_norms=recipe.norm_before + recipe.norm_after,
     )
 
 
@@ -104,18 +105,24 @@ class Family:
     down: str = "mlp.down_proj"
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Projections that its checkpoints keep as one, by that one's name: rows one below the other."""
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
+    attention_norm: str | None = "input_layernorm"
+    mlp_norm: str | None = "post_attention_layernorm"
+    attention_norm_after: str | None = None
+    mlp_norm_after: str | None = None
     embedding: str = "model.embed_tokens.weight"
     final_norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
 
     @property
-    def sublayers(self) -> dict[str, tuple[str, str]]:
-        """The attributes of a decoder layer that hold the module and its norm, of attention and MLP."""
+    def sublayers(self) -> dict[str, tuple[str, ...]]:
+        """The attributes of a decoder layer that hold the module and its norms, of attention and MLP."""
+        norms = {
+            self.o: (self.attention_norm, self.attention_norm_after),
+            self.down: (self.mlp_norm, self.mlp_norm_after),
+        }
         return {
-            "attention": (self.o.partition(".")[0], self.attention_norm),
-            "mlp": (self.down.partition(".")[0], self.mlp_norm),
+            kind: (module.partition(".")[0], *(norm for norm in norms[module] if norm))
+            for kind, module in (("attention", self.o), ("mlp", self.down))
         }
 
     def tensors(self, shape: ModelShape) -> dict[str, Dimensions]:
@@ -127,7 +134,7 @@ class Family:
         rows = {self.q: query, self.k: key, self.v: key, self.o: hidden}
         rows |= {self.gate: channels, self.up: channels, self.down: hidden}
         columns = dict.fromkeys(rows, hidden) | {self.o: query, self.down: channels}
-        norms = dict.fromkeys((self.attention_norm, self.mlp_norm), hidden)
+        norms = {norm: hidden for _, *norms in self.sublayers.values() for norm in norms}
         norms |= dict.fromkeys((self.q_norm, self.k_norm), head) if shape.qk_norm else {}
         biased: tuple[str, ...] = (self.q, self.k, self.v) if shape.qkv_bias else ()
         biased += (self.o,) if shape.o_bias else ()

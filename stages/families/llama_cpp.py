@@ -12,11 +12,14 @@ from stages.architecture import ModelShape
 from stages.families.family import Family
 from stages.families.recipe import BlockRecipe, Rotary
 
-READ = ("llama", "qwen2", "qwen3")
-"""Architectures of llama.cpp that are our families of the same name, and whose files are read."""
+READ = {"gemma3": "gemma3_text", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Architectures of llama.cpp whose files are read, and the family of each."""
 
 INTERLEAVED = ("llama",)
 """Architectures of llama.cpp that turn neighbouring elements of a head; transformers turns i with i + d/2."""
+
+NORM_OFFSETS = {"gemma3": 1.0}
+"""What an architecture's files have already added to the weights of norms."""
 
 BLOCK = 32
 """Weights of a row that share a scale in Q8_0 and Q4_0."""
@@ -27,6 +30,11 @@ _YARN_READ = {"rope_type", "rope_theta", "factor", "original_max_position_embedd
 def refusal(shape: ModelShape, recipe: BlockRecipe) -> str | None:
     """Why llama.cpp cannot hold a pruned model of that shape and recipe; None if it can."""
     family = shape.family
+    if recipe.norm_after:
+        return (
+            f"{family} has norms behind its sublayers; llama.cpp's architectures with a width for every layer "
+            "(deci, openelm) have none"
+        )
     if recipe.qk_norm:
         lacks = [
             "a head of its own" if not shape.tied_embeddings else "",
@@ -70,10 +78,11 @@ def tensor_names(family: Family, layers: int) -> dict[str, str]:
         "attn_norm": family.attention_norm, "attn_q": family.q, "attn_k": family.k, "attn_v": family.v,
         "attn_output": family.o, "attn_q_norm": family.q_norm, "attn_k_norm": family.k_norm,
         "ffn_norm": family.mlp_norm, "ffn_gate": family.gate, "ffn_up": family.up, "ffn_down": family.down,
+        "post_attention_norm": family.attention_norm_after, "post_ffw_norm": family.mlp_norm_after,
     }  # fmt: skip
     for layer in range(layers):
         prefix = family.layer.format(layer=layer)
-        for theirs, ours in of_layer.items():
+        for theirs, ours in ((name, found_as) for name, found_as in of_layer.items() if found_as):
             for part in ("weight", "bias"):
                 found[f"blk.{layer}.{theirs}.{part}"] = f"{prefix}{ours}.{part}"
     return found

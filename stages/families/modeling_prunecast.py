@@ -47,11 +47,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-SUBLAYERS = {
+SUBLAYERS: Mapping[str, tuple[str, ...]] = {
     "attention": ("self_attn", "input_layernorm"),
     "mlp": ("mlp", "post_attention_layernorm"),
 }
-"""What a layer may skip, and the attributes of most families' layers that hold the module and its norm."""
+"""What a layer may skip, and the attributes of most families' layers that hold the module and its norms."""
 
 
 class _Widths:
@@ -139,7 +139,7 @@ class _NoMLP(nn.Module):
         return hidden_states.new_zeros(())
 
 
-def sublayers(config: Any) -> Mapping[str, tuple[str, str]]:
+def sublayers(config: Any) -> Mapping[str, tuple[str, ...]]:
     """`SUBLAYERS` under the family's own names: ``config.sublayers``, where they are not the usual ones."""
     return getattr(config, "sublayers", None) or SUBLAYERS
 
@@ -149,9 +149,10 @@ def pruned_layer(layer_class: Any, config: Any, index: int) -> nn.Module:
     layer: nn.Module = layer_class(layer_config(config, index), index)
     skip, names = skipped(config, index), sublayers(config)
     for sublayer in skip:
-        module, norm = names[sublayer]
+        module, *norms = names[sublayer]
         setattr(layer, module, _NoAttn(config, index) if sublayer == "attention" else _NoMLP())
-        setattr(layer, norm, nn.Identity())
+        for norm in norms:
+            setattr(layer, norm, nn.Identity())
     own = _following(layer_config(config, index), config)
     for part in layer.modules():
         if hasattr(part, "config"):

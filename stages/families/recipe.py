@@ -5,14 +5,14 @@ With s the scale of the residual stream, every layer is
     x = x + s * attention(norm(x))
     x = x + s * mlp(norm(x)),    mlp(x) = down(activation(gate(x)) * up(x))
 
-RMS norms stand before each sublayer and before the head. What a recipe cannot say is refused when a
-model's configuration is read, by `usual_recipe` or by the recipe itself.
+RMS norms stand before each sublayer, behind each, or both, and before the head. What a recipe cannot say is
+refused when a model's configuration is read, by `usual_recipe` or by the recipe itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from stages.families.configuration import (
@@ -45,6 +45,14 @@ ROTARY_TYPES: Mapping[str, Mapping[str, Key]] = {
 }
 """The types whose frequencies do not depend on the length of the text (those of dynamic and longrope do), and
 the keys of each."""
+_LATER = {
+    "norm_offset": 0.0,
+    "norm_in_float32": False,
+    "norm_before": True,
+    "norm_after": False,
+    "embedding_scale_rounded": False,
+}
+"""Fields of a recipe that came after journals had been written, and what they were before."""
 ATTENTION_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -66,12 +74,22 @@ class BlockRecipe:
     """The most tokens that each layer's attention looks back on, itself included; None is all."""
     activation: str = "silu"
     norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    """What is added to the weights of norms."""
+    norm_in_float32: bool = False
+    """Whether norms are scaled before they are rounded to the model's type, not after."""
+    norm_before: bool = True
+    """Whether a norm stands before each sublayer."""
+    norm_after: bool = False
+    """Whether what each sublayer makes is normed before it is added."""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
     """Whether each head's queries and keys have an RMS norm of their own before they are rotated."""
     embedding_scale: float = 1.0
+    embedding_scale_rounded: bool = False
+    """Whether that scale is rounded to the model's type."""
     residual_scale: float = 1.0
     attention_scale: float | None = None
     """What scores of attention are multiplied by; None is one over the root of the head size."""
@@ -86,6 +104,10 @@ class BlockRecipe:
         for rotary in self.rotary:
             if rotary is not None:
                 refuse_rotary(rotary)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; those that came later only where they are not as before, so that keys stay."""
+        return {k: v for k, v in asdict(self).items() if k not in _LATER or v != _LATER[k]}
 
     @property
     def scaled(self) -> dict[str, float]:
@@ -105,8 +127,9 @@ def usual_recipe(config: Config, **pieces: Any) -> BlockRecipe:
     refuse_experts(config)
     layers = int(config["num_hidden_layers"])
     activation = config.get("hidden_act") or "silu"
+    if "rotary" not in pieces:
+        pieces["rotary"] = (usual_rotary(config),) * layers
     usual: dict[str, Any] = {
-        "rotary": (usual_rotary(config),) * layers,
         "windows": (None,) * layers,
         "activation": "silu" if activation == "swish" else activation,
         "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
@@ -132,7 +155,11 @@ def usual_rotary(config: Config) -> Rotary:
         ConfigurationError: it lacks a number or holds a bad one.
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    given = dict(config.get(name) or {})
+    return _rotary(config, name, config.get(name) or {})
+
+
+def _rotary(config: Config, name: str, given: Rotary) -> Rotary:
+    """The rotary embedding that a configuration gives under a name."""
     if nested := [key for key, value in given.items() if isinstance(value, dict)]:
         raise UnsupportedPieceError(
             f"has a rotary embedding for each kind of layer ({name}: {', '.join(nested)})"
@@ -162,6 +189,44 @@ def refuse_rotary(rotary: Rotary) -> None:
         )
 
 
+def rotary_by_kind(config: Config, kinds: Sequence[str], **bases: float | None) -> tuple[Rotary, ...]:
+    """The rotary embedding of each layer by its kind of attention, in the words of transformers 5 or of 4.
+
+    `bases` has each kind's ``rope_theta`` where the configuration gives none for it; the scaling of
+    transformers 4 (``rope_scaling``) is that of full attention.
+
+    Raises:
+        UnsupportedPieceError, ConfigurationError: as `usual_rotary`, of any kind.
+    """
+    found, scaling = {}, config.get("rope_scaling")
+    nested = config.get("rope_parameters") or {}
+    for kind, base in bases.items():
+        given = {"rope_theta": base, **(nested.get(kind) or {"rope_type": "default"})}
+        scaled = scaling and kind == "full_attention"
+        found[kind] = _rotary(
+            config,
+            "rope_scaling" if scaled else "rope_parameters",
+            {**given, **(scaling or {})} if scaled else given,
+        )
+    return tuple(found[kind] for kind in kinds)
+
+
+def kinds_of_attention(config: Config, usual: Sequence[str]) -> Sequence[str]:
+    """The kind of attention of each layer: ``layer_types``, or the `usual` ones where it is left out.
+
+    Raises:
+        ConfigurationError: ``layer_types`` has not one of the two kinds of attention for each layer.
+    """
+    layers, kinds = int(config["num_hidden_layers"]), config.get("layer_types")
+    kinds = usual if kinds is None else kinds
+    if len(kinds) != layers or not set(kinds) <= set(ATTENTION_TYPES):
+        raise ConfigurationError(
+            f"layer_types has {len(kinds)} entries, of the kinds {', '.join(sorted(set(kinds)))}; expected "
+            f"{layers} (num_hidden_layers) of {' or '.join(ATTENTION_TYPES)}"
+        )
+    return kinds
+
+
 def sliding_by_layer(config: Config) -> tuple[int | None, ...]:
     """The windows of a family with ``use_sliding_window``, whose later layers slide.
 
@@ -171,12 +236,6 @@ def sliding_by_layer(config: Config) -> tuple[int | None, ...]:
     layers = int(config["num_hidden_layers"])
     window = config["sliding_window"] if config.get("use_sliding_window") else None
     first = int(config.get("max_window_layers", 28))
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
-    if len(kinds) != layers or not set(kinds) <= set(ATTENTION_TYPES):
-        raise ConfigurationError(
-            f"layer_types has {len(kinds)} entries, of the kinds {', '.join(sorted(set(kinds)))}; expected "
-            f"{layers} (num_hidden_layers) of {' or '.join(ATTENTION_TYPES)}"
-        )
+    usual = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
+    kinds = kinds_of_attention(config, usual)
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -17,6 +17,7 @@ from torch import Tensor
 from stages.architecture import Kind, Site
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
+from stages.families import BlockRecipe
 from stages.families.modeling_prunecast import skipped, sublayers
 
 States = dict[Site, tuple[Tensor, Tensor]]
@@ -37,11 +38,10 @@ def states_of(teacher: Decoder, tokens: Tensor) -> States:
     return found
 
 
-def local_loss(body: Any, tokens: Tensor, states: States, scale: float) -> Tensor:
+def local_loss(body: Any, tokens: Tensor, states: States, recipe: BlockRecipe) -> Tensor:
     """The mean over a student's sublayers of their normalised squared errors.
 
-    `body` are transformers' modules without the head, run on tokens (B, L); `scale` is what a sublayer's
-    output is multiplied by before it is added.
+    `body` are transformers' modules without the head, run on tokens (B, L); `recipe` is the model's.
     """
     added: dict[Site, Tensor] = {}
     with ExitStack() as hooks:
@@ -49,17 +49,23 @@ def local_loss(body: Any, tokens: Tensor, states: States, scale: float) -> Tenso
             if site.kind.value in skipped(body.config, site.layer):
                 continue
             names = sublayers(body.config)[site.kind.value]
-            module, norm = (getattr(body.layers[site.layer], name) for name in names)
-            before = states[site][0]
-            hooks.enter_context(norm.register_forward_pre_hook(partial(_instead, before)))
-            hooks.enter_context(module.register_forward_hook(partial(_noted, added, site)))
+            module, *norms = (getattr(body.layers[site.layer], name) for name in names)
+            first = norms[0] if recipe.norm_before else module
+            last = norms[-1] if recipe.norm_after else module
+            instead = partial(_instead, states[site][0])
+            hooks.enter_context(first.register_forward_pre_hook(instead, with_kwargs=True))
+            hooks.enter_context(last.register_forward_hook(partial(_noted, added, site)))
         body(input_ids=tokens, use_cache=False)
-    errors = [_error(scale * added[site], *states[site]) for site in added]
+    errors = [_error(recipe.residual_scale * added[site], *states[site]) for site in added]
     return torch.stack(errors).mean() if errors else torch.zeros((), device=tokens.device)
 
 
-def _instead(states: Tensor, _: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (states.to(inputs[0].dtype),)
+def _instead(
+    states: Tensor, _: Any, inputs: tuple[Tensor, ...], named: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    if inputs:
+        return (states.to(inputs[0].dtype), *inputs[1:]), named
+    return (), {**named, "hidden_states": states.to(named["hidden_states"].dtype)}
 
 
 def _noted(added: dict[Site, Tensor], site: Site, _: Any, __: Any, output: Any) -> None:

@@ -74,16 +74,16 @@ class RecoveryTrainer(Trainer):
     ) -> Tensor:
         """The mean loss over the tokens of a batch of sequences."""
         tokens = inputs["input_ids"]
-        student, recipe = base_of(self.accelerator.unwrap_model(model)), self.teacher.recipe
+        student = base_of(self.accelerator.unwrap_model(model))
         if self.state.global_step < self.local_steps:
             states = states_of(self.teacher, tokens)
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
-                return local_loss(student.model, tokens, states, recipe.residual_scale)
+                return local_loss(student.model, tokens, states, self.teacher.recipe)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=tokens.is_cuda):
             hidden = self._hidden(student.model, tokens)
             hidden = hidden.to(torch.bfloat16) if tokens.is_cuda else hidden
         head = student.get_output_embeddings().weight
-        scale = recipe.logits_scale
+        scale = self.teacher.recipe.logits_scale
         if not self.by_predictions:
             return cross_entropy(hidden[:, :-1].flatten(0, 1), head, tokens[:, 1:].flatten(), scale)
         return divergence(hidden.flatten(0, 1), head, self._teachers(tokens), self.teacher.head, scale)

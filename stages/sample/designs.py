@@ -286,7 +286,7 @@ def write(path: Path, shape: ModelShape, designed: list[Designed], table: Latenc
         for d in designed
     ]
     latency = {} if table is None else {"latency": table.to_json()}
-    write_json(path, SCHEMA, VERSION, {"shape": shape.__dict__, "architectures": rows, **latency})
+    write_json(path, SCHEMA, VERSION, {"shape": shape.to_json(), "architectures": rows, **latency})
 
 
 def read(path: Path) -> tuple[ModelShape, list[Designed]]:

@@ -29,6 +29,7 @@ _ROPE |= {"rope.freq_base", "rope.dimension_count", "rope.scale_linear"}
 _ROPE |= {f"rope.scaling.yarn_{key}" for key in ("beta_fast", "beta_slow")}
 _SIZES = {"block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"}
 _ATTENTION = {"head_count", "head_count_kv", "key_length", "value_length", "layer_norm_rms_epsilon"}
+_OWN = {"gemma3": {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}}
 _READ = _ROPE | _SIZES | {f"attention.{key}" for key in _ATTENTION}
 _USUAL = {  # what changes nothing at these values, or says nothing of the network
     "attention.causal": True,
@@ -166,7 +167,7 @@ def configuration(header: Header) -> dict[str, Any]:
     if (value := _optional_size(header, "attention.value_length") or head_dim) != head_dim:
         raise header.refuse(f"has keys of {head_dim} and values of {value} elements a head; expected equals")
     found = {
-        "model_type": architecture,
+        "model_type": llama_cpp.READ[architecture],
         "num_hidden_layers": _size(header, "block_count"),
         "hidden_size": hidden,
         "intermediate_size": _size(header, "feed_forward_length"),
@@ -179,6 +180,7 @@ def configuration(header: Header) -> dict[str, Any]:
         "rope_parameters": _rope(header, head_dim),
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
+    found |= _gemma3(header, found) if architecture == "gemma3" else {}
     for key, name in (("attention_bias", "attn_q.bias"), ("mlp_bias", "ffn_down.bias")):
         if f"blk.0.{name}" in header.tensors and architecture != "qwen2":  # whose biases go without saying
             found[key] = True
@@ -186,6 +188,18 @@ def configuration(header: Header) -> dict[str, Any]:
         token = header.fields.get(f"tokenizer.ggml.{theirs}_token_id")
         found |= {} if token is None else {f"{ours}_token_id": int(token)}
     return found
+
+
+def _gemma3(header: Header, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Gemma 3 has besides the usual, as llama.cpp reads it."""
+    head_dim, hidden, heads = usual["head_dim"], usual["hidden_size"], usual["num_attention_heads"]
+    local = {"rope_type": "default", "rope_theta": _number(header, "rope.freq_base_swa", 10000.0)}
+    return {
+        "rope_parameters": {"full_attention": usual["rope_parameters"], "sliding_attention": local},
+        "sliding_window": _size(header, "attention.sliding_window"),
+        "sliding_window_pattern": _optional_size(header, "attention.sliding_window_pattern") or 6,
+        "query_pre_attn_scalar": hidden // heads if usual["num_hidden_layers"] == 62 else head_dim,  # 27B
+    }
 
 
 def tensors(header: Header) -> dict[str, ReaderTensor]:
@@ -202,7 +216,9 @@ def tensors(header: Header) -> dict[str, ReaderTensor]:
                 f"holds {tensor.name} as {tensor.tensor_type.name}, which the package gguf cannot "
                 "dequantise; give another quantisation, or the F16 or BF16 file that it was made from"
             )
-    names = llama_cpp.tensor_names(FAMILIES[header.architecture], _size(header, "block_count"))
+    names = llama_cpp.tensor_names(
+        FAMILIES[llama_cpp.READ[header.architecture]], _size(header, "block_count")
+    )
     return {names.get(name, name): t for name, t in header.tensors.items() if name != ROPE_FREQS}
 
 
@@ -235,7 +251,8 @@ def _check_settings(header: Header) -> None:
     prefix = f"{header.architecture}."
     for key, value in header.fields.items():
         setting = key.removeprefix(prefix)
-        if key == setting or setting in _READ or value in (0, False, "", None):
+        read = _READ | _OWN.get(header.architecture, set())
+        if key == setting or setting in read or value in (0, False, "", None):
             continue
         if _USUAL.get(setting) != value and not (
             setting.startswith("expert_") and not header("expert_count")

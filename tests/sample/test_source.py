@@ -185,7 +185,7 @@ def test_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relativ
 def test_a_folder_of_an_unsupported_family(tmp_path: Path):
     folder = make_folder(tmp_path / "m", CONFIG | {"model_type": "gpt2"})
     with pytest.raises(
-        InputError, match=r"of the family 'gpt2'; supported families: granite, llama, mistral"
+        InputError, match=r"of the family 'gpt2'; supported families: gemma3_text, granite, llama, mistral"
     ):
         read_shape(model(folder))
 

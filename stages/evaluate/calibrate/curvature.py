@@ -13,14 +13,18 @@ activations in that order, W its output projection and R the whitening, least sq
 elements leaves Y z[c:], where z = R x and Y R[c:, c:] = W[:, c:]. So a_t at every c is a cumulative sum
 of (gᵀ W R⁻¹) ∘ z from the last element back; without a repair the same with R = 1.
 
+Where a norm N stands behind W, δ_t = N(W' x_kept) - N(W x), with N as it is: W' x_kept is the sum of the
+first c elements of z, each times its column of W R⁻¹, and those of all widths add up in one product.
+
 One backward pass over the calibration text. Memory beyond the weights and the repair's whitenings: the
 hidden states of one batch before every layer, one layer's gradients, one whitening.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -114,7 +118,8 @@ def _rises(
     network: ElasticNetwork, repair: Repair, site: Site, x: Tensor, gradient: Tensor, widths: list[Option]
 ) -> Tensor:
     """What each width of a site changes at every token, (tokens, widths), along the gradient."""
-    shape, layer = network.shape, network.layers[site.layer]
+    shape, bias = network.shape, network.output_bias(site)
+    norm = network.layers[site.layer].norm_after(site.kind)
     x, gradient = x.flatten(0, 1).float(), gradient.flatten(0, 1).float()
     weight = network.output_weight(site).float()  # (D, n)
     rises = x.new_empty(len(x), len(widths))
@@ -125,11 +130,13 @@ def _rises(
         asked = [place for place, option in enumerate(widths) if heads_of(site.kind, option.width) == heads]
         asked += dropped  # all elements from the first on, in whatever order
         order = prefix_order(shape, site.kind, heads).to(x.device)
-        beyond = _beyond(x[:, order], gradient, weight[:, order], repair.whitening(site, heads))
         sizes = [prefix_size(shape, site.kind, widths[place].width) for place in asked]
-        rises[:, asked] = -beyond[:, sizes]
-    bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
-    if bias is not None:  # a dropped sublayer takes its bias along
+        given = x[:, order], gradient, weight[:, order], repair.whitening(site, heads)
+        if norm is None:
+            rises[:, asked] = -_beyond(*given)[:, sizes]
+        else:
+            rises[:, asked] = _normed(*given, sizes, bias, partial(network.norm, weight=norm))
+    if bias is not None and norm is None:  # a dropped sublayer takes its bias along
         rises[:, dropped] -= (gradient @ bias.float())[:, None]
     return rises
 
@@ -145,6 +152,26 @@ def _beyond(x: Tensor, gradient: Tensor, weight: Tensor, whitening: Tensor | Non
         else:
             along = _without(gradient @ weight, whitening)
     return (along * x).flip(1).cumsum(1).flip(1)
+
+
+def _normed(
+    x: Tensor,
+    gradient: Tensor,
+    weight: Tensor,
+    whitening: Tensor | None,
+    sizes: Sequence[int],
+    bias: Tensor | None,
+    norm: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What keeping the first elements, `sizes` of them, changes of what is normed: (tokens, sizes)."""
+    if whitening is not None:
+        x, weight = x @ whitening.T, _without(weight, whitening)
+    made = torch.zeros_like(gradient) if bias is None else bias.float().expand_as(gradient).clone()
+    along, before = {0: torch.zeros_like(gradient[:, 0])}, 0  # without its elements the sublayer is gone
+    for size in sorted({*sizes, len(weight[0])} - {0}):
+        made.addmm_(x[:, before:size], weight[:, before:size].T)
+        along[size], before = (gradient * norm(made)).sum(1), size
+    return torch.stack([along[size] - along[len(weight[0])] for size in sizes], dim=1)
 
 
 def _without(rows: Tensor, whitening: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.architecture import Architecture, Kind, LayerWidth, Site
+from stages.architecture import Architecture, LayerWidth, Site
 from stages.evaluate.calibrate.whitening import lower_factor
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
@@ -61,10 +61,11 @@ def repair_again(
         uncut = set(architectures)
         sites = list(network.shape.sites())
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
-            after = []
+            after, shares = [], []
             for hidden, here in zip(before, places, strict=True):
                 x = network.activations(site, full, hidden, here)
                 after.append(network.output(site, full, x, onto=hidden))
+                shares.append(network.share(site, full, x))
             for architecture, states in pruned.items():
                 width = architecture.widths[site.layer]
                 if width.of(site.kind) != full.of(site.kind):
@@ -76,8 +77,8 @@ def repair_again(
                 if not width.keeps(site.kind):
                     continue
                 refit = _Refit(network, site, width)
-                for own, goal, here in zip(states, after, places, strict=True):
-                    refit.add(own, goal, here)
+                for own, goal, here, share in zip(states, after, places, shares, strict=True):
+                    refit.add(own, goal, here, share)
                 found[architecture][site] = refit.solve(repair)
                 pruned[architecture] = refit.carried(states, found[architecture][site])
             before = after
@@ -89,16 +90,28 @@ class _Refit:
 
     def __init__(self, network: ElasticNetwork, site: Site, width: LayerWidth) -> None:
         self.network, self.site, self.width = network, site, width
-        self.scale, self.bias = network.recipe.residual_scale, _bias(network, site)
+        bias = network.output_bias(site)
+        self.scale = network.recipe.residual_scale
+        self.bias = network.embedding.new_zeros(()) if bias is None else bias
+        self.norm = network.layers[site.layer].norm_after(site.kind)
         self._activations: list[Tensor] = []
         self._gram = self._cross = torch.zeros(())
         self._tokens = 0
 
-    def add(self, states: Tensor, goal: Tensor, places: Places) -> None:
-        """Add a batch: hidden states (B, L, D) that reach the site, and those that are to leave it."""
+    def add(self, states: Tensor, goal: Tensor, places: Places, share: Tensor | None) -> None:
+        """Add a batch: hidden states (B, L, D) that reach the site, and those that are to leave it.
+
+        `share` is what the norm behind the dense site multiplies its output by, if there is one.
+        """
         own = self.network.activations(self.site, self.width, states, places)
         flat = own.flatten(0, 1).float()
-        wanted = (goal - states).flatten(0, 1).float() / self.scale - self.bias
+        wanted = (goal - states).flatten(0, 1).float() / self.scale
+        if share is None or self.norm is None:
+            wanted -= self.bias
+        else:
+            share = share.flatten(0, 1)
+            flat = flat * share
+            wanted = wanted / (self.norm.float() + self.network.recipe.norm_offset) - share * self.bias
         if not self._activations:
             self._gram, self._cross = flat.T @ flat, flat.T @ wanted
         else:
@@ -119,12 +132,7 @@ class _Refit:
 
     def carried(self, states: Sequence[Tensor], projection: Tensor) -> list[Tensor]:
         """The hidden states past the site."""
-        bias = self.bias.to(states[0].dtype)
-        steps = (F.linear(own, projection.to(own.dtype)) + bias for own in self._activations)
+        bias, norm = self.bias.to(states[0].dtype), self.norm
+        made = (F.linear(own, projection.to(own.dtype)) + bias for own in self._activations)
+        steps = (self.network.norm(one, norm) for one in made)
         return [before.add(step, alpha=self.scale) for before, step in zip(states, steps, strict=True)]
-
-
-def _bias(network: ElasticNetwork, site: Site) -> Tensor:
-    layer = network.layers[site.layer]
-    bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
-    return network.embedding.new_zeros(()) if bias is None else bias

@@ -1,7 +1,8 @@
 """What calibration text does inside the dense network: second moments of every unit's activations.
 
 One pass, layer by layer. The activations of a site are the inputs of its output projection: the mixed
-heads before o_proj, the gated channels before down_proj.
+heads before o_proj, the gated channels before down_proj. Where a norm stands behind the projection, each
+token's are multiplied by what that norm multiplies its output by: so a token counts as much as it adds.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def _site(
     with torch.inference_mode():
         for index, here in enumerate(places):
             x = network.activations(site, width, hidden[index], here)
-            moments = _added(moments, x.flatten(0, 1))
+            share = network.share(site, width, x)
+            moments = _added(moments, (x if share is None else x * share.to(x.dtype)).flatten(0, 1))
             hidden[index] = network.output(site, width, x, hidden[index], in_place=True)
     assert moments is not None  # there is a batch
     return site, SiteStatistics(*moments, sum(batch.tokens.numel() for batch in batches))

@@ -216,7 +216,7 @@ def _lacks_weights(folder: Path) -> bool:
 
 def _network_digest(files: list[Path], shape: ModelShape, recipe: BlockRecipe, config: Any) -> str:
     rope = getattr(config, "rope_parameters", None)  # the recipe's, and what transformers makes of it
-    parts = [_digest(files), asdict(shape), asdict(recipe), rope]
+    parts = [_digest(files), shape.to_json(), recipe.to_json(), rope]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

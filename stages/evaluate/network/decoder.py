@@ -89,7 +89,6 @@ class Decoder:
         self.final_norm = surroundings.final_norm
         self.head = surroundings.head
         self.recipe = surroundings.recipe
-        self.eps = surroundings.recipe.norm_eps
         self.layers = layers
 
     @property
@@ -139,6 +138,8 @@ class Decoder:
     def embed(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, L, D) before the first layer, of tokens (B, L)."""
         hidden, scale = F.embedding(tokens, self.embedding), self.recipe.embedding_scale
+        if self.recipe.embedding_scale_rounded:
+            return hidden * hidden.new_tensor(scale)
         return hidden if scale == 1 else hidden * scale
 
     def run_layer(
@@ -184,10 +185,13 @@ class Decoder:
     ) -> Tensor:
         """`onto` (B, L, D) and what the site adds to it: the scaled output projection of its activations.
 
-        Added within the matrix product, which saves a pass over the hidden states.
+        Added within the matrix product, which saves a pass over the hidden states, unless it is normed first.
         """
         layer = self.layers[site.layer]
-        bias = layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
+        if (norm := layer.norm_after(site.kind)) is not None:
+            made = self.norm(self.made(site, width, activations, repair), norm)
+            return torch.add(onto, made, alpha=self.recipe.residual_scale, out=onto if in_place else None)
+        bias = self.output_bias(site)
         x, total, scale = activations.flatten(0, 1), onto.flatten(0, 1), self.recipe.residual_scale
         start = 0
         for part in self._projection_parts(site, width, repair):
@@ -196,6 +200,27 @@ class Decoder:
             total = add(own, part.T, alpha=scale)
             start += part.shape[1]
         return (total if bias is None else total.add(bias, alpha=scale)).view_as(onto)
+
+    def made(
+        self, site: Site, width: LayerWidth, activations: Tensor, repair: Repair = NOTHING_REPAIRED
+    ) -> Tensor:
+        """What a site's output projection makes of its activations, (B, L, D), before a norm behind it."""
+        return F.linear(activations, self.projection(site, width, repair), self.output_bias(site))
+
+    def share(self, site: Site, width: LayerWidth, activations: Tensor) -> Tensor | None:
+        """What a norm behind a site multiplies each token of its output by, (B, L, 1) in float32.
+
+        None where there is no norm: what is made is added as it is.
+        """
+        if self.layers[site.layer].norm_after(site.kind) is None:
+            return None
+        made = self.made(site, width, activations)
+        return (made.float().square().mean(-1, keepdim=True) + self.recipe.norm_eps).rsqrt()
+
+    def output_bias(self, site: Site) -> Tensor | None:
+        """The bias (D,) of a site's output projection."""
+        layer = self.layers[site.layer]
+        return layer.o_bias if site.kind is Kind.ATTENTION else layer.down_bias
 
     def output_weight(self, site: Site) -> Tensor:
         """The whole output projection (D, n) of a site, as a view."""
@@ -241,8 +266,15 @@ class Decoder:
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Last hidden states, normed and scaled as logits are, which are linear in them."""
-        states, scale = rms_norm(hidden, self.final_norm, self.eps), self.recipe.logits_scale
+        states, scale = self.norm(hidden, self.final_norm), self.recipe.logits_scale
         return states if scale == 1 else states * scale
+
+    def norm(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The RMS norm of x (..., D), as the recipe has it; x itself where there is none."""
+        recipe = self.recipe
+        if weight is None:
+            return x
+        return rms_norm(x, weight, recipe.norm_eps, recipe.norm_offset, recipe.norm_in_float32)
 
     def _mixed_heads(
         self, layer: Layer, width: LayerWidth, hidden: Tensor, mask: Tensor | None, turn: Turn | None
@@ -250,18 +282,18 @@ class Decoder:
         """What attention mixes for each query head, (B, L, g*h*d)."""
         batch, length, _ = hidden.shape
         g, h, d = width.kv_groups, width.heads_per_group, self.shape.head_dim
-        x = rms_norm(hidden, layer.attention_norm, self.eps)
+        x = self.norm(hidden, layer.attention_norm)
         q = grouped_rows(x, layer.q, layer.q_bias, g, h * d, whole=x.is_cuda).unflatten(-1, (h, d))
         k = F.linear(x, layer.k[: g * d], prefix(layer.k_bias, g * d)).view(batch, length, g, d)
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = rms_norm(q, layer.q_norm, self.eps), rms_norm(k, layer.k_norm, self.eps)
+            q, k = self.norm(q, layer.q_norm), self.norm(k, layer.k_norm)
         q, k = (q.flatten(2, 3), k) if turn is None else rotate(q, k, *turn)
         scale = self.recipe.attention_scale
         return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
 
     def _gated_channels(self, layer: Layer, channels: int, hidden: Tensor) -> Tensor:
-        x = rms_norm(hidden, layer.mlp_norm, self.eps)
+        x = self.norm(hidden, layer.mlp_norm)
         gate = F.linear(x, layer.gate[:channels], prefix(layer.gate_bias, channels))
         up = F.linear(x, layer.up[:channels], prefix(layer.up_bias, channels))
         return GATES[self.recipe.activation](gate, up)  # (B, L, c)

@@ -23,15 +23,23 @@ VOCABULARY_AT_ONCE = 1024
 in its cache. Fixed, because the grouping decides the last digits of a result."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of x (..., D) in float32, scaled in x's dtype, as transformers computes it."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, in_float32: bool = False) -> Tensor:
+    """RMS norm of x (..., D) in float32, times weight (D,) and `offset`, as transformers computes it.
+
+    It is scaled in x's dtype, or in float32.
+    """
+    if x.is_cuda and not torch.is_grad_enabled():
+        return kernels.rms_norm(x, weight, eps, offset, in_float32)
+    wide = x.float()
     if torch.is_grad_enabled():
-        wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    else:
+        normed = F.rms_norm(wide, x.shape[-1:], eps=eps)
+    if in_float32:
+        return (normed * (weight.float() + offset)).to(x.dtype)
+    if torch.is_grad_enabled():
         return weight * normed.to(x.dtype)
-    if x.is_cuda:
-        return kernels.rms_norm(x, weight, eps)
-    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype).mul_(weight)
+    return normed.to(x.dtype).mul_(weight)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,11 +128,13 @@ def _drop_foreign_tokens(path: Path, rows: int) -> None:
 
 
 def _values(tensor: ReaderTensor, architecture: str, head_dim: int) -> np.ndarray[Any, Any]:
-    """A tensor in float32, and rows of queries and keys (heads * d, ...) in the order of transformers."""
+    """A tensor in float32, as transformers has it: rows of queries and keys (heads * d, ...), norms."""
     found = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
     if architecture in llama_cpp.INTERLEAVED and tensor.name.split(".")[2:3] in (["attn_q"], ["attn_k"]):
         pairs = found.reshape(-1, head_dim // 2, 2, *found.shape[1:])
         found = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(found.shape)
+    if tensor.name.endswith("norm.weight"):
+        found -= llama_cpp.NORM_OFFSETS.get(architecture, 0.0)
     return found
 
 

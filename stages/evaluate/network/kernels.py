@@ -16,27 +16,43 @@ TILE = 4096
 """Elements that a program holds at once."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of x (..., D), rounded to x's dtype before it is scaled by weight (D,)."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, in_float32: bool) -> Tensor:
+    """RMS norm of x (..., D), scaled by weight (D,) and `offset`.
+
+    It is rounded to x's dtype before it is scaled, unless that is done `in_float32`.
+    """
     x = x.contiguous()
     size = x.shape[-1]
     rows, columns = x.numel() // size, triton.next_power_of_2(size)
     at_once = max(1, TILE // columns)
     normed = torch.empty_like(x)
     grid = (triton.cdiv(rows, at_once),)
-    _rms_norm[grid](x, weight, normed, rows, eps, size, columns, at_once)
+    _rms_norm[grid](x, weight, normed, rows, eps, offset, size, columns, at_once, in_float32)
     return normed
 
 
 @triton.jit
-def _rms_norm(x, weight, normed, rows, eps, size: tl.constexpr, columns: tl.constexpr, at_once: tl.constexpr):
+def _rms_norm(
+    x,
+    weight,
+    normed,
+    rows,
+    eps,
+    offset,
+    size: tl.constexpr,
+    columns: tl.constexpr,
+    at_once: tl.constexpr,
+    in_float32: tl.constexpr,
+):
     row = (tl.program_id(0) * at_once + tl.arange(0, at_once)).to(tl.int64)[:, None]
     column = tl.arange(0, columns)[None, :]
     inside = (row < rows) & (column < size)
     wide = tl.load(x + row * size + column, mask=inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, 1) / size + eps)[:, None]
-    rounded = (wide * scale).to(normed.dtype.element_ty).to(tl.float32)
-    scaled = rounded * tl.load(weight + column, mask=column < size, other=0.0).to(tl.float32)
+    rounded = wide * scale
+    if not in_float32:
+        rounded = rounded.to(normed.dtype.element_ty).to(tl.float32)
+    scaled = rounded * (tl.load(weight + column, mask=column < size, other=0.0).to(tl.float32) + offset)
     tl.store(normed + row * size + column, scaled.to(normed.dtype.element_ty), mask=inside)
 
 

@@ -27,15 +27,17 @@ from stages.families import Family
 class Layer:
     """One decoder layer's tensors, shaped as said above; absent biases and norms are None."""
 
-    attention_norm: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
     o: Tensor
-    mlp_norm: Tensor
     gate: Tensor
     up: Tensor
     down: Tensor
+    attention_norm: Tensor | None = None  # (D,), as the others of sublayers
+    mlp_norm: Tensor | None = None
+    attention_norm_after: Tensor | None = None
+    mlp_norm_after: Tensor | None = None
     q_bias: Tensor | None = None  # (G, H*d)
     k_bias: Tensor | None = None  # (G*d,)
     v_bias: Tensor | None = None
@@ -45,6 +47,10 @@ class Layer:
     gate_bias: Tensor | None = None
     up_bias: Tensor | None = None
     down_bias: Tensor | None = None
+
+    def norm_after(self, kind: Kind) -> Tensor | None:
+        """The norm (D,) of what a sublayer makes, before that is added."""
+        return self.attention_norm_after if kind is Kind.ATTENTION else self.mlp_norm_after
 
 
 class OneAtATime(Sequence[Layer]):
@@ -117,15 +123,20 @@ def layer_of(
         found = state[f"{prefix}{name}.weight"]
         return found.view(*size) if size else found
 
+    def norm(name: str | None, kind: Kind) -> Tensor | None:
+        return weight(name, kind) if name else None
+
     g, rows = width.kv_groups, width.heads_per_group * shape.head_dim
     q_bias = tensor(f"{family.q}.bias")
     return Layer(
-        attention_norm=weight(family.attention_norm, Kind.ATTENTION),
+        attention_norm=norm(family.attention_norm, Kind.ATTENTION),
+        mlp_norm=norm(family.mlp_norm, Kind.MLP),
+        attention_norm_after=norm(family.attention_norm_after, Kind.ATTENTION),
+        mlp_norm_after=norm(family.mlp_norm_after, Kind.MLP),
         q=weight(family.q, Kind.ATTENTION, g, rows, shape.hidden),
         k=weight(family.k, Kind.ATTENTION),
         v=weight(family.v, Kind.ATTENTION),
         o=weight(family.o, Kind.ATTENTION, shape.hidden, g, rows),
-        mlp_norm=weight(family.mlp_norm, Kind.MLP),
         gate=weight(family.gate, Kind.MLP),
         up=weight(family.up, Kind.MLP),
         down=weight(family.down, Kind.MLP),
@@ -192,6 +203,7 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
     if width.has_attention:
         sliced |= {
             "attention_norm.weight": layer.attention_norm,
+            "attention_norm_after.weight": layer.attention_norm_after,
             "q.weight": layer.q[:g, :rows].flatten(0, 1),
             "k.weight": layer.k[: g * head_dim],
             "v.weight": layer.v[: g * head_dim],
@@ -205,6 +217,7 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
     if width.has_mlp:
         sliced |= {
             "mlp_norm.weight": layer.mlp_norm,
+            "mlp_norm_after.weight": layer.mlp_norm_after,
             "gate.weight": layer.gate[:c],
             "up.weight": layer.up[:c],
             "gate.bias": prefix(layer.gate_bias, c),

@@ -164,7 +164,7 @@ def test_a_tied_model_needs_no_head(tiny_folder: TinyFolder) -> None:
 
 def test_another_family_is_refused(folder: Path) -> None:
     change_config(folder, model_type="gpt2")
-    with pytest.raises(InputError, match="'gpt2'; supported families: granite, llama, mistral"):
+    with pytest.raises(InputError, match="'gpt2'; supported families: gemma3_text, granite, llama, mistral"):
         tiny.load(folder)
 
 

@@ -122,12 +122,10 @@ def test_the_sliced_state_holds_the_parameters_that_are_counted(pair: Pair) -> N
         others |= set() if shape.tied_embeddings else {"lm_head.weight"}
         assert state.keys() - decoder.keys() == others
         for layer, width in enumerate(architecture.widths):
-            parts = {".".join(n.split(".")[3:]) for n in decoder if n.startswith(f"model.layers.{layer}.")}
-            assert (
-                any(part.startswith(("self_attn.", "input_layernorm.")) for part in parts)
-                == width.has_attention
-            )
-            assert any(part.startswith(("mlp.", "post_attention_")) for part in parts) == width.has_mlp
+            parts = {n.split(".")[3] for n in decoder if n.startswith(f"model.layers.{layer}.")}
+            names = pair.network.family.sublayers
+            there = {"attention": width.has_attention, "mlp": width.has_mlp}
+            assert parts == {name for kind in there if there[kind] for name in names[kind]}
 
 
 def test_the_dense_sliced_state_is_the_checkpoint(pair: Pair) -> None:

@@ -30,9 +30,12 @@ def normal(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def arguments(name: str, dtype: torch.dtype, width: int) -> tuple[Any, ...]:
     """Those of a function: hidden states of a width; heads of parts of groups, side by side in a product."""
+    GENERATOR.manual_seed(width)  # the same numbers whichever tests run before
     x = normal(2, 5, width, dtype=dtype)
     if name == "rms_norm":
-        return x, normal(width, dtype=dtype), 1e-5
+        return x, normal(width, dtype=dtype), 1e-5, 0.0, False
+    if name == "rms_norm-wide":
+        return x, normal(width, dtype=dtype), 1e-5, 1.0, True
     if name == "swiglu":
         return x, normal(2, 5, width, dtype=dtype)
     if name == "log_likelihood":
@@ -44,7 +47,7 @@ def arguments(name: str, dtype: torch.dtype, width: int) -> tuple[Any, ...]:
     return q, normal(2, 5, 2, 2 * half, dtype=dtype), cos.to(dtype), sin.to(dtype)
 
 
-FUNCTIONS = ["rms_norm", "rotate", "swiglu"]
+FUNCTIONS = ["rms_norm", "rms_norm-wide", "rotate", "swiglu"]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -53,7 +56,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_without_gradients_the_same_is_computed(name: str, width: int, dtype: torch.dtype) -> None:
     given = arguments(name, dtype, width)
-    function: Callable[..., Tensor] = getattr(fused, name)
+    function: Callable[..., Tensor] = getattr(fused, name.partition("-")[0])
     written = function(*given)  # gradients are enabled here
     with torch.inference_mode():
         before = given[0].clone()
@@ -72,10 +75,11 @@ def test_the_kernels_compute_the_same(kernels: Any, name: str, width: int, dtype
         logits, targets = given
         written = torch.log_softmax(logits.float(), -1)[torch.arange(9), targets]
     else:
-        written = getattr(fused, name)(*given)
-    found = getattr(kernels, name)(*given)
+        written = getattr(fused, name.partition("-")[0])(*given)
+    found = getattr(kernels, name.partition("-")[0])(*given)
     tolerance = 2e-6 if dtype is torch.float32 or name == "log_likelihood" else 2e-2
-    torch.testing.assert_close(found, written, rtol=tolerance, atol=tolerance)
+    absolute = 2e-5 if name == "log_likelihood" else tolerance  # a difference of logits around 100
+    torch.testing.assert_close(found, written, rtol=tolerance, atol=absolute)
     if name == "rotate":
         assert all(part.is_contiguous() for part in found)
 
