@@ -32,8 +32,8 @@ def refusal(shape: ModelShape, recipe: BlockRecipe) -> str | None:
     family = shape.family
     if recipe.norm_after:
         return (
-            f"{family} has norms behind its sublayers; llama.cpp's architectures with a width for every layer "
-            "(deci, openelm) have none"
+            f"{family} has norms behind its sublayers; llama.cpp has none in its architectures with a width "
+            "for every layer (deci, openelm)"
         )
     if recipe.qk_norm:
         lacks = [

@@ -1,4 +1,4 @@
-"""The GGUF file in an installed Python package: whole, or in parts in it and in the packages that it requires.
+"""The GGUF file in an installed package: whole, or in parts in it and in the packages that it requires.
 
 Packages are read as files; none is imported.
 """
