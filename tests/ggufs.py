@@ -13,7 +13,9 @@ from tests import tiny
 
 VOCABULARY = tiny.VOCABULARY + 1
 """One token more than bytes: a format without merges is refused."""
+GLOBAL_ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 ARCHITECTURES = {
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
@@ -21,7 +23,11 @@ ARCHITECTURES = {
 
 
 def model_of(family: str = "llama", **options: Any) -> Any:
-    return tiny.random_model(family, vocab_size=VOCABULARY, **options)
+    own: dict[str, Any] = {}
+    if family == "gemma3_text":  # what llama.cpp takes for granted, and 7 layers, the sixth of them full
+        own = {"query_pre_attn_scalar": tiny.HEAD_DIM, "sliding_window": 6, "num_hidden_layers": 7}
+        own |= {"rope_parameters": tiny.GEMMA3["rope_parameters"] | {"full_attention": GLOBAL_ROPE}}
+    return tiny.random_model(family, vocab_size=VOCABULARY, **own | options)
 
 
 def tensors_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -37,6 +43,8 @@ def tensors_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
             if part in name and family == "llama":  # it turns neighbouring rows, not halves
                 halves = rows.reshape(heads, 2, config.head_dim // 2, *rows.shape[1:])
                 rows = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows.shape))
+        if family == "gemma3_text" and "norm" in name:
+            rows = 1 + rows
         found[str(names.get_name(name, try_suffixes=(".weight", ".bias")))] = rows
     return found
 
@@ -44,7 +52,12 @@ def tensors_of(model: Any) -> dict[str, np.ndarray[Any, Any]]:
 def settings_of(model: Any) -> dict[str, Any]:
     """The settings of the architecture by their keys."""
     config = model.config
+    rotary, own = config.rope_parameters, {}
+    if config.model_type == "gemma3_text":
+        local, rotary = rotary["sliding_attention"], rotary["full_attention"]
+        own = {"attention.sliding_window": config.sliding_window, "rope.freq_base_swa": local["rope_theta"]}
     return {
+        **own,
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -55,7 +68,7 @@ def settings_of(model: Any) -> dict[str, Any]:
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "rope.freq_base": rotary["rope_theta"],
         "vocab_size": config.vocab_size,
     }
 
@@ -69,8 +82,8 @@ def write(
     tokenizer: bool = True,
 ) -> Path:
     """Write a float32 file of the model; a setting of None is left out, and `finish` adds to the header."""
-    writer = gguf.GGUFWriter(path, model.config.model_type)
-    prefix = model.config.model_type
+    prefix = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[model.config.model_type]]
+    writer = gguf.GGUFWriter(path, prefix)
     for key, value in {**settings_of(model), **(settings or {})}.items():
         _add(writer, f"{prefix}.{key}", value)
     if tokenizer:
@@ -96,7 +109,7 @@ def write_parts(folder: Path, model: Any, first: int) -> list[Path]:
         if number == 0:
             write(path, model, tensors=dict(some), finish=finish)
         else:
-            writer = gguf.GGUFWriter(path, model.config.model_type)
+            writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[model.config.model_type]])
             finish(writer)
             for name, rows in some:
                 writer.add_tensor(name, rows)

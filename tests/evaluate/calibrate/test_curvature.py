@@ -26,34 +26,47 @@ def repaired(folder: Path, network: ElasticNetwork) -> Repair:
     return tiny.repair_of(network, dict(statistics.gather(tiny.network_of(folder), CALIBRATION)), 0.01)
 
 
-def seen_in_reference(model: Any, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs (T, n) of an output projection, and gradients (T, D) of the summed loss by its outputs."""
+def seen_in_reference(model: Any, module: Any, last: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (T, n) of an output projection, and gradients (T, D) of the summed loss by what is added.
+
+    That is the output of the projection, or of the norm behind it, `last`.
+    """
     seen: dict[str, torch.Tensor] = {}
 
-    def keep(_: Any, inputs: Any, output: torch.Tensor) -> None:
+    def keep_output(_: Any, __: Any, output: torch.Tensor) -> None:
         output.retain_grad()
-        seen.update(x=inputs[0].detach(), y=output)
+        seen.update(y=output)
 
-    handle = module.register_forward_hook(keep)
+    handles = [
+        module.register_forward_hook(lambda _, inputs, __: seen.update(x=inputs[0].detach())),
+        last.register_forward_hook(keep_output),
+    ]
     logits = model(TOKENS).logits[:, :-1]
     torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum"
     ).backward()
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     assert seen["y"].grad is not None
     return seen["x"].flatten(0, 1), seen["y"].grad.flatten(0, 1)
 
 
 def change(
-    network: ElasticNetwork, repair: Repair, site: Site, option: Option, x: torch.Tensor, module: Any
+    network: ElasticNetwork,
+    repair: Repair,
+    site: Site,
+    option: Option,
+    x: torch.Tensor,
+    module: Any,
+    norm: Any,
 ) -> torch.Tensor:
-    """What the site's outputs (T, D) become less what they were."""
+    """What the site adds (T, D) less what it added; `norm` is what stands behind the projection."""
     shape = network.shape
     if site.kind is Kind.MLP:
         width = LayerWidth(shape.kv_groups, shape.heads_per_group, option.width[0])
     else:
         width = LayerWidth(option.width[0], option.width[1], shape.channels)
-    before: torch.Tensor = module(x)
+    before: torch.Tensor = norm(module(x))
     if not width.keeps(site.kind):
         return -before
     if site.kind is Kind.MLP:
@@ -62,13 +75,22 @@ def change(
         by_head = x.unflatten(-1, (shape.kv_groups, shape.heads_per_group, -1))
         kept = by_head[:, : width.kv_groups, : width.heads_per_group].flatten(1)
     bias = 0.0 if module.bias is None else module.bias
-    after: torch.Tensor = kept @ network.projection(site, width, repair).T + bias
+    after: torch.Tensor = norm(kept @ network.projection(site, width, repair).T + bias)
     return after - before
 
 
 @pytest.mark.parametrize("repairs", [False, True], ids=["plain", "repaired"])
 @pytest.mark.parametrize(
-    "name", ["llama-biased", "llama-tied", "llama-mha", "qwen2", "qwen3", "granite-biased-tied"]
+    "name",
+    [
+        "llama-biased",
+        "llama-tied",
+        "llama-mha",
+        "qwen2",
+        "qwen3",
+        "granite-biased-tied",
+        "gemma3-biased-untied",
+    ],
 )
 def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
     name: str, repairs: bool, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
@@ -83,10 +105,17 @@ def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
     for site in network.shape.sites():
         layer = model.model.layers[site.layer]
         module = layer.self_attn.o_proj if site.kind is Kind.ATTENTION else layer.mlp.down_proj
-        x, gradient = seen_in_reference(model, module)
+        name_after = network.family.attention_norm_after
+        if site.kind is Kind.MLP:
+            name_after = network.family.mlp_norm_after
+        norm = getattr(layer, name_after) if name_after else torch.nn.Identity()
+        x, gradient = seen_in_reference(model, module, norm if name_after else module)
         with torch.no_grad():
             expected = torch.stack(
-                [(gradient * change(network, repair, site, o, x, module)).sum(1) for o in widths[site.kind]],
+                [
+                    (gradient * change(network, repair, site, o, x, module, norm)).sum(1)
+                    for o in widths[site.kind]
+                ],
                 1,
             )
         scale = expected.abs().max()

@@ -87,6 +87,22 @@ def test_it_is_the_ridge_solution(bench: Bench, width: LayerWidth, layer: int, k
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-4)
 
 
+def test_behind_a_norm_every_token_counts_as_it_is_scaled(tiny_folder: TinyFolder) -> None:
+    variant = tiny.VARIANTS["gemma3"]
+    bench, width = Bench(tiny_folder(variant.family, **variant.options)), LayerWidth(1, 2, 40)
+    for site in (Site(1, Kind.ATTENTION), Site(2, Kind.MLP)):
+        x, w, kept = bench.activations[site], bench.weight(site), bench.kept(site, width)
+        made = x @ w.T
+        x = x / (made.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        level = DAMPING * x.square().sum(0).mean()
+        rows = torch.cat([x[:, kept], level.sqrt() * torch.eye(len(kept), dtype=x.dtype)])
+        goal = torch.cat([x @ w.T, level.sqrt() * w[:, kept].T])
+        found = bench.repair.projection(site, width)
+        assert found is not None
+        expected = torch.linalg.lstsq(rows, goal).solution.T
+        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-4)
+
+
 def test_repair_brings_the_output_nearer_than_cutting(bench: Bench) -> None:
     for site in bench.network.shape.sites():
         width = LayerWidth(1, 2, 40)

@@ -11,7 +11,7 @@ import torch
 from stages.architecture import Architecture, Kind, LayerWidth, Site
 from stages.evaluate.calibrate import statistics
 from stages.evaluate.calibrate.importance import CalibrationData, moments
-from stages.evaluate.calibrate.second_repair import PRIOR_TOKENS, repair_again
+from stages.evaluate.calibrate.second_repair import PRIOR_TOKENS, SMALL_WEIGHT, repair_again
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Given, Repair
@@ -36,7 +36,7 @@ class Bench:
         return repair_again(self.network, self.repair, [architecture], BATCHES)[architecture]
 
 
-@pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied"])
+@pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied", "gemma3-biased-untied"])
 def bench(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> Bench:
     variant = tiny.VARIANTS[request.param]
     dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
@@ -75,8 +75,15 @@ def test_every_kept_site_is_refitted_to_its_own_inputs(bench: Bench) -> None:
                 dense_after = network.output(site, network.shape.dense_width, full, onto=dense_before)
             bias = network.layers[site.layer].o_bias if site.kind is Kind.ATTENTION else None
             bias = network.layers[site.layer].down_bias if site.kind is Kind.MLP else bias
+            bias = torch.zeros(()) if bias is None else bias
+            goal = (dense_after - before) / network.recipe.residual_scale - bias
+            if (norm := network.layers[site.layer].norm_after(site.kind)) is not None:
+                made = network.made(site, network.shape.dense_width, full)
+                share = 1 / (made.square().mean(-1, keepdim=True) + network.recipe.norm_eps).sqrt()
+                weight = norm + network.recipe.norm_offset
+                damped = weight / (weight.square() + SMALL_WEIGHT**2 * weight.square().mean())
+                x, goal = x * share, (made - bias) * share + (dense_before - before) * damped
             inputs.append(x.flatten(0, 1).double())
-            goal = (dense_after - before) / network.recipe.residual_scale - (0 if bias is None else bias)
             goals.append(goal.flatten(0, 1).double())
         x, goal = torch.cat(inputs), torch.cat(goals)
         level = (PRIOR_TOKENS * x.shape[1] * x.square().mean()).sqrt()

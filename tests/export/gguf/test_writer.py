@@ -275,6 +275,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         lambda path: with_recipe(path, activation="gelu_pytorch_tanh"),
         "llama has the activation gelu_pytorch_tanh",
     ),
+    ("norms behind", lambda path: with_recipe(path, norm_after=True), "llama has norms behind its sublayers"),
     ("no rotation", lambda path: with_recipe(path, rotary=(None,) * 4), "llama has layers that rotate other"),
     (
         "two rotations",
