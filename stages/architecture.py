@@ -81,7 +81,7 @@ def _shared(kv_groups: int, heads_per_group: int, channels: int) -> LayerWidth:
     return LayerWidth(kv_groups, heads_per_group, channels)
 
 
-_LATER = {"sublayer_norms": 1}
+_LATER = {"qk_norm_whole": False, "sublayer_norms": 1}
 """Fields of a shape that came after files with shapes were written, and what they were before."""
 
 
@@ -106,6 +106,8 @@ class ModelShape:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_whole: bool = False
+    """Whether norms of queries and keys have a weight for every head's elements, not one head's."""
     sublayer_norms: int = 1
     """Norms of the hidden size that each sublayer has, before or behind it."""
 
@@ -134,7 +136,8 @@ class ModelShape:
         total += self.sublayer_norms * self.hidden
         total += (q_rows + kv_rows) if self.qkv_bias else 0
         total += self.hidden if self.o_bias else 0
-        total += 2 * self.head_dim if self.qk_norm else 0
+        if self.qk_norm:
+            total += q_rows + kv_rows // 2 if self.qk_norm_whole else 2 * self.head_dim
         return total
 
     def mlp_parameters(self, channels: int) -> int:

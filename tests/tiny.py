@@ -77,6 +77,14 @@ GEMMA3: dict[str, Any] = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     },
 }
+OLMO3: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 6,
+    "rope_parameters": {
+        "full_attention": YARN_ROPE,
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
 VARIANTS = {
     "llama": Variant("llama", {}),
     "llama-tied": Variant("llama", {"tie_word_embeddings": True}),
@@ -106,6 +114,8 @@ VARIANTS = {
     "gemma3-biased-untied": Variant(
         "gemma3_text", GEMMA3 | {"attention_bias": True, "tie_word_embeddings": False}
     ),
+    "olmo2": Variant("olmo2", {}),
+    "olmo3-tied": Variant("olmo3", OLMO3 | {"tie_word_embeddings": True, "attention_bias": True}),
 }
 """Every family, and every piece of a recipe; attention windows are shorter than the texts of most tests."""
 TOYS = {"seed_oss": Variant("seed_oss", {"attention_bias": True, "attention_out_bias": False})}
@@ -122,6 +132,8 @@ EXPORTED = {
     "smollm3": VARIANTS["smollm3"],
     "phi3": VARIANTS["phi3"],
     "gemma3": VARIANTS["gemma3-biased-untied"],
+    "olmo2": VARIANTS["olmo2"],
+    "olmo3": Variant("olmo3", OLMO3),
 }
 """Variants whose exports are tested in every way."""
 MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
@@ -308,7 +320,25 @@ def mask_removed(
                     kept_columns += range(first, first + shape.head_dim)
             channels = range(shape.channels) if order is None else order.channels[index].tolist()
             _keep_columns(layer.self_attn.o_proj, kept_columns)
+            if shape.qk_norm_whole and kept_columns:
+                keys = sorted({column // (shape.heads_per_group * shape.head_dim) for column in kept_columns})
+                rows = [key * shape.head_dim + place for key in keys for place in range(shape.head_dim)]
+                layer.self_attn.q_norm = _NormOfKept(layer.self_attn.q_norm, kept_columns)
+                layer.self_attn.k_norm = _NormOfKept(layer.self_attn.k_norm, rows)
             _keep_columns(layer.mlp.down_proj, list(channels)[: width.channels])
+
+
+class _NormOfKept(torch.nn.Module):
+    """An RMS norm over all heads that counts those alone which are kept."""
+
+    def __init__(self, norm: Any, kept: list[int]) -> None:
+        super().__init__()
+        self.norm, self.kept = norm, kept
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x[..., self.kept].float().square().mean(-1, keepdim=True)
+        scaled: torch.Tensor = x * (mean + self.norm.variance_epsilon).rsqrt() * self.norm.weight
+        return scaled
 
 
 def _keep_columns(projection: torch.nn.Linear, kept: list[int]) -> None:
@@ -351,6 +381,8 @@ def sliced(model: Any, architecture: Architecture) -> dict[str, torch.Tensor]:
         keys = shape.kv_groups * shape.head_dim
         queries, both = keys * shape.heads_per_group, [[p + q for p in key_value] for q in (0, keys)]
         kept["qkv_proj"] = query + [queries + place for part in both for place in part]
+        if shape.qk_norm_whole:
+            kept |= {"q_norm": query, "k_norm": key_value}
         kept["gate_up_proj"] = channels + [shape.channels + place for place in channels]
         names = describe(model.config.to_dict(), "the tiny model").family.sublayers
         gone = () if width.has_attention else tuple(f"{name}." for name in names["attention"])

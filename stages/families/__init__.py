@@ -35,6 +35,8 @@ FAMILIES = Registry(
         "granite": "stages.families.granite:GRANITE",
         "llama": "stages.families.llama:LLAMA",
         "mistral": "stages.families.mistral:MISTRAL",
+        "olmo2": "stages.families.olmo:OLMO2",
+        "olmo3": "stages.families.olmo:OLMO3",
         "phi3": "stages.families.phi3:PHI3",
         "qwen2": "stages.families.qwen2:QWEN2",
         "qwen3": "stages.families.qwen3:QWEN3",

@@ -52,6 +52,7 @@ def usual_shape(config: Config, recipe: BlockRecipe) -> ModelShape:
         o_bias=recipe.o_bias,
         mlp_bias=recipe.mlp_bias,
         qk_norm=recipe.qk_norm,
+        qk_norm_whole=recipe.qk_norm_whole,
         sublayer_norms=recipe.norm_before + recipe.norm_after,
     )
 
@@ -135,7 +136,12 @@ class Family:
         rows |= {self.gate: channels, self.up: channels, self.down: hidden}
         columns = dict.fromkeys(rows, hidden) | {self.o: query, self.down: channels}
         norms = {norm: hidden for _, *norms in self.sublayers.values() for norm in norms}
-        norms |= dict.fromkeys((self.q_norm, self.k_norm), head) if shape.qk_norm else {}
+        whole = shape.qk_norm_whole
+        norms |= (
+            {self.q_norm: query if whole else head, self.k_norm: key if whole else head}
+            if shape.qk_norm
+            else {}
+        )
         biased: tuple[str, ...] = (self.q, self.k, self.v) if shape.qkv_bias else ()
         biased += (self.o,) if shape.o_bias else ()
         biased += (self.gate, self.up, self.down) if shape.mlp_bias else ()

@@ -50,6 +50,8 @@ _LATER = {
     "norm_in_float32": False,
     "norm_before": True,
     "norm_after": False,
+    "qk_norm_whole": False,
+    "rotary_in_float32": False,
     "embedding_scale_rounded": False,
 }
 """Fields of a recipe that came after journals had been written, and what they were before."""
@@ -86,8 +88,12 @@ class BlockRecipe:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    """Whether each head's queries and keys have an RMS norm of their own before they are rotated."""
+    """Whether queries and keys have RMS norms before they are rotated, each head by itself."""
+    qk_norm_whole: bool = False
+    """Whether those norms are over all heads together."""
     embedding_scale: float = 1.0
+    rotary_in_float32: bool = False
+    """Whether heads are turned by angles that are not rounded to the model's type."""
     embedding_scale_rounded: bool = False
     """Whether that scale is rounded to the model's type."""
     residual_scale: float = 1.0

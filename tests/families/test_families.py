@@ -42,6 +42,23 @@ QWEN3_06B = {
     "tie_word_embeddings": True,
     "attention_bias": False,
 }
+GEMMA3_270M = {
+    "model_type": "gemma3_text",
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "vocab_size": 262144,
+}
+OLMO2_1B = {
+    "model_type": "olmo2",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 16,
+    "vocab_size": 100352,
+}
 MISTRAL_7B = LLAMA_2_7B | {"model_type": "mistral", "num_key_value_heads": 8, "intermediate_size": 14336}
 
 
@@ -52,8 +69,10 @@ MISTRAL_7B = LLAMA_2_7B | {"model_type": "mistral", "num_key_value_heads": 8, "i
         (QWEN2_05B, 494_032_768),
         (QWEN3_06B, 596_049_920),
         (MISTRAL_7B, 7_241_732_096),
+        (GEMMA3_270M, 268_098_176),
+        (OLMO2_1B, 1_484_916_736),
     ],
-    ids=["Llama-2-7B", "Qwen2.5-0.5B", "Qwen3-0.6B", "Mistral-7B"],
+    ids=["Llama-2-7B", "Qwen2.5-0.5B", "Qwen3-0.6B", "Mistral-7B", "Gemma-3-270M", "OLMo-2-1B"],
 )
 def test_published_sizes(config: dict[str, Any], parameters: int):
     shape = describe(config, "x").shape

@@ -48,7 +48,7 @@ OF_ALL = ("unlike widths", "first attention gone", "layers gone", "plain, a laye
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {}, "granite": tiny.GRANITE,
     "smollm3": {"no_rope_layers": [1, 0, 0, 1]}, "phi3": {},
-    "gemma3_text": tiny.GEMMA3,
+    "gemma3_text": tiny.GEMMA3, "olmo2": {}, "olmo3": tiny.OLMO3,
 }  # fmt: skip
 
 

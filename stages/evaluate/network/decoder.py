@@ -19,7 +19,7 @@ from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.network.attention import attention
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.fused import GATES, log_likelihood, rms_norm, rotate
-from stages.evaluate.network.layers import Layer, named, prefix, sliced
+from stages.evaluate.network.layers import Layer, named, norms_of_heads, prefix, sliced
 from stages.evaluate.network.places import Places
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
 from stages.evaluate.network.rotary import Rotations, Turn
@@ -286,8 +286,12 @@ class Decoder:
         q = grouped_rows(x, layer.q, layer.q_bias, g, h * d, whole=x.is_cuda).unflatten(-1, (h, d))
         k = F.linear(x, layer.k[: g * d], prefix(layer.k_bias, g * d)).view(batch, length, g, d)
         v = F.linear(x, layer.v[: g * d], prefix(layer.v_bias, g * d)).view(batch, length, g, d)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self.norm(q, layer.q_norm), self.norm(k, layer.k_norm)
+        q_norm, k_norm = norms_of_heads(layer, width, d)
+        if self.recipe.qk_norm_whole:
+            q = self.norm(q.flatten(2), q_norm).view_as(q)
+            k = self.norm(k.flatten(2), k_norm).view_as(k)
+        else:
+            q, k = self.norm(q, q_norm), self.norm(k, k_norm)
         q, k = (q.flatten(2, 3), k) if turn is None else rotate(q, k, *turn)
         scale = self.recipe.attention_scale
         return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale)
@@ -300,7 +304,8 @@ class Decoder:
 
     def places(self, batch: Batch) -> Places:
         """What the places of a batch's tokens are to every layer."""
-        return Places.of(batch, self.surroundings.rotations, self.recipe.windows, self.dtype)
+        dtype = torch.float32 if self.recipe.rotary_in_float32 else self.dtype
+        return Places.of(batch, self.surroundings.rotations, self.recipe.windows, dtype)
 
     def sliced_state(
         self,

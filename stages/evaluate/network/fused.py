@@ -56,8 +56,8 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)
-    if torch.is_grad_enabled():
-        return x * cos + swapped * sin
+    if torch.is_grad_enabled() or cos.dtype != x.dtype:
+        return (x * cos + swapped * sin).to(x.dtype)
     return swapped.mul_(sin).addcmul_(x, cos)
 
 

@@ -5,6 +5,7 @@
     o  (D, G, H*d)                                              kept: [:, :g, :h*d]
     gate, up  (C, D)                                            kept: [:c]
     down  (D, C)                                                kept: [:, :c]
+    q_norm  (d,), or (G, H*d) and k_norm (G*d,)                 kept: whole, or as q and k
 
 G KV groups, H query heads a group, d elements a head, D hidden, C channels.
 """
@@ -42,7 +43,7 @@ class Layer:
     k_bias: Tensor | None = None  # (G*d,)
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
-    q_norm: Tensor | None = None  # (d,)
+    q_norm: Tensor | None = None
     k_norm: Tensor | None = None
     gate_bias: Tensor | None = None
     up_bias: Tensor | None = None
@@ -128,6 +129,7 @@ def layer_of(
 
     g, rows = width.kv_groups, width.heads_per_group * shape.head_dim
     q_bias = tensor(f"{family.q}.bias")
+    q_norm = tensor(f"{family.q_norm}.weight") if shape.qk_norm else None
     return Layer(
         attention_norm=norm(family.attention_norm, Kind.ATTENTION),
         mlp_norm=norm(family.mlp_norm, Kind.MLP),
@@ -144,7 +146,7 @@ def layer_of(
         k_bias=tensor(f"{family.k}.bias"),
         v_bias=tensor(f"{family.v}.bias"),
         o_bias=tensor(f"{family.o}.bias"),
-        q_norm=tensor(f"{family.q_norm}.weight") if shape.qk_norm else None,
+        q_norm=q_norm.view(g, rows) if q_norm is not None and shape.qk_norm_whole else q_norm,
         k_norm=tensor(f"{family.k_norm}.weight") if shape.qk_norm else None,
         gate_bias=tensor(f"{family.gate}.bias"),
         up_bias=tensor(f"{family.up}.bias"),
@@ -174,7 +176,7 @@ def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, cha
     g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
     rows = (heads[:, :, None] * d + torch.arange(d, device=heads.device)).flatten(1)  # (G, H*d)
     group_rows = (groups[:, None] * d + torch.arange(d, device=groups.device)).flatten()  # (G*d,)
-    each = groups[:, None]
+    each, whole = groups[:, None], shape.qk_norm_whole
 
     def pick(tensor: Tensor | None, index: Tensor) -> Tensor | None:
         return None if tensor is None else tensor[index]
@@ -188,6 +190,8 @@ def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, cha
         gate=layer.gate[channels],
         up=layer.up[channels],
         down=layer.down[:, channels],
+        q_norm=layer.q_norm[each, rows] if layer.q_norm is not None and whole else layer.q_norm,
+        k_norm=pick(layer.k_norm, group_rows) if whole else layer.k_norm,
         q_bias=None if layer.q_bias is None else layer.q_bias[each, rows],
         k_bias=pick(layer.k_bias, group_rows),
         v_bias=pick(layer.v_bias, group_rows),
@@ -199,6 +203,7 @@ def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, cha
 def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor | None]:
     """What a width keeps but the output projections, by field and kind (``q.weight``)."""
     g, rows, c = width.kv_groups, width.heads_per_group * head_dim, width.channels
+    q_norm, k_norm = norms_of_heads(layer, width, head_dim)
     sliced: dict[str, Tensor | None] = {}
     if width.has_attention:
         sliced |= {
@@ -211,8 +216,8 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
             "k.bias": prefix(layer.k_bias, g * head_dim),
             "v.bias": prefix(layer.v_bias, g * head_dim),
             "o.bias": layer.o_bias,
-            "q_norm.weight": layer.q_norm,
-            "k_norm.weight": layer.k_norm,
+            "q_norm.weight": q_norm,
+            "k_norm.weight": k_norm,
         }
     if width.has_mlp:
         sliced |= {
@@ -225,6 +230,15 @@ def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor |
             "down.bias": layer.down_bias,
         }
     return sliced
+
+
+def norms_of_heads(layer: Layer, width: LayerWidth, head_dim: int) -> tuple[Tensor | None, Tensor | None]:
+    """The norms of queries and keys at a width: one head's (d,), or of all that are kept (g*h*d,), (g*d,)."""
+    q_norm, k_norm = layer.q_norm, layer.k_norm
+    if q_norm is None or q_norm.dim() == 1:
+        return q_norm, k_norm
+    queries = q_norm[: width.kv_groups, : width.heads_per_group * head_dim].flatten()
+    return queries, prefix(k_norm, width.kv_groups * head_dim)
 
 
 def named(family: Family, sliced: Mapping[str, Tensor | None]) -> dict[str, Tensor]:

@@ -90,6 +90,7 @@ def change(
         "qwen3",
         "granite-biased-tied",
         "gemma3-biased-untied",
+        "olmo3-tied",
     ],
 )
 def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(

@@ -36,7 +36,9 @@ class Bench:
         return repair_again(self.network, self.repair, [architecture], BATCHES)[architecture]
 
 
-@pytest.fixture(params=["llama", "llama-biased", "qwen3", "granite-biased-tied", "gemma3-biased-untied"])
+@pytest.fixture(
+    params=["llama", "llama-biased", "qwen3", "granite-biased-tied", "gemma3-biased-untied", "olmo3-tied"]
+)
 def bench(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> Bench:
     variant = tiny.VARIANTS[request.param]
     dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
