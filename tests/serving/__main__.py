@@ -78,7 +78,7 @@ def folders(work: Path, families: Sequence[str]) -> Iterator[tuple[str, Path]]:
     for family, options in ((family, FAMILIES[family]) for family in families):
         for name, widths in WIDTHS.items():
             if family == "llama" or name in OF_ALL:
-                dense = tiny.random_model(family, **SIZES, **options)
+                dense = tiny.random_model(family, **SIZES | options)
                 folder = work / f"{family}-{name.replace(' ', '-').replace(',', '')}" / "model"
                 architecture = Architecture.from_json(widths)
                 yield (
