@@ -12,6 +12,7 @@ from stages.files import InputError
 from stages.plan import machines
 from stages.plan.plan import main, model_of
 from tests.config.test_profiles import COMMITTED, PAPER
+from tests.sample.test_feasibility import PUBLISHED, published
 from tests.small import LLAMA2_7B, REPOSITORY, SMOLLM2
 
 
@@ -74,3 +75,14 @@ def test_this_cpu_is_measured():
 def test_a_configuration_that_cannot_be_anywhere_is_told(path: str):
     with pytest.raises(InputError, match=r"^--config .* cannot be looked for"):
         model_of(PAPER.model, Path(path))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_are_planned_with_the_default_params(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "config.json").write_text(json.dumps(published(name)))
+    out = plan(monkeypatch, capsys, "--config", str(tmp_path), "--gpu", "H100", "--no-count")
+    assert "measure pairs" in out
+    assert "together" in out

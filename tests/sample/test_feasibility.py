@@ -155,19 +155,23 @@ PUBLISHED = {  # hidden, layers, heads, key-value heads, head size, MLP, vocabul
 }
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.25, 0.3])
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_shapes_pass_with_the_default_params(name: str, ratio: float):
+def published(name: str) -> dict[str, Any]:
+    """The config.json of a model that was published."""
     family, hidden, layers, heads, groups, head_dim, channels, vocabulary, tied = PUBLISHED[name]
-    config = {
+    return {
         "model_type": family, "hidden_size": hidden, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": head_dim,
         "intermediate_size": channels, "vocab_size": vocabulary, "tie_word_embeddings": tied,
         "max_position_embeddings": 32768,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.25, 0.3])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_pass_with_the_default_params(name: str, ratio: float):
     budget = COMMITTED.budget.model_copy(update={"overall_ratio": ratio})
     params = COMMITTED.model_copy(update={"budget": budget})
-    request = Request(params, describe(config, name))
+    request = Request(params, describe(published(name), name))
     notes = check(request)
     assert len(request.designed) >= 3 + 0.8 * COMMITTED.sample.spread
     ratios = [d.architecture.overall_ratio(request.shape) for d in request.designed if d.design == "spread"]
