@@ -176,17 +176,20 @@ def change_percent(data: ReportData, baseline: str, metric: str) -> float | None
 
 
 def judge(data: ReportData, baseline: str, metric: str) -> str | None:
-    """How the winner stands against the baseline: "better", "worse" or "level"; None if unknown.
+    """How the winner stands against the baseline: "better", "worse", "level" or "open"; None if unknown.
 
-    Level means a change that would print as zero or, where its error is known, one within two
-    standard errors. A coarse metric without paired errors is judged by the errors of both values, since
-    a few dozen questions decide nothing; perplexities are not, since sharing their text makes those
-    errors far too wide. A value that is not finite is worse than any that is.
+    Level means a change that would print as zero, or one within two standard errors; what no error is known
+    of, as of text of a single window, is open. A coarse metric without paired errors is judged by the errors
+    of both values, since a few dozen questions decide nothing; perplexities are not, since sharing their
+    text makes those errors far too wide. A value that is not finite is worse than any that is.
     """
     change = change_percent(data, baseline, metric)
     if change is None:
         return _judge_broken(data, baseline, metric)
-    if abs(change) < LEVEL_PERCENT or abs(change) <= 2 * _change_error(data, baseline, metric):
+    error = _change_error(data, baseline, metric)
+    if error is None:
+        return "open"
+    if abs(change) < LEVEL_PERCENT or abs(change) <= 2 * error:
         return "level"
     return "better" if (change < 0) == metric_of(metric).lower_is_better else "worse"
 
@@ -202,17 +205,17 @@ def _judge_broken(data: ReportData, baseline: str, metric: str) -> str | None:
     return "level" if ours == theirs else "better" if ours else "worse"
 
 
-def _change_error(data: ReportData, baseline: str, metric: str) -> float:
-    """The error in percentage points; 0 where unknown."""
+def _change_error(data: ReportData, baseline: str, metric: str) -> float | None:
+    """The error in percentage points; None where unknown."""
     paired = data.change_errors.get(baseline, {}).get(metric, math.nan)
     if math.isfinite(paired):
         return paired
     subject, other = data.contender(subject_of(baseline)), data.contender(baseline)
     if subject is None or other is None or not metric_of(metric).coarse:
-        return 0.0
+        return None
     errors = [c.standard_errors.get(metric, math.nan) for c in (subject, other)]
     combined = 100 * math.hypot(*errors) / abs(other.metrics[metric])
-    return combined if math.isfinite(combined) else 0.0
+    return combined if math.isfinite(combined) else None
 
 
 def inseparable(data: ReportData, metric: str) -> bool:

@@ -36,7 +36,7 @@ class Change:
 
     baseline: str
     figure: str
-    outcome: str  # "better", "worse", "level" or "unknown"
+    outcome: str  # "better", "worse", "level", "open" or "unknown"
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,27 @@ def verdict(data: ReportData) -> Verdict:
     """Compare the winner with uniform and simple pruning on the report part of every text."""
     ratio = f"At an overall ratio of {percent(data.winner.overall_ratio)}"
     standings = {name: _standing(data, name) for name in PRUNED_BASELINES if data.contender(name)}
-    if not standings:
+    if guessing := _guessing(data):
+        headline = f"{ratio} nothing can be said of the winner: {guessing}"
+    elif not standings:
         headline = f"{ratio} nothing was measured to compare the winner with."
     else:
         headline = f"{ratio} the winner {_clauses(standings)}.{_advice(data, standings)}"
     details = [s for name in standings for s in _figures(data, name, f"against {name} pruning")]
     details += _cost(data, data.winner, "") + _recovery(data)
     return Verdict(headline, tuple(details), tuple(_caveats(data) + _lost(data)))
+
+
+def _guessing(data: ReportData) -> str:
+    """Why no comparison means anything: a dense model that foretells its text no better than by guessing."""
+    dense, known = data.contender(DENSE), [metric.key for metric in data.decisive]
+    worth = [dense.metrics.get(key, math.nan) for key in known] if dense else []
+    if not worth or not all(value >= data.shape.vocabulary / 2 for value in worth):
+        return ""
+    return (
+        f"the dense model guesses (perplexity {min(worth):,.0f} among {data.shape.vocabulary:,} tokens). "
+        "Are its weights trained, and is its tokenizer its own?"
+    )
 
 
 def _clauses(standings: Mapping[str, str]) -> str:
@@ -82,7 +96,9 @@ def _standing(data: ReportData, baseline: str) -> str:
             return "loses to {} on every text"
         case ["level"]:
             return "is level with {} on every text"
-    words = {"better": "beats it on", "level": "is level on", "worse": "loses on"}
+        case ["open"]:
+            return "cannot be judged against {}, since one window of text has no error"
+    words = {"better": "beats it on", "level": "is level on", "worse": "loses on", "open": "is not judged on"}
     parts = []
     for outcome, verb in words.items():
         texts = [text for text, o in judged.items() if o == outcome]
@@ -138,6 +154,11 @@ def _lost(data: ReportData) -> list[str]:
 
 def _caveats(data: ReportData) -> list[str]:
     caveats = []
+    if any(judge(data, name, metric.key) == "open" for name in PRUNED_BASELINES for metric in data.decisive):
+        caveats.append(
+            "Text of one window has no standard error, and differences on it may be its own: raise "
+            "export.measurement.windows (its null is all of the text), or lower its sequence_length."
+        )
     for name in PRUNED_BASELINES:
         other = data.contender(name)
         if other is None:

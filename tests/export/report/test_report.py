@@ -151,22 +151,24 @@ def test_relative_changes(report_data: ReportData) -> None:
     data = replace_metrics(data, "simple", {"ppl.a": 40.0, "q.log_likelihood": -12.0, "q.accuracy": 0.30})
     ours = {"ppl.a": 36.0, "ppl.b": 85.0, "q.log_likelihood": -9.0, "q.accuracy": 0.33}
     data = replace_metrics(data, "winner", ours)
+    errors = {"uniform": {"ppl.a": 0.5, "ppl.b": 0.5}, "simple": {"ppl.a": 0.5, "q.log_likelihood": 0.5}}
+    data = dataclasses.replace(data, change_errors=errors)
     changes = metrics(data)["winner_change_percent"]
     assert changes == {
         "uniform": {"ppl.a": -28.0, "ppl.b": 6.25},
         "simple": {"ppl.a": -10.0, "q.log_likelihood": 25.0, "q.accuracy": 10.0},
     }
     text = _Page(build_report(data)).text
-    assert "−28.0 % better" in text
-    assert "+6.2 % worse" in text
-    assert "+25.0 % better" in text
+    assert "−28.0 % ± 0.5 better" in text
+    assert "+6.2 % ± 0.5 worse" in text
+    assert "+25.0 % ± 0.5 better" in text
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_paired_errors_are_shown_with_the_change(report_data: ReportData) -> None:
     data = replace_metrics(report_data, "simple", {"ppl.news": 40.0})
     data = replace_metrics(data, "winner", {"ppl.news": 39.0})
-    assert "−2.5 % better" in _Page(build_report(data)).text
+    assert "−2.5 % open" in _Page(build_report(data)).text
     data = dataclasses.replace(data, change_errors={"simple": {"ppl.news": 1.5}})
     assert "−2.5 % ± 1.5 level" in _Page(build_report(data)).text
 

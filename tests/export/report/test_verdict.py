@@ -23,7 +23,8 @@ def contend(
         for c in report_data.contenders
         if c.name in ppl
     ]
-    return dataclasses.replace(report_data, contenders=changed)
+    errors = {name: dict.fromkeys(("ppl.wikipedia", "ppl.news"), 0.5) for name in ("uniform", "simple")}
+    return dataclasses.replace(report_data, contenders=changed, change_errors=errors)
 
 
 def test_verdict_when_the_winner_wins(report_data: ReportData) -> None:
@@ -95,3 +96,26 @@ def test_paired_errors_decide_what_is_level(report_data: ReportData) -> None:
     errors = {"simple": {"ppl.wikipedia": 1.5, "ppl.news": 1.5}}
     data = dataclasses.replace(data, change_errors=errors)
     assert "(beats it on news, is level on wikipedia)" in verdict(data).headline
+
+
+def test_without_an_error_there_is_no_verdict(report_data: ReportData) -> None:
+    ppl = {"uniform": (50.0, 80.0), "simple": (40.0, 64.0), "winner": (36.0, 60.0)}
+    data = dataclasses.replace(contend(report_data, ppl), change_errors={})
+    found = verdict(data)
+    assert "the winner cannot be judged against both uniform and simple pruning, since" in found.headline
+    assert any("raise export.measurement.windows" in caveat for caveat in found.caveats)
+    one = {"uniform": {"ppl.news": 0.5}, "simple": {"ppl.news": 0.5, "ppl.wikipedia": math.nan}}
+    partly = verdict(dataclasses.replace(data, change_errors=one))
+    assert (
+        "is mixed against both uniform and simple pruning (beats it on news, is not judged on"
+        in partly.headline
+    )
+
+
+def test_a_dense_model_that_guesses_makes_no_headline(report_data: ReportData) -> None:
+    vocabulary = report_data.shape.vocabulary
+    ppl = dict.fromkeys(("dense", "uniform", "simple"), (1.2 * vocabulary, 0.9 * vocabulary))
+    found = verdict(contend(report_data, ppl | {"winner": (0.8 * vocabulary, 0.8 * vocabulary)}))
+    assert "nothing can be said of the winner: the dense model guesses" in found.headline
+    trained = ppl | {"dense": (20.0, 0.9 * vocabulary), "winner": (30.0, 40.0)}
+    assert "guesses" not in verdict(contend(report_data, trained)).headline
