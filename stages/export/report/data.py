@@ -119,6 +119,8 @@ class ReportData:
     trust: Trust = field(default_factory=Trust)
     proof: Proof = field(default_factory=Proof)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    name: str = ""
+    """What the dense model is called, where `model` is a path."""
 
     def contender(self, name: str) -> Contender | None:
         return next((c for c in self.contenders if c.name == name), None)

@@ -106,6 +106,7 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         ),
         proof=proof,
         curves=table.curves,
+        name=record.base.name,
     )
 
 

@@ -70,7 +70,7 @@ def model_card(
         "## Serve",
         card_text.serving(own_code, gguf, registered),
         "## What it costs",
-        markdown_text(judgement.headline),
+        markdown_text(f"{judgement.lead} {judgement.headline}"),
         _table(data),
         "Measured on the report part of each corpus, which nothing was chosen by; ± is the standard error.",
         markdown_text("\n".join(remarks)),

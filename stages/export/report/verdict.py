@@ -18,8 +18,12 @@ UNEQUAL_RATIO = 0.005  # contenders whose overall ratios differ by more did not 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`headline` is one sentence; `details` and `caveats` are sentences that support or limit it."""
+    """`lead` says in everyone's words what came out, `headline` how it stands against the baselines.
 
+    Both are one sentence; those of `details` and `caveats` support or limit them.
+    """
+
+    lead: str
     headline: str
     details: tuple[str, ...]
     caveats: tuple[str, ...]
@@ -37,7 +41,24 @@ def verdict(data: ReportData) -> Verdict:
         headline = f"{ratio} the winner {_clauses(standings)}.{_advice(data, standings)}"
     details = [s for name in standings for s in _figures(data, name, f"against {name} pruning")]
     details += _cost(data, data.winner, "") + _recovery(data)
-    return Verdict(headline, tuple(details), tuple(_caveats(data) + _lost(data)))
+    return Verdict(_lead(data), headline, tuple(details), tuple(_caveats(data) + _lost(data)))
+
+
+def _lead(data: ReportData) -> str:
+    """What was made of which model, how much smaller and faster it is, and what that costs."""
+    found, dense = data.exported, data.shape.total_parameters
+    parts = [f"{percent(1 - found.parameters / dense, 0)} smaller"]
+    if data.proof.comparisons:
+        first = data.proof.comparisons[0]
+        speeds = f"{first.prefill_speedup.median:.2f} and {first.decode_speedup.median:.2f}"
+        parts.append(f"{speeds} times as fast at reading and at writing ({first.name})")
+    costs = _multiples(data, found)
+    if costs:
+        parts.append(f"perplexity {' and '.join(costs)}")
+    name = data.name or data.model
+    what = f"{percent(found.overall_ratio, 0)} of its layers' parameters removed"
+    trained = ", and trained again" if data.contender(RECOVERED) else ""
+    return f"{name}, {what}{trained}: {', '.join(parts)}."
 
 
 def _guessing(data: ReportData) -> str:
@@ -121,14 +142,18 @@ def _figures(data: ReportData, baseline: str, told: str) -> list[str]:
 
 def _cost(data: ReportData, contender: Contender, of_what: str) -> list[str]:
     """A contender's perplexities as multiples of the dense model's."""
-    if (dense := data.contender(DENSE)) is None:
-        return []
-    parts = []
-    for metric in data.decisive:
-        ours, theirs = (c.metrics.get(metric.key, math.nan) for c in (contender, dense))
+    parts = _multiples(data, contender)
+    return [f"Perplexity{of_what} against the dense model: {', '.join(parts)}."] if parts else []
+
+
+def _multiples(data: ReportData, contender: Contender) -> list[str]:
+    """A contender's perplexities in those of the dense model, "1.74 times on wikipedia"."""
+    dense, parts = data.contender(DENSE), []
+    for metric in data.decisive if dense else ():
+        ours, theirs = (c.metrics.get(metric.key, math.nan) for c in (contender, dense) if c)
         if theirs and math.isfinite(ours) and math.isfinite(theirs):
             parts.append(f"{ours / theirs:.2f} times on {metric.corpus}")
-    return [f"Perplexity{of_what} against the dense model: {', '.join(parts)}."] if parts else []
+    return parts
 
 
 def _recovery(data: ReportData) -> list[str]:

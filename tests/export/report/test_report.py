@@ -176,7 +176,9 @@ def test_paired_errors_are_shown_with_the_change(report_data: ReportData) -> Non
 def test_the_verdict_heads_the_page(report_data: ReportData, page: str) -> None:
     found = verdict(report_data)
     text = _Page(page).text
-    places = [text.index(sentence) for sentence in (found.headline, *found.details, *found.caveats)]
+    places = [
+        text.index(sentence) for sentence in (found.lead, found.headline, *found.details, *found.caveats)
+    ]
     assert places == sorted(places)
     assert places[-1] < text.index("report part")
 

@@ -39,6 +39,16 @@ def test_verdict_when_the_winner_wins(report_data: ReportData) -> None:
     assert not found.caveats
 
 
+def test_the_lead_says_it_in_everyones_words(report_data: ReportData) -> None:
+    ppl = {"dense": (20.0, 40.0), "winner": (36.0, 60.0)}
+    data = dataclasses.replace(contend(report_data, ppl), name="SmolLM2-135M")
+    assert verdict(data).lead == (
+        f"SmolLM2-135M, 25 % of its layers' parameters removed: "
+        f"{100 * (1 - data.winner.parameters / data.shape.total_parameters):.0f} % smaller, "
+        "perplexity 1.80 times on wikipedia and 1.50 times on news."
+    )
+
+
 def test_verdict_when_simple_wins(report_data: ReportData) -> None:
     data = contend(report_data, {"uniform": (50.0, 80.0), "simple": (32.0, 50.0), "winner": (36.0, 60.0)})
     headline = verdict(data).headline
