@@ -41,7 +41,8 @@ install: .venv/.installed ## make .venv and install everything into it, at the v
 	@touch $@
 
 repro: install ## run the pipeline: every stage whose inputs have changed
-	@$(IN_VENV) dvc repro
+	@begun=$$(date +%s); $(IN_VENV) dvc repro && \
+	  .venv/bin/python -m stages.export.report.closing --seconds $$(($$(date +%s) - begun))
 
 profile: install ## list the profiles of params; PROFILE=paper makes that one params.yaml
 	@.venv/bin/python -m stages.config.profiles $(PROFILE)

@@ -213,6 +213,24 @@ def test_repro_makes_a_model_that_loads_and_a_report(repository: Repository) -> 
     assert "not written: the tokenizer has no merges" in (folder / "README.md").read_text()
 
 
+def test_a_run_ends_with_what_came_out_and_lines_that_load_it(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = repository.run(sys.executable, "-m", "stages.export.report.closing", "--seconds", "1080")
+    done, lead, model, report, load, tokenizer, after = made.stdout.splitlines()
+    assert done == "Done in 18 minutes."
+    assert "of its layers' parameters removed" in lead
+    assert model.endswith("data/export/model")
+    assert (repository.path / report.removeprefix("report: ")).is_file()
+    assert after.startswith("next:   make ui")
+    monkeypatch.chdir(repository.path)
+    classes = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoTokenizer": AutoTokenizer}
+    for line in (load, tokenizer):
+        assert eval(line.removeprefix("load:").strip(), classes) is not None
+
+
 def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> None:
     candidates = repository.json("search/outcome.json")["candidates"]
     finalists = [c for c in candidates if c["name"] in ("winner", "finalist")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
 from stages.build_dataset.features import is_of_site
@@ -80,7 +82,9 @@ def contestants(features: Sequence[str], section: TrainPredictor) -> list[Contes
     def process(x: Array, y: Array, sign: int) -> Forecast:
         scaled = np.where(x.max(axis=0) > 0, x.max(axis=0), 1)
         model = models.gaussian_process(section.seed)
-        model.fit(x / scaled, y)
+        with warnings.catch_warnings():  # that its optimiser met a bound is seen in how well it forecasts
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x / scaled, y)
         return lambda rows: model.predict(rows / scaled)
 
     known = any(is_of_site(name) for name in features)

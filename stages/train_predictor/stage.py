@@ -133,6 +133,6 @@ def _print(compared: pd.DataFrame, what: str) -> None:
         compared_on, there = first["pairs"], first["of_pairs"]
         on = "" if compared_on == there else f" of {compared_on:,} of {there:,} pairs"
         print(f"\n{what}: {target}, {first['scale']}, on the same folds{on}:")
-        print(rows[columns].to_string(index=False, float_format="%.3f"))
+        print(rows[columns].dropna(axis=1, how="all").to_string(index=False, float_format="%.3f"))
         for _, few in rows[rows["learned_from"] < rows["learned_from"].max()].iterrows():
             print(f"{few['predictor']} learned from {few['learned_from']:,} pairs a fold, others from more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,14 @@ def test_every_kind_is_judged_on_the_same_pairs(features: Features):
     assert table["pairs_near_budget"].nunique() == 1
     by_name = table.set_index("predictor")["r2"]
     assert by_name["additive"] > by_name["xgboost"]  # the law is additive
+
+
+def test_no_library_warns_of_what_nobody_can_act_on(features: Features):
+    """A law without noise, at which the Gaussian process's optimiser ends at a bound."""
+    pairs = pairs_of(features, 40, 0, 0.0).round(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comparison.compare(pairs, features.names, ["log_ppl.a"], SECTION, BUDGET)
 
 
 def test_the_paper_sees_ratios_of_sites_and_nothing_else(features: Features):
