@@ -69,7 +69,7 @@ regression-update: install ## measure that baseline anew, say what changes, and 
 	@.venv/bin/python -m tests.regression --update
 
 ui: install ## compare the runs in the MLflow UI, at http://127.0.0.1:5000 (PORT=… for another port)
-	@$(IN_VENV) mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@.venv/bin/python -m stages.tracking.ui --port $(PORT)
 
 proof: install ## the report's proof of speed again, with more rounds (ARGS="--threads 2 --prompt 512")
 	@.venv/bin/python -m stages.export.benchmark.proof $(ARGS)

@@ -1,0 +1,57 @@
+"""MLflow's UI of the repository's store, at the page of its runs.
+
+    python -m stages.tracking.ui [--port 5000]
+
+One process serves it: its jobs, which watch traces of chats, are off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sqlite3
+import sys
+from pathlib import Path
+
+from stages.files import InputError
+from stages.stage import command
+from stages.tracking import store
+
+HOST = "127.0.0.1"
+
+
+def address(database: Path, port: int) -> str:
+    """Where the runs are shown: those of the experiment that has most.
+
+    Raises:
+        InputError: there is no store, or nothing in it.
+    """
+    if not database.is_file():
+        raise InputError(f"{database} is not there: nothing was tracked yet; run `make repro`")
+    with contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
+        try:
+            row = opened.execute(
+                "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' "
+                "GROUP BY experiment_id ORDER BY COUNT(*) DESC"
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{database} cannot be read as MLflow's store: {error}") from error
+    if row is None:
+        raise InputError(f"{database} holds no run: run `make repro`")
+    return f"http://{HOST}:{port}/#/experiments/{row[0]}/runs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.tracking.ui")
+    parser.add_argument("--port", type=int, default=5000, help="default: 5000")
+    port = parser.parse_args().port
+    database = store.root() / "mlflow.db"
+    print(f"the runs: {address(database, port)}", flush=True)
+    environment = os.environ | store.QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    asked = ["--backend-store-uri", f"{store.SQLITE}{database}", "--host", HOST, "--port", str(port)]
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *asked, "--workers", "1"], environment)
+
+
+if __name__ == "__main__":
+    command("ui", main)
