@@ -98,6 +98,11 @@ def _terms(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _of_packaging(path: Path) -> bool:
+    """Whether a file of a package says something of the package, not of what is in it."""
+    return any(part.endswith(".dist-info") for part in path.parts)
+
+
 def _of_gguf(source: ModelSource) -> BaseModel:
     from gguf import LlamaFileType
 
@@ -106,7 +111,7 @@ def _of_gguf(source: ModelSource) -> BaseModel:
     origin, terms = f"the file {source.path.name}", []
     if package != source.name:
         origin += f" in the Python package {package} {metadata.version(package)}"
-        inside = [path for path in package_files(package) if ".dist-info" not in path.parent.name]
+        inside = [path for path in package_files(package) if not _of_packaging(path) and path.is_file()]
         terms = [path for path in inside if any(fnmatch(path.name, pattern) for pattern in TERMS)]
     if organisation := field("general.organization"):
         origin += f", by {organisation}"

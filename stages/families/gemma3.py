@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from stages.architecture import ModelShape
 from stages.families.configuration import Config, Key, Positive, Size
-from stages.families.family import Family
+from stages.families.family import Family, usual_settings
 from stages.families.recipe import (
     BlockRecipe,
     UnsupportedPieceError,
@@ -41,9 +43,14 @@ def _recipe(config: Config) -> BlockRecipe:
     )
 
 
+def _settings(shape: ModelShape) -> dict[str, Any]:
+    return usual_settings(shape) | {"sliding_window": 1024}  # of the larger ones; no shape tells it
+
+
 GEMMA3 = Family(
     "gemma3_text",
     _recipe,
+    settings=_settings,
     keys={
         "num_key_value_heads": Key(Size, 4),
         "head_dim": Key(Size, 256),

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from stages.architecture import ModelShape
 from stages.families.configuration import Config, Key, Positive, Size
-from stages.families.family import Family
+from stages.families.family import Family, usual_settings
 from stages.families.recipe import BlockRecipe, kinds_of_attention, rotary_by_kind, usual_recipe
 
 _BASE = 500_000.0
@@ -43,6 +44,10 @@ def _of_3(config: Config) -> BlockRecipe:
     )
 
 
+def _settings_of_3(shape: ModelShape) -> dict[str, Any]:
+    return usual_settings(shape) | {"sliding_window": 4096}  # of all that were published; no shape tells it
+
+
 _KEYS = {"max_position_embeddings": Key(Size, 2048), "rms_norm_eps": Key(Positive, 1e-5)}
 OLMO2 = Family(
     "olmo2",
@@ -57,5 +62,6 @@ OLMO3 = replace(
     OLMO2,
     model_type="olmo3",
     recipe=_of_3,
+    settings=_settings_of_3,
     keys={**_KEYS, "rope_theta": Key(Positive | None, _BASE), "sliding_window": Key(Size | None, 4096)},
 )

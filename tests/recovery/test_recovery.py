@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth
-from stages.config.params import load_params
+from stages.config.params import Bos, load_params
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
-from stages.evaluate.workbench import Workbench, open_workbench
+from stages.evaluate.workbench import Workbench, calibration_batches, open_workbench
 from stages.files import InputError
 from stages.recovery import recovery
 from stages.recovery.local import local_loss, states_of
@@ -326,3 +326,22 @@ def test_the_learning_rate_falls_with_the_model_size() -> None:
     rates = [learning_rate(size) for size in (10**8, 10**9, 3 * 10**9, 7 * 10**9, 7 * 10**10)]
     assert rates == sorted(rates, reverse=True)
     assert rates == pytest.approx([3e-4, 3e-4, rates[2], 3e-5, 3e-5])
+
+
+def test_where_measured_windows_begin_with_a_bos_calibration_and_training_do_too(bench: Workbench) -> None:
+    evaluate = bench.params.evaluate
+    measurement = evaluate.measurement.model_copy(update={"bos": "window"})
+    params = bench.params.model_copy(
+        update={"evaluate": evaluate.model_copy(update={"measurement": measurement})}
+    )
+    begun, bos = replace(bench, params=params), bench.checkpoint.tokenizer.bos_token_id
+    section = asking(bench, text=["calibration", "written"]).params.export.recovery
+    plain, found = training_text(bench, section).tokens, training_text(begun, section).tokens
+    assert found.shape[1] == plain.shape[1] == section.sequence_length
+    assert (found[:, 0] == bos).all()
+    assert not (plain[:, 0] == bos).all()
+    cases: tuple[tuple[Bos, bool], ...] = (("window", True), ("none", False))
+    for how, wanted in cases:
+        (batch, *_) = calibration_batches(bench.checkpoint, bench.texts, evaluate.calibration, how)
+        assert batch.tokens.shape[1] == evaluate.calibration.sequence_length
+        assert bool((batch.tokens[:, 0] == bos).all()) is wanted

@@ -160,7 +160,18 @@ def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["llama-biased", "llama-mha", "mistral", "qwen2", "qwen2-tied-mha", "qwen3"]
+    "variant",
+    [
+        "llama-biased",
+        "llama-mha",
+        "mistral",
+        "qwen2",
+        "qwen2-tied-mha",
+        "qwen3",
+        "gemma3",
+        "olmo2",
+        "olmo3-tied",
+    ],
 )
 def test_the_models_that_are_timed_are_the_exported_ones(variant: str, tmp_path: Path) -> None:
     """Their weights, exported and loaded again, compute the same."""
@@ -174,9 +185,10 @@ def test_the_models_that_are_timed_are_the_exported_ones(variant: str, tmp_path:
     state = {
         n: t for n, t in model.state_dict().items() if n != "lm_head.weight" or not shape.tied_embeddings
     }
-    dense.config.sliding_window = None
-    dense.config.rms_norm_eps = model.config.rms_norm_eps
-    dense.config.rope_parameters = model.config.rope_parameters
+    dense.config.sliding_window = getattr(model.config, "sliding_window", None)
+    for key in ("rms_norm_eps", "rope_parameters", "layer_types", "query_pre_attn_scalar"):
+        if hasattr(model.config, key):
+            setattr(dense.config, key, getattr(model.config, key))
     folder = tmp_path / "model"
     huggingface.write_folder(folder, state, dense.config, architecture, shape, None, None, torch.float32)
     register()
@@ -185,9 +197,10 @@ def test_the_models_that_are_timed_are_the_exported_ones(variant: str, tmp_path:
     tiny.assert_same(tiny.reference_logits(model, tokens), tiny.reference_logits(exported, tokens))
 
 
-def test_timing_runs_them_all() -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo3"])
+def test_timing_runs_them_all(family: str) -> None:
     """Dropped sublayers too, with a cache: a real measurement of a tiny shape."""
-    shape = tiny.shape_of(tiny.random_model("llama"))
+    shape = tiny.shape_of(tiny.random_model(family))
     table = latency.measure(shape, BUDGET, 16, {})
     for phase in PHASES:
         assert table.forecast(phase, shape.dense()) > 0

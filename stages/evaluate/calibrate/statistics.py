@@ -78,7 +78,7 @@ def _site(
         for index, here in enumerate(places):
             x = network.activations(site, width, hidden[index], here)
             share = network.share(site, width, x)
-            moments = _added(moments, (x if share is None else x * share.to(x.dtype)).flatten(0, 1))
+            moments = _added(moments, (x if share is None else x.float() * share).flatten(0, 1))
             hidden[index] = network.output(site, width, x, hidden[index], in_place=True)
     assert moments is not None  # there is a batch
     return site, SiteStatistics(*moments, sum(batch.tokens.numel() for batch in batches))

@@ -227,6 +227,11 @@ class Decoder:
         layer = self.layers[site.layer]
         return layer.o.flatten(1) if site.kind is Kind.ATTENTION else layer.down
 
+    def added_weight(self, site: Site) -> Tensor:
+        """The output projection (D, n) of a site, its rows scaled as a norm behind it scales them."""
+        weight, norm = self.output_weight(site), self.layers[site.layer].norm_after(site.kind)
+        return weight if norm is None else weight * (norm + self.recipe.norm_offset)[:, None]
+
     def _projection_parts(self, site: Site, width: LayerWidth, repair: Repair) -> list[Tensor]:
         """`projection_views`, joined on a GPU: a pass over the hidden states costs more than that copy."""
         parts = self.projection_views(site, width, repair)
@@ -247,8 +252,9 @@ class Decoder:
         return [layer.o[:, group, : h * self.shape.head_dim] for group in range(g)]
 
     def projection(self, site: Site, width: LayerWidth, repair: Repair = NOTHING_REPAIRED) -> Tensor:
-        """A site's output projection (D, kept) at a width."""
-        return torch.cat(self.projection_views(site, width, repair), dim=1)
+        """A site's output projection (D, kept) at a width; a view where it is in one piece."""
+        parts = self.projection_views(site, width, repair)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def read(self, hidden: Tensor, batch: Batch, chunk: int | None = None) -> Tensor:
         """Log-likelihoods (N,) of the batch's targets from the last hidden states (B, L, D).

@@ -37,9 +37,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, in_floa
         normed = F.rms_norm(wide, x.shape[-1:], eps=eps)
     if in_float32:
         return (normed * (weight.float() + offset)).to(x.dtype)
+    scale = weight + offset if offset else weight
     if torch.is_grad_enabled():
-        return weight * normed.to(x.dtype)
-    return normed.to(x.dtype).mul_(weight)
+        return scale * normed.to(x.dtype)
+    return normed.to(x.dtype).mul_(scale)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

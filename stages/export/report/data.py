@@ -188,6 +188,9 @@ def judge(data: ReportData, baseline: str, metric: str) -> str | None:
     change = change_percent(data, baseline, metric)
     if change is None:
         return _judge_broken(data, baseline, metric)
+    subject, other = data.contender(subject_of(baseline)), data.contender(baseline)
+    if subject and other and subject.architecture == other.architecture and change == 0:
+        return "level"
     error = _change_error(data, baseline, metric)
     if error is None:
         return "open"

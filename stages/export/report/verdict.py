@@ -20,7 +20,7 @@ UNEQUAL_RATIO = 0.005  # contenders whose overall ratios differ by more did not 
 class Verdict:
     """`lead` says in everyone's words what came out, `headline` how it stands against the baselines.
 
-    Both are one sentence; those of `details` and `caveats` support or limit them.
+    The sentences of `details` and `caveats` support or limit them.
     """
 
     lead: str
@@ -119,6 +119,14 @@ def _standing(data: ReportData, baseline: str) -> str:
             return "is level with {} on every text"
         case ["open"]:
             return "cannot be judged against {}, since one window of text has no error"
+        case ["better", "open"] | ["open", "worse"] | ["level", "open"]:
+            (told,) = {*judged.values()} - {"open"}
+            verb = {"better": "beats {} on", "level": "is level with {} on", "worse": "loses to {} on"}[told]
+            judged_on, others = (
+                " and ".join(text for text, o in judged.items() if (o == "open") is unknown)
+                for unknown in (False, True)
+            )
+            return f"{verb} {judged_on} ({others} cannot be judged)"
     words = {"better": "beats it on", "level": "is level on", "worse": "loses on", "open": "is not judged on"}
     parts = []
     for outcome, verb in words.items():

@@ -165,9 +165,12 @@ def _say_rotary_to_transformers_4(path: Path) -> None:
     It loads a plain folder, does not know ``rope_parameters``, and would take another base without a word.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
-    rotary = dict(config.get("rope_parameters") or {})
+    given = config.get("rope_parameters") or {}
+    rotary = dict(given.get("full_attention") or given)
     if "auto_map" in config or "rope_theta" not in rotary:
         return
+    if local := given.get("sliding_attention"):  # Gemma's word; OLMo 3 has one base there for both kinds
+        config["rope_local_base_freq"] = local["rope_theta"]
     config["rope_theta"] = rotary.pop("rope_theta")
     if rotary.get("rope_type", "default") != "default":
         config["rope_scaling"] = rotary

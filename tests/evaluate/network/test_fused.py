@@ -34,6 +34,8 @@ def arguments(name: str, dtype: torch.dtype, width: int) -> tuple[Any, ...]:
     x = normal(2, 5, width, dtype=dtype)
     if name == "rms_norm":
         return x, normal(width, dtype=dtype), 1e-5, 0.0, False
+    if name == "rms_norm-offset":
+        return x, normal(width, dtype=dtype), 1e-5, 1.0, False
     if name == "rms_norm-wide":
         return x, normal(width, dtype=dtype), 1e-5, 1.0, True
     if name == "swiglu":
@@ -47,7 +49,7 @@ def arguments(name: str, dtype: torch.dtype, width: int) -> tuple[Any, ...]:
     return q, normal(2, 5, 2, 2 * half, dtype=dtype), cos.to(dtype), sin.to(dtype)
 
 
-FUNCTIONS = ["rms_norm", "rms_norm-wide", "rotate", "swiglu"]
+FUNCTIONS = ["rms_norm", "rms_norm-offset", "rms_norm-wide", "rotate", "swiglu"]
 DTYPES = [torch.float32, torch.bfloat16]
 
 

@@ -102,7 +102,10 @@ def test_equal_widths_need_no_code_of_ours(
     assert tuple(config[key] for key in widths) == (groups, groups * heads, channels)
     assert not {"auto_map", "per_layer_config", "base_model_type"} & config.keys()
     assert not list(folder.glob("*.py"))
-    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]  # for transformers 4
+    rotary = config["rope_parameters"]  # and for transformers 4
+    assert config["rope_theta"] == rotary.get("full_attention", rotary)["rope_theta"]
+    if "sliding_attention" in rotary:
+        assert config["rope_local_base_freq"] == rotary["sliding_attention"]["rope_theta"]
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is type(dense)
     assert model.config.rope_parameters == dense.config.rope_parameters

@@ -21,7 +21,7 @@ def _summed(data: CalibrationData, elements: Elements, finish: Callable[[Tensor]
     shape = data.network.shape
     heads, channels = [], []
     for site, moments in data.statistics():
-        found = elements(moments, data.network.output_weight(site))
+        found = elements(moments, data.network.added_weight(site))
         if site.kind is Kind.ATTENTION:
             heads.append(found.view(shape.kv_groups, shape.heads_per_group, -1).sum(-1))
         else:
