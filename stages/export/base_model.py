@@ -118,7 +118,7 @@ def _of_gguf(source: ModelSource) -> BaseModel:
     kinds: dict[Any, str] = {kind.value: kind.name for kind in LlamaFileType}
     stored = kinds.get(field("general.file_type"), "F32").removeprefix("MOSTLY_").removeprefix("ALL_")
     return BaseModel(
-        name=stem(source.path).removesuffix(f".{stored}"),
+        name=re.sub(rf"[.-]{re.escape(stored)}$", "", stem(source.path), flags=re.IGNORECASE),
         origin=origin,
         licence=read_licence(source),
         languages=tuple(field("general.languages") or ()),
