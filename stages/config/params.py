@@ -141,6 +141,11 @@ class TextProtocol:
     stride: int
     bos: Bos
 
+    def apart(self, join: str, length: int) -> TextProtocol:
+        """Windows of another text that do not overlap, each with a BOS where each of these has one."""
+        begins = self.bos == "window"
+        return TextProtocol(join, length, length - begins, "window" if begins else "none")
+
 
 PROTOCOLS: dict[str, tuple[str, int, Bos]] = {
     # join, sequence length, BOS; windows do not overlap.

@@ -12,7 +12,7 @@ import torch
 
 from stages.architecture import Architecture
 from stages.config.choices import EXECUTORS
-from stages.config.params import Bos, Calibration, Measurement, Params, Part, TextProtocol
+from stages.config.params import Calibration, Measurement, Params, Part, TextProtocol
 from stages.evaluate.calibrate.calibration import Calibrator
 from stages.evaluate.calibrate.memory import Texts, memory_at_hand, memory_plan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH, Evaluator
@@ -105,18 +105,16 @@ class Workbench:
 
 
 def calibration_batches(
-    loaded: Checkpoint, texts: Mapping[str, Corpus[Document]], section: Calibration, bos: Bos
+    loaded: Checkpoint, texts: Mapping[str, Corpus[Document]], section: Calibration, measured: TextProtocol
 ) -> list[Batch]:
     """Windows of the texts' calibration parts, spread evenly over the texts.
 
-    A model that is measured with a BOS in each window, of which `bos` tells, is calibrated so too.
+    A model that is `measured` with a BOS in each window is calibrated so too.
 
     Raises:
         InputError: a text is too short.
     """
-    begins = bos == "window"
-    length = section.sequence_length
-    protocol = TextProtocol("\n\n", length, length - begins, "window" if begins else "none")
+    protocol = measured.apart("\n\n", section.sequence_length)
     perplexity.check_context(protocol, loaded.context_tokens)
     rows = []
     for index, (name, text) in enumerate(texts.items()):
@@ -179,8 +177,9 @@ def open_workbench(
     memory = memory_at_hand(device, params.evaluate.gpu_memory_gib, sharing)
     loaded = checkpoint.load(params.model, dtype)
     selections = [chosen(loaded, texts, questions, *asked) for asked in needed]
-    bos = params.evaluate.measurement.text.bos
-    batches = calibration_batches(loaded, texts, params.evaluate.calibration, bos)
+    batches = calibration_batches(
+        loaded, texts, params.evaluate.calibration, params.evaluate.measurement.text
+    )
     plan = memory_plan(
         loaded.shape,
         params.evaluate,

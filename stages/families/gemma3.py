@@ -14,6 +14,7 @@ from stages.families.recipe import (
     kinds_of_attention,
     rotary_by_kind,
     usual_recipe,
+    windows_by_kind,
 )
 
 
@@ -29,7 +30,7 @@ def _recipe(config: Config) -> BlockRecipe:
     return usual_recipe(
         config,
         rotary=rotary_by_kind(config, kinds, **bases),
-        windows=tuple(config["sliding_window"] if kind == "sliding_attention" else None for kind in kinds),
+        windows=windows_by_kind(config["sliding_window"], kinds),
         activation=config["hidden_activation"],
         norm_offset=1.0,
         norm_in_float32=True,

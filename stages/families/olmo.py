@@ -12,7 +12,13 @@ from typing import Any
 from stages.architecture import ModelShape
 from stages.families.configuration import Config, Key, Positive, Size
 from stages.families.family import Family, usual_settings
-from stages.families.recipe import BlockRecipe, kinds_of_attention, rotary_by_kind, usual_recipe
+from stages.families.recipe import (
+    BlockRecipe,
+    kinds_of_attention,
+    rotary_by_kind,
+    usual_recipe,
+    windows_by_kind,
+)
 
 _BASE = 500_000.0
 
@@ -40,7 +46,7 @@ def _of_3(config: Config) -> BlockRecipe:
     return _of_both(
         config,
         rotary=rotary_by_kind(config, kinds, **bases),
-        windows=tuple(config["sliding_window"] if kind == "sliding_attention" else None for kind in kinds),
+        windows=windows_by_kind(config["sliding_window"], kinds),
     )
 
 

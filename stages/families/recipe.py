@@ -244,4 +244,9 @@ def sliding_by_layer(config: Config) -> tuple[int | None, ...]:
     first = int(config.get("max_window_layers", 28))
     usual = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
     kinds = kinds_of_attention(config, usual)
+    return windows_by_kind(window, kinds)
+
+
+def windows_by_kind(window: int | None, kinds: Sequence[str]) -> tuple[int | None, ...]:
+    """The window of each layer by its kind of attention: full attention has none."""
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.families.configuration import Config, Key, Positive, Size
 from stages.families.family import Family
-from stages.families.recipe import BlockRecipe, usual_recipe, usual_rotary
+from stages.families.recipe import BlockRecipe, usual_recipe, usual_rotary, windows_by_kind
 
 
 def _recipe(config: Config) -> BlockRecipe:
@@ -16,7 +16,7 @@ def _recipe(config: Config) -> BlockRecipe:
     return usual_recipe(
         config,
         rotary=tuple(usual_rotary(config) if turns else None for turns in turned),
-        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        windows=windows_by_kind(window, kinds),
         qkv_bias=config["attention_bias"],
         o_bias=config["attention_bias"],
         mlp_bias=config["mlp_bias"],

@@ -62,20 +62,20 @@ def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
             model's context.
     """
     length, loaded = section.sequence_length, bench.checkpoint
-    begins = bench.params.evaluate.measurement.text.bos == "window"
-    perplexity.check_context(_protocol(loaded, length, begins), loaded.context_tokens)
+    measured, between = bench.params.evaluate.measurement.text, loaded.tokenizer.eos_token or "\n\n"
+    protocol = measured.apart(between, length)
+    perplexity.check_context(protocol, loaded.context_tokens)
     parts = [corpus.parts[part] for corpus in bench.texts.values() for part in ("selection", "report")]
     seen = Seen([document for documents in parts for document in documents])
     missing = max(1, section.tokens // length)
     found, words = [], []
     for source in sorted(section.sources, key=lambda source: source == WRITTEN):
         if source == WRITTEN:
-            written = _written(loaded, bench.network.device, section, missing, begins)
+            written = _written(loaded, bench.network.device, section, missing, protocol.bos == "window")
             texts = loaded.tokenizer.batch_decode(written)
             rows = written[[place for place, text in enumerate(texts) if not seen.holds(text)]]
             told = f"written by the dense model itself, seed {section.seed}"
         else:
-            protocol = _protocol(loaded, length, begins)
             rows, told = _sequences(bench, source, protocol, seen, missing)
         found.append(rows)
         words.append(told)
@@ -90,15 +90,6 @@ def training_text(bench: Workbench, section: RecoverySection) -> TrainingText:
             "export.recovery.tokens_per_step"
         )
     return TrainingText(tokens, " and ".join(words))
-
-
-def _protocol(loaded: Checkpoint, length: int, begins: bool) -> TextProtocol:
-    """Windows that do not overlap, the end of a text between documents.
-
-    Each `begins` with a BOS where those of measured text do.
-    """
-    between = loaded.tokenizer.eos_token or "\n\n"
-    return TextProtocol(between, length, length - begins, "window" if begins else "none")
 
 
 def _sequences(

@@ -342,6 +342,7 @@ def test_where_measured_windows_begin_with_a_bos_calibration_and_training_do_too
     assert not (plain[:, 0] == bos).all()
     cases: tuple[tuple[Bos, bool], ...] = (("window", True), ("none", False))
     for how, wanted in cases:
-        (batch, *_) = calibration_batches(bench.checkpoint, bench.texts, evaluate.calibration, how)
+        measured = replace(measurement.text, bos=how)
+        (batch, *_) = calibration_batches(bench.checkpoint, bench.texts, evaluate.calibration, measured)
         assert batch.tokens.shape[1] == evaluate.calibration.sequence_length
         assert bool((batch.tokens[:, 0] == bos).all()) is wanted
