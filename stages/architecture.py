@@ -75,13 +75,18 @@ class LayerWidth(NamedTuple):
         return self.channels > 0
 
 
+def _normal(width: LayerWidth) -> LayerWidth:
+    """The width, of which a dropped attention is (0, 0)."""
+    return width if width.has_attention else LayerWidth(0, 0, width.channels)
+
+
 @lru_cache(maxsize=65536)
 def _shared(kv_groups: int, heads_per_group: int, channels: int) -> LayerWidth:
     """One object for all layers of that width: a large journal has millions of layers, and few widths."""
     return LayerWidth(kv_groups, heads_per_group, channels)
 
 
-_LATER = {"qk_norm_whole": False, "sublayer_norms": 1}
+_LATER: dict[str, Any] = {"qk_norm_whole": False, "sublayer_norms": 1, "unlike": ()}
 """Fields of a shape that came after files with shapes were written, and what they were before."""
 
 
@@ -90,7 +95,11 @@ class ModelShape:
     """What parameter counting needs to know of a decoder-only model.
 
     ``head_dim`` counts the elements of one head; the flags say which optional parameters the
-    family has. Counts are of real parameters: biases and norms included.
+    family has. Counts are of real parameters: biases and norms included. Where layers differ, as those of a
+    model that was pruned before, ``kv_groups``, ``heads_per_group`` and ``channels`` are the most of any.
+
+    Raises:
+        ValueError: the widths of unlike layers are not as many as the layers, or not what the most say.
     """
 
     family: str
@@ -110,6 +119,19 @@ class ModelShape:
     """Whether norms of queries and keys have a weight for every head's elements, not one head's."""
     sublayer_norms: int = 1
     """Norms of the hidden size that each sublayer has, before or behind it."""
+    unlike: tuple[LayerWidth, ...] = ()
+    """The width of every layer, where they differ; a site that a width drops is none of the model's."""
+
+    def __post_init__(self) -> None:
+        if not self.unlike:
+            return
+        widths = tuple(_normal(LayerWidth(*width)) for width in self.unlike)
+        if len(widths) != self.layers or tuple(map(max, zip(*widths, strict=True))) != self.widest:
+            raise ValueError(
+                f"{len(widths)} widths of layers, the most of each {[*map(max, zip(*widths, strict=True))]}; "
+                f"expected {self.layers}, and {list(self.widest)}"
+            )
+        object.__setattr__(self, "unlike", () if set(widths) == {self.widest} else widths)
 
     def to_json(self) -> dict[str, Any]:
         """Its fields; those that came later only where they are not as before, so that keys stay."""
@@ -117,14 +139,25 @@ class ModelShape:
         return {k: v for k, v in found.items() if k not in _LATER or v != _LATER[k]}
 
     @property
-    def dense_width(self) -> LayerWidth:
+    def widest(self) -> LayerWidth:
+        """The most that any layer has of each: what every layer has, unless they are unlike."""
         return LayerWidth(self.kv_groups, self.heads_per_group, self.channels)
+
+    @cached_property
+    def widths(self) -> tuple[LayerWidth, ...]:
+        """What each layer of the dense model has."""
+        return self.unlike or (self.widest,) * self.layers
+
+    def width(self, site: Site) -> Width:
+        """What a site of the dense model has."""
+        return self.widths[site.layer].of(site.kind)
 
     def sites(self) -> Iterator[Site]:
         """Every site, in the order in which data passes."""
-        for layer in range(self.layers):
-            yield Site(layer, Kind.ATTENTION)
-            yield Site(layer, Kind.MLP)
+        for layer, width in enumerate(self.widths):
+            for kind in Kind:
+                if width.keeps(kind):
+                    yield Site(layer, kind)
 
     def attention_parameters(self, kv_groups: int, heads_per_group: int) -> int:
         """Parameters of an attention sublayer of that width, its norms included."""
@@ -153,11 +186,19 @@ class ModelShape:
             return self.attention_parameters(width.kv_groups, width.heads_per_group)
         return self.mlp_parameters(width.channels)
 
-    @property
+    def dense_parameters(self, site: Site) -> int:
+        """Parameters of a site of the dense model."""
+        return self.site_parameters(site.kind, self.widths[site.layer])
+
+    @cached_property
+    def layer_parameters(self) -> list[int]:
+        """Parameters of each layer of the dense model."""
+        return [sum(self.site_parameters(kind, width) for kind in Kind) for width in self.widths]
+
+    @cached_property
     def decoder_parameters(self) -> int:
         """All parameters of the dense decoder layers; embeddings, final norm and head not counted."""
-        dense = self.dense_width
-        return self.layers * sum(self.site_parameters(kind, dense) for kind in Kind)
+        return sum(self.layer_parameters)
 
     @property
     def outside_parameters(self) -> int:
@@ -172,7 +213,7 @@ class ModelShape:
 
     def dense(self) -> Architecture:
         """The architecture that keeps everything."""
-        return Architecture((self.dense_width,) * self.layers)
+        return Architecture(self.widths)
 
 
 class _LayerParameters(dict[LayerWidth, int]):
@@ -210,8 +251,7 @@ class Architecture:
     widths: tuple[LayerWidth, ...]
 
     def __post_init__(self) -> None:
-        widths = tuple(w if w.has_attention else LayerWidth(0, 0, w.channels) for w in self.widths)
-        object.__setattr__(self, "widths", widths)
+        object.__setattr__(self, "widths", tuple(map(_normal, self.widths)))
 
     @cached_property
     def id(self) -> str:
@@ -256,9 +296,10 @@ class Architecture:
         return 1 - self.kept_parameters(shape) / shape.decoder_parameters
 
     def site_ratio(self, shape: ModelShape, site: Site) -> float:
-        """The fraction of that site's parameters removed, in [0, 1]."""
+        """The fraction of that site's parameters removed, in [0, 1]; 0 of one that the model has not."""
         kept = shape.site_parameters(site.kind, self.widths[site.layer])
-        return 1 - kept / shape.site_parameters(site.kind, shape.dense_width)
+        dense = shape.dense_parameters(site)
+        return 1 - kept / dense if dense else 0.0
 
     def check(self, shape: ModelShape) -> None:
         """Raise ValueError unless the architecture fits a model of that shape."""
@@ -266,10 +307,8 @@ class Architecture:
             raise ValueError(
                 f"architecture {self.id} has {len(self.widths)} layers; the model has {shape.layers}"
             )
-        dense = shape.dense_width
-        groups, heads, channels = dense
-        for layer, width in enumerate(self.widths):
-            if width[0] > groups or width[1] > heads or width[2] > channels:
+        for layer, (width, dense) in enumerate(zip(self.widths, shape.widths, strict=True)):
+            if any(ours > theirs for ours, theirs in zip(width, dense, strict=True)):
                 raise ValueError(
                     f"architecture {self.id}, layer {layer}: {width} exceeds the model's {dense}"
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ def budget_of(**changes: Any) -> Budget:
 
 
 @st.composite
-def shapes(draw: st.DrawFn, min_layers: int = 1) -> ModelShape:
+def shapes(draw: st.DrawFn, min_layers: int = 1, unlike: bool = False) -> ModelShape:
+    """Shapes of dense models, some of them, if `unlike`, with layers of unlike widths."""
     flags = st.booleans()
-    return ModelShape(
+    shape = ModelShape(
         family="llama",
         layers=draw(st.integers(min_layers, 6)),
         hidden=draw(st.integers(4, 64)),
@@ -49,6 +51,17 @@ def shapes(draw: st.DrawFn, min_layers: int = 1) -> ModelShape:
         mlp_bias=draw(flags),
         qk_norm=draw(flags),
     )
+    return draw(unlike_shapes_of(shape)) if unlike and draw(flags) else shape
+
+
+def unlike_shapes_of(shape: ModelShape) -> st.SearchStrategy[ModelShape]:
+    """Shapes of the model pruned: at least one layer keeps all."""
+
+    def pruned(widths: list[LayerWidth]) -> ModelShape:
+        return replace(shape, unlike=(*widths, shape.widest))
+
+    layers = shape.layers - 1
+    return st.lists(widths_of(shape), min_size=layers, max_size=layers).map(pruned)
 
 
 def widths_of(shape: ModelShape) -> st.SearchStrategy[LayerWidth]:

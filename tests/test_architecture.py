@@ -20,8 +20,11 @@ FAST = settings(deadline=None, max_examples=60)
 
 @st.composite
 def shaped(draw: st.DrawFn) -> tuple[ModelShape, Architecture]:
-    shape = draw(shapes())
-    return shape, draw(architectures_of(shape))
+    """A model that may have been pruned before, and an architecture within it."""
+    shape = draw(shapes(unlike=True))
+    found = draw(architectures_of(shape))
+    widths = zip(found.widths, shape.widths, strict=True)
+    return shape, Architecture(tuple(LayerWidth(*map(min, *pair)) for pair in widths))
 
 
 @FAST
@@ -70,7 +73,7 @@ def test_overall_ratio_is_the_parameter_weighted_mean_of_the_site_ratios(
     case: tuple[ModelShape, Architecture],
 ):
     shape, architecture = case
-    dense = {site: shape.site_parameters(site.kind, shape.dense_width) for site in shape.sites()}
+    dense = {site: shape.dense_parameters(site) for site in shape.sites()}
     removed = {site: architecture.site_ratio(shape, site) * dense[site] for site in shape.sites()}
     assert architecture.kept_parameters(shape) + sum(removed.values()) == pytest.approx(
         shape.decoder_parameters, abs=1e-6 * shape.decoder_parameters
@@ -144,7 +147,7 @@ def test_counts_are_those_of_transformers(family: str, options: dict[str, Any]):
     norms = {Kind.ATTENTION: layers[0].input_layernorm, Kind.MLP: layers[0].post_attention_layernorm}
     for kind, module in ((Kind.ATTENTION, layers[0].self_attn), (Kind.MLP, layers[0].mlp)):
         own = sum(p.numel() for p in [*module.parameters(), *norms[kind].parameters()])
-        assert shape.site_parameters(kind, shape.dense_width) == own
+        assert shape.site_parameters(kind, shape.widest) == own
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -186,7 +189,7 @@ def test_bad_widths_are_named_with_their_layer(bad: list[Any]):
 
 def test_an_architecture_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="has 2 layers; the model has 6"):
-        Architecture((SMALL.dense_width,) * 2).check(SMALL)
+        Architecture((SMALL.widest,) * 2).check(SMALL)
     for part in range(3):
         widths = SMALL.dense().to_json()
         widths[4][part] += 1

@@ -113,7 +113,7 @@ def test_the_cheapest_cuts_are_taken_first():
     cheap = {Site(2, Kind.MLP), Site(4, Kind.MLP)}
     wishes = allocation.cheapest(space, lambda site, ratio: ratio * (1 if site in cheap else 9), 0.1)
     assert {site for site, ratio in wishes.items() if ratio > 0} <= cheap
-    removed = sum(ratio * space.weight(site.kind) for site, ratio in wishes.items())
+    removed = sum(ratio * space.weights[site] for site, ratio in wishes.items())
     assert removed == pytest.approx(0.1 * SMALL.decoder_parameters)
     everything = allocation.cheapest(space, lambda site, ratio: ratio, 1.0)
     assert set(everything.values()) == {1.0}
@@ -125,7 +125,7 @@ def test_layers_of_least_influence_go_first():
     found = baselines.drop_layers(problem, count, [9, 0.5, 8, 0.1, 7, 6])
     gone = [i for i, width in enumerate(found.widths) if not width.has_attention and not width.has_mlp]
     assert gone == [1, 3]
-    assert all(found.widths[i] == SMALL.dense_width for i in (0, 2, 4, 5))
+    assert all(found.widths[i] == SMALL.widest for i in (0, 2, 4, 5))
 
 
 @pytest.mark.parametrize(("ratio", "dropped"), [(0.2, 1), (0.3, 3), (0.4, 5)])
@@ -162,7 +162,7 @@ def test_the_paper_measures_its_pairs_and_its_finalists(tmp_path: Path):
     assert count.evaluations == 65
     assert in_budget(found, problem)
     assert found in list(count.known)[-5:]
-    assert found.widths[0] == found.widths[5] == SMALL.dense_width  # the design leaves the ends dense
+    assert found.widths[0] == found.widths[5] == SMALL.widest  # the design leaves the ends dense
 
 
 def test_block_influence_is_one_minus_the_mean_cosine(tiny_folder: TinyFolder):

@@ -249,7 +249,7 @@ def test_mixed_is_cut_in_every_way(shape: Any) -> None:
     architecture = mixed(shape)
     architecture.check(shape)
     widths = architecture.widths
-    assert widths[0] == widths[-1] == shape.dense_width
+    assert widths[0] == widths[-1] == shape.widest
     assert any(w.kv_groups < shape.kv_groups and w.has_attention for w in widths)
     assert any(w.heads_per_group < shape.heads_per_group and w.has_attention for w in widths)
     assert any(w.channels % 32 for w in widths if w.has_mlp)

@@ -5,7 +5,7 @@ Every weight is random, norms and biases too, so that a test that forgets one of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from stages.evaluate.network.repair import NOTHING_REPAIRED, Repair
 from stages.evaluate.results.scores import UnitOrder
 from stages.export.results.staging import replacing
 from stages.export.weights.huggingface import write_folder
-from stages.families import describe
+from stages.families import describe, register
 
 HIDDEN, LAYERS, GROUPS, HEADS, HEAD_DIM, CHANNELS, VOCABULARY = 36, 4, 2, 3, 8, 64, 260
 CPU = torch.device("cpu")
@@ -138,6 +138,15 @@ EXPORTED = {
 """Variants whose exports are tested in every way."""
 MIXED = Architecture.from_json([[2, 3, 64], [1, 2, 33], [2, 1, 0], [0, 0, 5]])
 HOLLOW = Architecture.from_json([[0, 0, 40], [2, 2, 64], [0, 0, 0], [1, 3, 7]])
+PRUNED_BEFORE = {
+    "llama-mixed": Variant("llama", {"attention_bias": True, "mlp_bias": True, "pruned": MIXED.to_json()}),
+    "llama-hollow": Variant("llama", {"pruned": HOLLOW.to_json()}),
+    "qwen3-hollow": Variant("qwen3", {"pruned": HOLLOW.to_json()}),
+    "phi3-mixed": Variant("phi3", {"sliding_window": 9, "pruned": MIXED.to_json()}),
+    "gemma3-mixed": Variant("gemma3_text", GEMMA3 | {"pruned": MIXED.to_json()}),
+    "olmo3-hollow": Variant("olmo3", OLMO3 | {"attention_bias": True, "pruned": HOLLOW.to_json()}),
+}
+"""Exports of these families, as sources of their own."""
 
 
 def byte_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
@@ -190,7 +199,11 @@ def random_model(family: str, seed: int = 0, **options: Any) -> Any:
 
 
 def write_model(folder: Path, family: str, seed: int = 0, **options: Any) -> Path:
-    """Write a random model with its tokenizer to a folder in the hub's format."""
+    """Write a random model with its tokenizer to a folder in the hub's format; an export, if `pruned`."""
+    if widths := options.pop("pruned", None):
+        model = random_model(family, seed, **options)
+        architecture = fitted(Architecture.from_json(widths), shape_of(model))
+        return export(folder / "pruned", model, architecture, tokenizer=byte_tokenizer())
     random_model(family, seed, **options).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
@@ -242,7 +255,8 @@ def stored_order(shape: ModelShape) -> UnitOrder:
 
 
 def reference(folder: Path) -> Any:
-    """transformers' own model of the folder."""
+    """transformers' own model of the folder; of an export, Prunecast's."""
+    register(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -280,12 +294,7 @@ def random_architecture(shape: ModelShape, generator: torch.Generator) -> Archit
     def up_to(largest: int) -> int:
         return int(torch.randint(0, largest + 1, (1,), generator=generator))
 
-    return Architecture(
-        tuple(
-            LayerWidth(up_to(shape.kv_groups), up_to(shape.heads_per_group), up_to(shape.channels))
-            for _ in range(shape.layers)
-        )
-    )
+    return Architecture(tuple(LayerWidth(*map(up_to, width)) for width in shape.widths))
 
 
 def random_order(shape: ModelShape, seed: int = 5) -> UnitOrder:
@@ -294,10 +303,17 @@ def random_order(shape: ModelShape, seed: int = 5) -> UnitOrder:
     def permutations(*leading: int, size: int) -> np.ndarray:
         return torch.rand(*leading, size, generator=generator).argsort(-1).numpy()
 
+    def those_there_first(order: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+        gone = order >= np.reshape(counts, (-1, *(1,) * (order.ndim - 1)))
+        return np.take_along_axis(order, np.argsort(gone, axis=-1, kind="stable"), axis=-1)
+
+    groups, heads, channels = zip(*shape.widths, strict=True)
     return UnitOrder(
-        groups=permutations(shape.layers, size=shape.kv_groups),
-        heads=permutations(shape.layers, shape.kv_groups, size=shape.heads_per_group),
-        channels=permutations(shape.layers, size=shape.channels),
+        groups=those_there_first(permutations(shape.layers, size=shape.kv_groups), groups),
+        heads=those_there_first(
+            permutations(shape.layers, shape.kv_groups, size=shape.heads_per_group), heads
+        ),
+        channels=those_there_first(permutations(shape.layers, size=shape.channels), channels),
     )
 
 

@@ -77,6 +77,16 @@ class Features:
         return list(self.shape.sites())
 
     @cached_property
+    def _columns(self) -> Places:
+        """The places of `sites` among all attentions and MLPs, of layer after layer."""
+        return np.array([2 * site.layer + [*Kind].index(site.kind) for site in self.sites])
+
+    @cached_property
+    def _of_kinds(self) -> list[list[int]]:
+        """The places in `sites` of those of each kind."""
+        return [[p for p, site in enumerate(self.sites) if site.kind is kind] for kind in Kind]
+
+    @cached_property
     def _bands(self) -> list[tuple[str, list[int]]]:
         """Names of the bands, and the places of their sites in `sites`."""
         found: dict[tuple[int, Kind], list[int]] = {}
@@ -135,6 +145,12 @@ class Features:
         )
 
     @cached_property
+    def _dense(self) -> list[NDArray[np.int64]]:
+        """The parameters (layers, 1) of each layer's attention and MLP; 1 where it has none."""
+        made = [[self.shape.site_parameters(kind, w) or 1 for w in self.shape.widths] for kind in Kind]
+        return [np.array(of_kind)[:, None] for of_kind in made]
+
+    @cached_property
     def _site_damages(self) -> tuple[Array, Array]:
         """Damages of attentions (layers, G + 1, H + 1) and MLPs (layers, C + 1), NaN until asked for."""
         return np.full(self.attention_mass.shape, np.nan), np.full(self.mlp_mass.shape, np.nan)
@@ -150,18 +166,18 @@ class Features:
         # (layers, n), of each layer's width
         groups, heads, channels = self._widths(architectures).transpose(2, 1, 0)
         kept = [self._kept[0][groups, heads], self._kept[1][channels]]
-        dense = [self._kept[0][-1, -1], self._kept[1][-1]]
-        ratios = _by_site([1 - k / d for k, d in zip(kept, dense, strict=True)])
+        ratios = _by_site([1 - k / d for k, d in zip(kept, self._dense, strict=True)])[:, self._columns]
         attention = self.attention_mass[layers, groups.T, heads.T].sum(axis=1)
         mlp = self.mlp_mass[layers, channels.T].sum(axis=1)
         masses = [1 - attention / self.attention_mass[:, -1, -1].sum(), 1 - mlp / self.mlp_mass[:, -1].sum()]
         overall = 1 - sum(k.sum(axis=0) for k in kept) / self.shape.decoder_parameters
         bands = [_rows(ratios[:, places]).mean(axis=1) for _, places in self._bands]
-        kinds = [_rows(ratios[:, start::2]).mean(axis=1) for start in (0, 1)]
+        kinds = [_rows(ratios[:, places]).mean(axis=1) for places in self._of_kinds]
         parts = [ratios, *(part[:, None] for part in (*bands, *kinds, *masses, overall))]
         if self.curves is not None:
             each = self._damages(groups, heads, channels)
-            sums = [each, each[:, 0::2], each[:, 1::2], *(each[:, places] for _, places in self._bands)]
+            groups_of = [*self._of_kinds, *(places for _, places in self._bands)]
+            sums = [each, *(each[:, places] for places in groups_of)]
             parts += [*(_rows(part).sum(axis=1)[:, None] for part in sums), each]
         return np.hstack(parts)
 
@@ -175,16 +191,17 @@ class Features:
         assert self.curves is not None
         attention, mlp = self._site_damages
         found = []
-        for layer in range(self.shape.layers):
-            for kind, table, at, kept in (
-                (Kind.ATTENTION, attention[layer], (groups[layer], heads[layer]), self._kept[0]),
-                (Kind.MLP, mlp[layer], (channels[layer],), self._kept[1]),
-            ):
-                missing = np.isnan(table[at])
-                for place in map(tuple, np.unique(np.stack(at)[:, missing], axis=1).T.tolist()):
-                    ratio = 1 - int(kept[place]) / int(kept[(-1,) * len(place)])
-                    table[place] = self.curves.damage(Site(layer, kind), ratio)
-                found.append(table[at])
+        for site in self.sites:
+            table, at, kept = (
+                (attention[site.layer], (groups[site.layer], heads[site.layer]), self._kept[0])
+                if site.kind is Kind.ATTENTION
+                else (mlp[site.layer], (channels[site.layer],), self._kept[1])
+            )
+            missing = np.isnan(table[at])
+            for place in map(tuple, np.unique(np.stack(at)[:, missing], axis=1).T.tolist()):
+                ratio = 1 - int(kept[place]) / self.shape.dense_parameters(site)
+                table[place] = self.curves.damage(site, ratio)
+            found.append(table[at])
         return np.stack(found, axis=1)
 
 

@@ -14,6 +14,7 @@ from stages.architecture import ModelShape
 from stages.families.configuration import USUAL_KEYS, Config, ConfigurationError, completed
 from stages.families.family import Family
 from stages.families.recipe import BlockRecipe, UnsupportedPieceError, refuse_experts, usual_recipe
+from stages.families.unlike import with_widths
 from stages.files import InputError
 from stages.registry import Registry
 
@@ -45,6 +46,8 @@ FAMILIES = Registry(
 )
 """Each family by its model type."""
 _WIDTHS_BY_LAYER = ("per_layer_config", "block_configs")
+OWN_TYPE = "prunecast_"
+"""What the model types of Prunecast's exports begin with, where layers differ in width."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,16 @@ def describe(config: Config, source: str) -> Description:
     """What a configuration under the names of Hugging Face's config.json says of a model.
 
     Raises:
-        InputError: the family is unknown, the layers are of unlike widths, the configuration asks for a piece
-            that no recipe can say, or it lacks a size or holds a bad one.
+        InputError: the family is unknown, the configuration asks for a piece that no recipe can say, or it
+            lacks a size or holds a bad one.
     """
     family = family_of(config, source)
     try:
-        given = completed(config, {**USUAL_KEYS, **family.keys})
+        given = completed({**config, "model_type": family.model_type}, {**USUAL_KEYS, **family.keys})
         recipe = family.recipe(given)
         shape = family.shape(given, recipe)
+        if is_pruned(config):
+            shape = with_widths(shape, given)
         context = int(given["max_position_embeddings"] or sys.maxsize)
         return Description(family, shape, recipe, context)
     except UnsupportedPieceError as error:
@@ -94,14 +99,14 @@ def family_of(config: Config, source: str) -> Family:
 
     Raises:
         InputError: it is unknown, and the message lists those that are supported, and says so if the model is
-            a mixture of experts; or its layers are of unlike widths, as those of a pruned model.
+            a mixture of experts; or its layers are of unlike widths, and it is no export of Prunecast's.
     """
-    model_type = config.get("model_type")
-    if told := [name for name in _WIDTHS_BY_LAYER if name in config]:
+    model_type = config.get("base_model_type") if is_pruned(config) else config.get("model_type")
+    if not is_pruned(config) and (told := [name for name in _WIDTHS_BY_LAYER if name in config]):
         raise InputError(
-            f"model.source {source!r} is pruned already: {told[0]} in its configuration gives its layers "
-            "widths of their own, as Prunecast's exports have. Pruning starts from a model whose layers are "
-            "alike; give the one that it was made from"
+            f"model.source {source!r} has layers of unlike widths ({told[0]} in its configuration) and is no "
+            f"export of Prunecast's (a model type that begins with {OWN_TYPE!r}): how other programs mean "
+            "that is not known. Give the model that it was made from"
         )
     if model_type in FAMILIES.names:
         found: Family = FAMILIES[str(model_type)]
@@ -115,6 +120,11 @@ def family_of(config: Config, source: str) -> Family:
         f"model.source {source!r} is of the family {model_type!r}{reason}; "
         f"supported families: {', '.join(FAMILIES.names)}. stages/families/family.py says how to add one"
     )
+
+
+def is_pruned(config: Config) -> bool:
+    """Whether a configuration is that of an export of Prunecast's whose layers differ in width."""
+    return str(config.get("model_type")).startswith(OWN_TYPE)
 
 
 def register(folder: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.architecture import ModelShape
+from stages.architecture import Kind, LayerWidth, ModelShape
 from stages.families.configuration import Config, ConfigurationError, Key
 from stages.families.recipe import BlockRecipe
 
@@ -128,10 +128,21 @@ class Family:
 
     def tensors(self, shape: ModelShape) -> dict[str, Dimensions]:
         """Every tensor of a model of that shape, by its name in the checkpoint."""
+        hidden, vocabulary = {"hidden_size": shape.hidden}, {"vocab_size": shape.vocabulary}
+        tensors: dict[str, Dimensions] = {self.embedding: vocabulary | hidden, self.final_norm: hidden}
+        tensors |= {} if shape.tied_embeddings else {self.head: vocabulary | hidden}
+        of_width = {width: self._tensors_of_layer(shape, width) for width in set(shape.widths)}
+        for index, width in enumerate(shape.widths):
+            prefix = self.layer.format(layer=index)
+            tensors |= {prefix + name: size for name, size in of_width[width].items()}
+        return tensors
+
+    def _tensors_of_layer(self, shape: ModelShape, width: LayerWidth) -> dict[str, Dimensions]:
+        """The tensors of a layer of that width, by their names in it."""
         hidden, head = {"hidden_size": shape.hidden}, {"head_dim": shape.head_dim}
-        query = {"num_attention_heads * head_dim": shape.kv_groups * shape.heads_per_group * shape.head_dim}
-        key = {"num_key_value_heads * head_dim": shape.kv_groups * shape.head_dim}
-        channels, vocabulary = {"intermediate_size": shape.channels}, {"vocab_size": shape.vocabulary}
+        query = {"num_attention_heads * head_dim": width.kv_groups * width.heads_per_group * shape.head_dim}
+        key = {"num_key_value_heads * head_dim": width.kv_groups * shape.head_dim}
+        channels = {"intermediate_size": width.channels}
         rows = {self.q: query, self.k: key, self.v: key, self.o: hidden}
         rows |= {self.gate: channels, self.up: channels, self.down: hidden}
         columns = dict.fromkeys(rows, hidden) | {self.o: query, self.down: channels}
@@ -152,8 +163,7 @@ class Family:
         layer: dict[str, Dimensions] = {f"{name}.weight": rows[name] | columns[name] for name in rows}
         layer |= {f"{name}.weight": size for name, size in norms.items()}
         layer |= {f"{name}.bias": rows[name] for name in biased}
-        tensors: dict[str, Dimensions] = {self.embedding: vocabulary | hidden, self.final_norm: hidden}
-        tensors |= {} if shape.tied_embeddings else {self.head: vocabulary | hidden}
-        for index in range(shape.layers):
-            tensors |= {self.layer.format(layer=index) + name: size for name, size in layer.items()}
-        return tensors
+        gone = tuple(
+            f"{part}." for kind in Kind if not width.keeps(kind) for part in self.sublayers[kind.value]
+        )
+        return {name: size for name, size in layer.items() if not name.startswith(gone)}

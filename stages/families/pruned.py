@@ -17,10 +17,14 @@ from stages.families.modeling_prunecast import SUBLAYERS, pruned_classes
 
 _NOT_CARRIED_OVER = (  # of the source, not of what is made of it
     "architectures",
+    "allow_global_per_layer_attribute_access",
     "auto_map",
+    "base_model_type",
     "dtype",
     "model_type",
+    "per_layer_config",
     "quantization_config",
+    "sublayers",
     "transformers_version",
 )
 

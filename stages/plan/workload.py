@@ -146,7 +146,7 @@ def _moments(params: Params, shape: ModelShape) -> Step:
     section = params.evaluate.calibration
     tokens = section.samples * section.sequence_length
     forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
-    grams = tokens * shape.layers * sum(2.0 * elements(shape, kind) ** 2 for kind in Kind)
+    grams = tokens * sum(2.0 * elements(shape, site) ** 2 for site in shape.sites())
     return Step("", "", flops=forward, flops32=grams, layers=shape.layers)
 
 
@@ -161,13 +161,13 @@ def curvature(params: Params, shape: ModelShape) -> Step:
     tokens = min(params.evaluate.curvature_tokens, section.samples * section.sequence_length)
     forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
     each = 0.0
-    for kind in Kind:
-        n, orders = elements(shape, kind), len(list(orders_of(shape, kind)))
+    for site in shape.sites():
+        n, orders = elements(shape, site), len(list(orders_of(shape, site)))
         each += 2.0 * shape.hidden * n + 3.0 * n**2 * orders * solves_projections(params)
     flops = GRADIENT * (forward + head_flops(shape, tokens))
     return Step(
         "evaluate", "damage curves by curvature", tokens=tokens, flops=flops,
-        flops32=tokens * shape.layers * each, layers=GRADIENT * shape.layers,
+        flops32=tokens * each, layers=GRADIENT * shape.layers,
     )  # fmt: skip
 
 
@@ -190,8 +190,8 @@ def solves_projections(params: Params) -> bool:
 
 def whitening_flops(shape: ModelShape) -> float:
     """Float64 FLOPs of whitening every site in all its orders: a Cholesky factor and its inverse."""
-    return shape.layers * sum(
-        len(list(orders_of(shape, kind))) * 4.0 / 3 * elements(shape, kind) ** 3 for kind in Kind
+    return sum(
+        len(list(orders_of(shape, site))) * 4.0 / 3 * elements(shape, site) ** 3 for site in shape.sites()
     )
 
 
@@ -201,7 +201,7 @@ def repair_flops(shape: ModelShape, architecture: Architecture) -> float:
     for site in shape.sites():
         width = architecture.widths[site.layer]
         kept = prefix_size(shape, site.kind, width.of(site.kind))
-        gone = elements(shape, site.kind) - kept
+        gone = elements(shape, site) - kept
         if kept:
             total += shape.hidden * gone * (gone + 2.0 * kept)
     return total

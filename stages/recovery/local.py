@@ -27,10 +27,11 @@ States = dict[Site, tuple[Tensor, Tensor]]
 @torch.no_grad()
 def states_of(teacher: Decoder, tokens: Tensor) -> States:
     """The dense network's states around every site, of tokens (B, L)."""
-    batch, full = Batch.unasked(tokens), teacher.shape.dense_width
+    batch = Batch.unasked(tokens)
     hidden, places = teacher.embed(tokens), teacher.places(batch)
     found: States = {}
     for site in teacher.shape.sites():
+        full = teacher.shape.widths[site.layer]
         x = teacher.activations(site, full, hidden, places)
         after = teacher.output(site, full, x, onto=hidden)
         found[site] = hidden, after

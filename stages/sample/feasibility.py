@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, permutations, product
+from itertools import pairwise, product
 
 from stages.architecture import Kind, ModelShape, Site
-from stages.config.params import Measurement, Narrowing, Params
+from stages.config.params import Measurement, Params
 from stages.families import Description, llama_cpp
 from stages.files import InputError
 from stages.sample import designs, timing
 from stages.sample.designs import SINGLE_SITE, Designed
 from stages.sample.latency import LatencyTable, table_of
 from stages.sample.limits import Limit, Limited, limits_of
+from stages.sample.narrowings import narrowings
 from stages.sample.space import Space, options
 
 _WISHES = 48  # random ones that a space is tried with
@@ -94,8 +95,8 @@ class Request:
         """The sites that the search may cut: those that have a damage curve, or that a pair cuts."""
         if self.params.evaluate.curvature_tokens:
             return list(self.shape.sites())
-        dense, made = self.shape.dense_width, [d.architecture.widths for d in self.designed]
-        return [s for s in self.shape.sites() if any(w[s.layer].of(s.kind) != dense.of(s.kind) for w in made)]
+        shape, made = self.shape, [d.architecture.widths for d in self.designed]
+        return [s for s in shape.sites() if any(w[s.layer].of(s.kind) != shape.width(s) for w in made)]
 
     @cached_property
     def narrowed(self) -> list[Space]:
@@ -105,27 +106,6 @@ class Request:
 
 
 Check = Callable[[Request], Iterator[Finding]]
-
-
-def narrowings(
-    shape: ModelShape, granularity: int, sites: Iterable[Site], section: Narrowing
-) -> Iterator[Space]:
-    """Spaces among which are the least and the greatest of all that narrowing can leave.
-
-    Which sites are sensitive, pairs will tell; how many, and how far each class may be cut, is known. What
-    a space reaches depends on how many sites of each kind a class has, and linearly: extremes are where the
-    classes, in one of their six orders, take first the one kind of site and then the other.
-    """
-    ordered = sorted(sites, key=lambda site: (site.kind, site.layer))
-    sensitive, insensitive = section.counts(len(ordered))
-    classes = (
-        (sensitive, section.sensitive_ratios),
-        (insensitive, section.insensitive_ratios),
-        (len(ordered) - sensitive - insensitive, section.other_ratios),
-    )
-    for order in permutations(classes):
-        intervals = [(low, high) for count, (low, high) in order for _ in range(count)]
-        yield Space(shape, granularity, dict(zip(ordered, intervals, strict=True)))
 
 
 def check(request: Request) -> list[str]:
@@ -231,9 +211,12 @@ def widths_are_fine_enough(request: Request) -> Iterator[Finding]:
     """
     tolerance, granularity = request.params.budget.tolerance, request.params.sample.mlp_granularity
     shape = request.shape
-    widths = [option.ratio for option in options(shape, Kind.MLP, granularity)]
-    dense = shape.site_parameters(Kind.MLP, shape.dense_width) / shape.decoder_parameters
-    step = dense * max(b - a for a, b in pairwise(widths))
+    step = max(
+        (b.ratio - a.ratio) * shape.dense_parameters(site) / shape.decoder_parameters
+        for site in shape.sites()
+        if site.kind is Kind.MLP
+        for a, b in pairwise(options(shape, site, granularity))
+    )
     if step <= tolerance:
         return
     for key, ratio in request.ratios:
@@ -287,7 +270,7 @@ def architectures_suffice_for_the_rounds(request: Request) -> Iterator[Finding]:
 def _architectures(spaces: Sequence[Space], ratio: float, tolerance: float) -> int | None:
     """How many architectures of any of the spaces meet an overall ratio; None if too many to count."""
     weights = {
-        site: spaces[0].weight(site.kind) / spaces[0].shape.decoder_parameters for site in spaces[0].limits
+        site: spaces[0].weights[site] / spaces[0].shape.decoder_parameters for site in spaces[0].limits
     }
     shares = [
         sorted({option.ratio * weight for space in spaces for option in space.allowed[site]})

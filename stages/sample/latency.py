@@ -165,7 +165,7 @@ def table_by(shape: ModelShape, granularity: int, setting: Mapping[str, Any], ta
 
     All layers of a model have that width, and the other sites of it are dense.
     """
-    layers, dense = min(LAYERS, shape.layers), shape.dense_width
+    layers, dense = min(LAYERS, shape.layers), shape.widest
     widths = {dense: 0}
     for kind, found in _measured(shape, granularity).items():
         for width in found:

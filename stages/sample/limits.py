@@ -117,9 +117,9 @@ class Limited:
     def _fixed(self) -> Costs:
         """What does not depend on the widths chosen: constants, and the sites that stay dense."""
         shape = self.space.shape
-        rest = [site.kind for site in shape.sites() if site not in self._ladders]
+        rest = [site for site in shape.sites() if site not in self._ladders]
         return tuple(
-            limit.constant + sum(limit.cost(kind, shape.dense_width.of(kind)) for kind in rest)
+            limit.constant + sum(limit.cost(site.kind, shape.width(site)) for site in rest)
             for limit in self.limits
         )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import groupby
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
@@ -22,21 +22,26 @@ class Option:
     ratio: float
 
 
-def options(shape: ModelShape, kind: Kind, granularity: int) -> list[Option]:
-    """Every width of a site of that kind, by rising ratio, from dense to dropped.
+def options(shape: ModelShape, site: Site, granularity: int) -> Sequence[Option]:
+    """Every width of a site, by rising ratio, from dense to dropped.
 
     MLP widths are the dense one and the multiples of `granularity` below it. Where two attention
     widths remove the same share, only the one that keeps more query heads is listed.
     """
-    if kind is Kind.ATTENTION:
-        widths = [(g, h) for g in range(1, shape.kv_groups + 1) for h in range(1, shape.heads_per_group + 1)]
+    return _options(shape, shape.width(site), granularity)
+
+
+@lru_cache(maxsize=4096)
+def _options(shape: ModelShape, width: Width, granularity: int) -> Sequence[Option]:
+    if len(width) == 2:
+        widths = [(g, h) for g in range(1, width[0] + 1) for h in range(1, width[1] + 1)]
         widths.append((0, 0))
-        dense = shape.attention_parameters(shape.kv_groups, shape.heads_per_group)
+        dense = shape.attention_parameters(*width)
         made = [Option(w, 1 - shape.attention_parameters(*w) / dense) for w in widths]
         ordered = sorted(made, key=lambda o: (o.ratio, -o.width[0] * o.width[1]))
         return [next(alike) for _, alike in groupby(ordered, key=lambda o: o.ratio)]
-    channels = {shape.channels, *range(0, shape.channels, granularity)}
-    dense = shape.mlp_parameters(shape.channels)
+    channels = {width[0], *range(0, width[0], granularity)}
+    dense = shape.mlp_parameters(width[0])
     return [Option((c,), 1 - shape.mlp_parameters(c) / dense) for c in sorted(channels, reverse=True)]
 
 
@@ -47,48 +52,45 @@ class Space:
     shape: ModelShape
     granularity: int
     limits: Mapping[Site, Interval]
-    _options: dict[Kind, list[Option]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        made = {kind: options(self.shape, kind, self.granularity) for kind in Kind}
-        object.__setattr__(self, "_options", made)
 
     @cached_property
     def allowed(self) -> dict[Site, list[Option]]:
         """Each limited site's widths by rising ratio: those inside its interval, or the nearest one."""
         result = {}
         for site, (low, high) in self.limits.items():
-            inside = [o for o in self._options[site.kind] if low - _EPSILON <= o.ratio <= high + _EPSILON]
-            result[site] = inside or [self.nearest(site.kind, (low + high) / 2)]
+            widths = options(self.shape, site, self.granularity)
+            inside = [o for o in widths if low - _EPSILON <= o.ratio <= high + _EPSILON]
+            result[site] = inside or [self.nearest(site, (low + high) / 2)]
         return result
 
-    def nearest(self, kind: Kind, ratio: float) -> Option:
+    def nearest(self, site: Site, ratio: float) -> Option:
         """The width whose ratio is nearest; ties keep more.
 
         >>> shape = ModelShape("llama", 2, 64, 2, 3, 8, 96, vocabulary=100, tied_embeddings=True)
         >>> space = Space(shape, 32, limits={})
-        >>> found = space.nearest(Kind.MLP, 0.4)
+        >>> found = space.nearest(Site(0, Kind.MLP), 0.4)
         >>> found.width, round(found.ratio, 3)
         ((64,), 0.332)
         """
-        return min(self._options[kind], key=lambda o: abs(o.ratio - ratio))
+        return min(options(self.shape, site, self.granularity), key=lambda o: abs(o.ratio - ratio))
 
-    def weight(self, kind: Kind) -> int:
-        """Parameters of a dense site."""
-        return self.shape.site_parameters(kind, self.shape.dense_width)
+    @cached_property
+    def weights(self) -> dict[Site, int]:
+        """Parameters of each dense site."""
+        return {site: self.shape.dense_parameters(site) for site in self.shape.sites()}
 
     def reachable(self) -> Interval:
         """The smallest and largest overall ratio in the space."""
         total = self.shape.decoder_parameters
         ends = [
-            sum(widths[i].ratio * self.weight(site.kind) for site, widths in self.allowed.items()) / total
+            sum(widths[i].ratio * self.weights[site] for site, widths in self.allowed.items()) / total
             for i in (0, -1)
         ]
         return ends[0], ends[1]
 
     def architecture(self, chosen: Mapping[Site, Option]) -> Architecture:
         """The architecture with these widths; sites that are not named stay dense."""
-        widths = [list(self.shape.dense_width) for _ in range(self.shape.layers)]
+        widths = [list(width) for width in self.shape.widths]
         for site, option in chosen.items():
             if site.kind is Kind.ATTENTION:
                 widths[site.layer][:2] = option.width
@@ -98,7 +100,7 @@ class Space:
 
     def from_ratios(self, ratios: Mapping[Site, float]) -> Architecture:
         """The architecture of nearest widths, whatever its overall ratio."""
-        return self.architecture({site: self.nearest(site.kind, ratio) for site, ratio in ratios.items()})
+        return self.architecture({site: self.nearest(site, ratio) for site, ratio in ratios.items()})
 
     def project(
         self, wishes: Mapping[Site, float], target: float, tolerance: float, at_least: bool
@@ -117,7 +119,7 @@ class Space:
         total = self.shape.decoder_parameters
         wanted = self._shifted(wishes, target)
         place = self._nearest_places(wanted)
-        removed = sum(self.allowed[s][i].ratio * self.weight(s.kind) for s, i in place.items()) / total
+        removed = sum(self.allowed[s][i].ratio * self.weights[s] for s, i in place.items()) / total
         bounds = (target, target + tolerance) if at_least else (target - tolerance, target)
         while removed < bounds[0] - _EPSILON or removed > bounds[1] + _EPSILON:
             step = 1 if removed < bounds[0] else -1
@@ -168,7 +170,7 @@ class Space:
             if not 0 <= index + step < len(widths):
                 continue
             change = widths[index + step].ratio - widths[index].ratio
-            change *= self.weight(site.kind) / self.shape.decoder_parameters
+            change *= self.weights[site] / self.shape.decoder_parameters
             if (
                 removed + change > bounds[1] + _EPSILON
                 if step > 0
@@ -190,9 +192,7 @@ class Space:
             widths = self.allowed[site]
             for step, found in moves.items():
                 if 0 <= index + step < len(widths):
-                    change = (
-                        (widths[index + step].ratio - widths[index].ratio) * self.weight(site.kind) / total
-                    )
+                    change = (widths[index + step].ratio - widths[index].ratio) * self.weights[site] / total
                     found.append((site, change, (widths[index + step].ratio - wanted[site]) * step))
         fitting = [
             (stray_cut + stray_widened, cut, widened)
@@ -211,7 +211,7 @@ class Space:
                 f"{reached[0]:.4f} to {reached[1]:.4f}; change the ratio asked for or the ratios of the space"
             )
         sites = [
-            (site, widths[0].ratio, widths[-1].ratio, self.weight(site.kind))
+            (site, widths[0].ratio, widths[-1].ratio, self.weights[site])
             for site, widths in self.allowed.items()
         ]
         goal = target * self.shape.decoder_parameters

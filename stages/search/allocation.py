@@ -24,7 +24,7 @@ class Allocation:
         self._space = space
         self._steps = {  # of each site: damage a parameter, from ratio, to ratio
             site: [
-                ((right - left) / (b - a) / space.weight(site.kind), a, b)
+                ((right - left) / (b - a) / space.weights[site], a, b)
                 for (a, left), (b, right) in pairwise(
                     _hull([(o.ratio, damage(site, o.ratio)) for o in widths])
                 )
@@ -40,7 +40,7 @@ class Allocation:
         space, prices = self._space, prices or {}
         wishes = {site: widths[0].ratio for site, widths in space.allowed.items()}
         left_over = overall_ratio * space.shape.decoder_parameters
-        left_over -= sum(ratio * space.weight(site.kind) for site, ratio in wishes.items())
+        left_over -= sum(ratio * space.weights[site] for site, ratio in wishes.items())
         steps = [
             (cost * prices.get(site, 1.0), site, a, b)
             for site, own in self._steps.items()
@@ -49,7 +49,7 @@ class Allocation:
         for _, site, a, b in sorted(steps):
             if left_over <= 0:
                 break
-            removed = (b - a) * space.weight(site.kind)
+            removed = (b - a) * space.weights[site]
             wishes[site] = a + min(1.0, left_over / removed) * (b - a)
             left_over -= removed
         return wishes

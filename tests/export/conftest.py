@@ -156,7 +156,7 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
 
 def widths_within(shape: ModelShape, site: str, bounds: tuple[float, float]) -> list[tuple[int, ...]]:
     """The widths of a site, "12.mlp", whose ratios lie within bounds."""
-    found = options(shape, Kind(site.partition(".")[2]), 32)
+    found = options(shape, Site.parse(site), 32)
     return [o.width for o in found if bounds[0] <= o.ratio <= bounds[1]]
 
 

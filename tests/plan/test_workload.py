@@ -90,7 +90,7 @@ def test_a_repair_costs_what_it_takes(network: Any) -> None:
     shape = network.shape
     planned = workload.repair_flops(shape, tiny.MIXED)
     products = counted(lambda: [repair.projection(s, tiny.MIXED.widths[s.layer]) for s in cut(shape)])
-    triangles = sum(shape.hidden * (elements(shape, s.kind) - kept_of(shape, s)) ** 2 for s in cut(shape))
+    triangles = sum(shape.hidden * (elements(shape, s) - kept_of(shape, s)) ** 2 for s in cut(shape))
     assert planned - triangles == pytest.approx(products, rel=0.01)  # those the counter doesn't see
 
 
@@ -99,13 +99,13 @@ def kept_of(shape: ModelShape, site: Site) -> int:
 
 
 def cut(shape: ModelShape) -> list[Site]:
-    return [s for s in shape.sites() if 0 < kept_of(shape, s) < elements(shape, s.kind)]
+    return [s for s in shape.sites() if 0 < kept_of(shape, s) < elements(shape, s)]
 
 
 def test_whitenings_take_what_is_planned(network: Any) -> None:
     gathered = dict(statistics.gather(network, [batch()]))
     repair = tiny.repair_of(network.sorted(tiny.random_order(network.shape)), gathered, 0.01)
-    orders = [(site, heads) for site in gathered for heads in orders_of(network.shape, site.kind)]
+    orders = [(site, heads) for site in gathered for heads in orders_of(network.shape, site)]
     found = sum(repair.whitening(*order).nbytes for order in orders)
     assert found == tiny.roomy(network.shape, COMMITTED.evaluate).whitenings
 

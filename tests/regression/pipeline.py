@@ -125,7 +125,7 @@ def mixed(shape: ModelShape) -> Architecture:
     number, and all of it together; one layer in the middle has no attention and a later one no MLP.
     First and last layer are whole.
     """
-    g, h, c = shape.dense_width
+    g, h, c = shape.widest
     fewer_groups, fewer_heads = max(1, g - 1), max(1, h - 1)
     turns = (
         LayerWidth(fewer_groups, h, c),
@@ -134,7 +134,7 @@ def mixed(shape: ModelShape) -> Architecture:
         LayerWidth(fewer_groups, fewer_heads, 3 * c // 4 + 1),
     )
     widths = [turns[index % len(turns)] for index in range(shape.layers)]
-    widths[0] = widths[-1] = shape.dense_width
+    widths[0] = widths[-1] = shape.widest
     widths[shape.layers // 2] = widths[shape.layers // 2]._replace(kv_groups=0, heads_per_group=0)
     widths[2 * shape.layers // 3] = widths[2 * shape.layers // 3]._replace(channels=0)
     return Architecture(tuple(widths))

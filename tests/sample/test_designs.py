@@ -72,7 +72,7 @@ def test_exempt_layers_stay_dense_and_bundles_share_widths(seed: int, bundle: in
     for architecture in (d.architecture for d in made):
         architecture.check(SHAPE)
         exempt = [*range(first), *range(SHAPE.layers - last, SHAPE.layers)]
-        assert all(architecture.widths[layer] == SHAPE.dense_width for layer in exempt)
+        assert all(architecture.widths[layer] == SHAPE.widest for layer in exempt)
     for architecture in of_design(made, "bundled"):
         for start in range(first, SHAPE.layers - last, bundle):
             together = architecture.widths[start : min(start + bundle, SHAPE.layers - last)]
@@ -140,7 +140,7 @@ def test_spread_covers_its_overall_ratios_evenly(seed: int, count: int):
     if len(found) == count:
         assert all(abs(f - w) <= 0.06 for f, w in zip(found, wanted, strict=True))
     for d in made:
-        assert d.architecture.widths[0] == d.architecture.widths[11] == SHAPE.dense_width
+        assert d.architecture.widths[0] == d.architecture.widths[11] == SHAPE.widest
 
 
 def test_spread_sites_are_unlike_each_other_and_take_every_strength():
@@ -195,7 +195,7 @@ def test_uniform_is_alike_in_every_prunable_layer_and_within_the_budget(shape: M
     prunable = range(2, shape.layers - 1)
     for layer in range(shape.layers):
         if layer not in prunable:
-            assert architecture.widths[layer] == shape.dense_width
+            assert architecture.widths[layer] == shape.widest
     one_step = {Kind.ATTENTION: 0.34, Kind.MLP: 1 / 47}
     for kind in Kind:
         ratios = [architecture.site_ratio(shape, Site(layer, kind)) for layer in prunable]

@@ -20,7 +20,7 @@ SLACK = 1e-9
 
 
 def layer_width(shape: ModelShape, kind: Kind, width: tuple[int, ...]) -> LayerWidth:
-    dense = shape.dense_width
+    dense = shape.widest
     if kind is Kind.ATTENTION:
         return LayerWidth(width[0], width[1], dense.channels)
     return LayerWidth(dense.kv_groups, dense.heads_per_group, width[0])
@@ -37,16 +37,16 @@ def removed(shape: ModelShape, kind: Kind, width: tuple[int, ...]) -> float:
 @given(shape=shapes(), granularity=st.integers(1, 40))
 def test_options_rise_from_dense_to_dropped(shape: ModelShape, granularity: int):
     for kind in Kind:
-        found = options(shape, kind, granularity)
+        found = options(shape, Site(0, kind), granularity)
         ratios = [o.ratio for o in found]
         assert ratios == sorted(ratios)
-        assert layer_width(shape, kind, found[0].width) == shape.dense_width
+        assert layer_width(shape, kind, found[0].width) == shape.widest
         assert found[0].ratio == 0
         assert set(found[-1].width) == {0}
         assert found[-1].ratio == 1
         for option in found:
             assert option.ratio == pytest.approx(removed(shape, kind, option.width), abs=1e-12)
-    channels = [o.width[0] for o in options(shape, Kind.MLP, granularity)]
+    channels = [o.width[0] for o in options(shape, Site(0, Kind.MLP), granularity)]
     assert all(c % granularity == 0 for c in channels[1:])
     assert len(channels) == len(set(channels)) == 1 + -(-shape.channels // granularity)
 
@@ -55,7 +55,7 @@ def test_options_rise_from_dense_to_dropped(shape: ModelShape, granularity: int)
 @given(shape=shapes())
 def test_attention_widths_are_whole_groups_with_alike_heads(shape: ModelShape):
     """Every (groups, heads) is offered, but of equal shares only the one with more query heads."""
-    offered = {o.width for o in options(shape, Kind.ATTENTION, 1)}
+    offered = {o.width for o in options(shape, Site(0, Kind.ATTENTION), 1)}
     pairs = list(itertools.product(range(1, shape.kv_groups + 1), range(1, shape.heads_per_group + 1)))
     assert offered <= {*pairs, (0, 0)}
     for pair in pairs:
@@ -66,7 +66,7 @@ def test_attention_widths_are_whole_groups_with_alike_heads(shape: ModelShape):
 
 def test_smollm2_attention_widths():
     """(3, 1) and (2, 2) cost alike, as do (2, 1) and (1, 3): GQA keeps the more query heads."""
-    found = [o.width for o in options(SMOLLM2, Kind.ATTENTION, 32)]
+    found = [o.width for o in options(SMOLLM2, Site(0, Kind.ATTENTION), 32)]
     assert found == [(3, 3), (3, 2), (2, 3), (2, 2), (1, 3), (1, 2), (1, 1), (0, 0)]
 
 
@@ -80,7 +80,7 @@ def test_nearest_is_nearest(shape: ModelShape, granularity: int, kind: Kind, rat
     else:
         every = [(c,) for c in {shape.channels, *range(0, shape.channels, granularity)}]  # type: ignore[misc]
     best = min(abs(removed(shape, kind, width) - ratio) for width in every)
-    found = space.nearest(kind, ratio)
+    found = space.nearest(Site(0, kind), ratio)
     assert found.width in every
     assert abs(found.ratio - ratio) == pytest.approx(best, abs=1e-12)
 
@@ -88,9 +88,10 @@ def test_nearest_is_nearest(shape: ModelShape, granularity: int, kind: Kind, rat
 def test_nearest_keeps_more_on_a_tie():
     shape = ModelShape("llama", 1, 8, 1, 1, 4, 64, 10, True)
     space = Space(shape, 32, {})
-    wide, half, _ = options(shape, Kind.MLP, 32)
-    assert space.nearest(Kind.MLP, half.ratio / 2).width == wide.width
-    assert space.nearest(Kind.MLP, half.ratio / 2 + 1e-6).width == half.width
+    mlp = Site(0, Kind.MLP)
+    wide, half, _ = options(shape, mlp, 32)
+    assert space.nearest(mlp, half.ratio / 2).width == wide.width
+    assert space.nearest(mlp, half.ratio / 2 + 1e-6).width == half.width
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Case:
     wishes: dict[Site, float]
     target: float
 
-    def ladder(self, kind: Kind) -> list[float]:
-        return [o.ratio for o in options(self.space.shape, kind, self.space.granularity)]
+    def ladder(self, site: Site) -> list[float]:
+        return [o.ratio for o in options(self.space.shape, site, self.space.granularity)]
 
     @property
     def widest_step(self) -> float:
@@ -111,7 +112,7 @@ class Case:
         steps = [0.0]
         for site, allowed in self.space.allowed.items():
             ratios = [o.ratio for o in allowed]
-            share = shape.site_parameters(site.kind, shape.dense_width) / shape.decoder_parameters
+            share = shape.dense_parameters(site) / shape.decoder_parameters
             steps += [(b - a) * share for a, b in itertools.pairwise(ratios)]
         return max(steps)
 
@@ -121,8 +122,8 @@ GRID = st.integers(0, 20).map(lambda i: i / 20)
 
 @st.composite
 def cases(draw: st.DrawFn, alike: bool = False) -> Case:
-    """`alike`: all sites of a kind share one interval."""
-    shape = draw(shapes(min_layers=2))
+    """`alike`: all sites of a kind share one interval, and their widths."""
+    shape = draw(shapes(min_layers=2, unlike=not alike))
     sites = draw(st.lists(st.sampled_from(list(shape.sites())), min_size=1, unique=True))
     interval = st.tuples(GRID, GRID).map(lambda pair: (min(pair), max(pair)))
     of_kind: dict[Kind, Interval] = {kind: draw(interval) for kind in Kind}
@@ -147,10 +148,10 @@ def test_projection_meets_the_budget_inside_the_intervals(case: Case, at_least: 
     for site in shape.sites():
         got = found.site_ratio(shape, site)
         if site not in space.limits:
-            assert found.widths[site.layer].of(site.kind) == shape.dense_width.of(site.kind)
+            assert found.widths[site.layer].of(site.kind) == shape.width(site)
             continue
         bottom, top = space.limits[site]
-        ladder = case.ladder(site.kind)
+        ladder = case.ladder(site)
         assert min(abs(got - r) for r in ladder) < 1e-9
         inside = [r for r in ladder if bottom - SLACK <= r <= top + SLACK]
         if inside:
@@ -178,10 +179,10 @@ def test_projection_depends_on_the_wishes_alone(case: Case, at_least: bool, data
 def test_projection_never_takes_the_poorer_of_two_attention_widths(case: Case, at_least: bool):
     shape = case.space.shape
     found = case.space.project(case.wishes, case.target, case.widest_step, at_least)
-    for width in found.widths:
+    for width, dense in zip(found.widths, shape.widths, strict=True):
         cost = shape.attention_parameters(width.kv_groups, width.heads_per_group)
         for groups, heads in itertools.product(
-            range(1, shape.kv_groups + 1), range(1, shape.heads_per_group + 1)
+            range(1, dense.kv_groups + 1), range(1, dense.heads_per_group + 1)
         ):
             if shape.attention_parameters(groups, heads) == cost:
                 assert groups * heads <= width.kv_groups * width.heads_per_group
@@ -309,7 +310,7 @@ def test_smollm2_meets_the_committed_budget_from_any_wish():
         assert 0.25 <= found.overall_ratio(SMOLLM2) <= 0.255
         assert {w.channels % 32 for w in found.widths} == {0}
         assert {w[:2] for w in found.widths}.isdisjoint({(3, 1), (2, 1)})
-        assert found.widths[0] == found.widths[-1] == SMOLLM2.dense_width
+        assert found.widths[0] == found.widths[-1] == SMOLLM2.widest
 
 
 def test_from_ratios_takes_nearest_widths_and_leaves_the_rest_dense():

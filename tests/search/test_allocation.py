@@ -25,7 +25,7 @@ def damage(site: Site, ratio: float) -> float:
 
 
 def removed(wishes: dict[Site, float], space: Space = SPACE) -> float:
-    return sum(r * space.weight(s.kind) for s, r in wishes.items()) / SMALL.decoder_parameters
+    return sum(r * space.weights[s] for s, r in wishes.items()) / SMALL.decoder_parameters
 
 
 @settings(deadline=None, max_examples=30)

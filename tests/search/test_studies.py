@@ -84,7 +84,7 @@ def test_every_trial_meets_the_budget_and_the_narrowed_limits(trials: list[Trial
     assert [t.number for t in trials] == list(range(60))
     for trial in trials:
         assert 0.2 - 1e-9 <= trial.architecture.overall_ratio(SMALL) <= 0.22 + 1e-9
-        assert trial.architecture.widths[0] == SMALL.dense_width
+        assert trial.architecture.widths[0] == SMALL.widest
         for site, (low, high) in SPACE.limits.items():
             ratio = trial.architecture.site_ratio(SMALL, site)
             reachable = any(low <= o.ratio <= high for o in SPACE.allowed[site])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stages.architecture import Kind, Site
+from stages.architecture import Site
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate import curvature, second_repair, statistics
@@ -76,8 +76,9 @@ class Calibrator:
         if scores is None:
             print(f"Scoring units by {name} on {self.tokens} tokens", flush=True)
             data = CalibrationData(network, self.batches, lambda: self.statistics(network))
-            scores = importance.score(data)
-            self._check(scores.heads, scores.groups, scores.channels, what=f"units' scores by {name}")
+            scores = importance.score(data).of_units(network.shape)
+            if not scores.finite(network.shape):
+                raise self._overflow(f"units' scores by {name}")
             scores.save(path, key)
         return scores
 
@@ -118,12 +119,15 @@ class Calibrator:
     def _check(self, *values: Any, what: str) -> None:
         """Raise InputError unless all numbers of these tensors, arrays or lists are finite."""
         if not all(bool(torch.as_tensor(v).isfinite().all()) for v in values):
-            dtype = str(self._checkpoint.state[self._checkpoint.family.embedding].dtype)
-            raise InputError(
-                f"model.source {self._checkpoint.name!r}: the {what} on the calibration text are not finite "
-                f"in {dtype.removeprefix('torch.')}: numbers overflow. Try evaluate.dtype: float32; where "
-                "that is set, the weights are damaged: take another checkpoint"
-            )
+            raise self._overflow(what)
+
+    def _overflow(self, what: str) -> InputError:
+        dtype = str(self._checkpoint.state[self._checkpoint.family.embedding].dtype)
+        return InputError(
+            f"model.source {self._checkpoint.name!r}: the {what} on the calibration text are not finite "
+            f"in {dtype.removeprefix('torch.')}: numbers overflow. Try evaluate.dtype: float32; where "
+            "that is set, the weights are damaged: take another checkpoint"
+        )
 
     def repair(self, network: ElasticNetwork) -> Repair:
         """The repair of the network that params ask for."""
@@ -188,7 +192,7 @@ class Calibrator:
     def _hold(self, weights: Sequence[PrunedWeights]) -> bool:
         """Whether the cache holds the refitted projections of all of them."""
         shape = self._checkpoint.shape
-        each = sum(shape.hidden * elements(shape, kind) * 4 for kind in Kind) * shape.layers
+        each = sum(shape.hidden * elements(shape, site) * 4 for site in shape.sites())
         return len(weights) * each <= self.cache.limit_bytes
 
 

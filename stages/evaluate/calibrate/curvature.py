@@ -22,7 +22,7 @@ hidden states of one batch before every layer, one layer's gradients, one whiten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -49,10 +49,13 @@ VERSION = 3
 def expected_curves(network: ElasticNetwork, repair: Repair, batches: Sequence[Batch]) -> DamageCurves:
     """The expected damage curve of every site, cut and repaired."""
     shape = network.shape
-    widths = {kind: options(shape, kind, max(1, shape.channels // STEPS))[1:] for kind in Kind}
-    squares = {
-        site: torch.zeros(len(widths[site.kind]), device=network.device, dtype=torch.float64)
+    widths = {
+        site: options(shape, site, max(1, shape.widths[site.layer].channels // STEPS))[1:]
         for site in shape.sites()
+    }
+    squares = {
+        site: torch.zeros(len(own), device=network.device, dtype=torch.float64)
+        for site, own in widths.items()
     }
     predictions = 0
     for number, batch in enumerate(tqdm(batches, desc="curvature", unit="batch", leave=False)):
@@ -64,7 +67,7 @@ def expected_curves(network: ElasticNetwork, repair: Repair, batches: Sequence[B
         {
             site: [
                 (option.ratio, 0.5 * float(total) / predictions)
-                for option, total in zip(widths[site.kind], totals, strict=True)
+                for option, total in zip(widths[site], totals, strict=True)
             ]
             for site, totals in squares.items()
         }
@@ -75,11 +78,11 @@ def token_rises(
     network: ElasticNetwork,
     repair: Repair,
     batch: Batch,
-    widths: dict[Kind, list[Option]],
+    widths: Mapping[Site, Sequence[Option]],
     seed: int,
 ) -> dict[Site, Tensor]:
-    """a_t (tokens, widths) of every site, in nats, by the widths of its kind; drawn tokens by `seed`."""
-    shape, dense = network.shape, network.shape.dense_width
+    """a_t (tokens, widths) of every site, in nats, by its widths; drawn tokens by `seed`."""
+    shape = network.shape
     with torch.no_grad():
         last, before = network.hidden_states(shape.dense(), batch, keep=range(shape.layers))
         drawn = replace(batch, targets=_drawn(network, last, batch, seed))
@@ -87,19 +90,22 @@ def token_rises(
     places, scale = network.places(batch), network.recipe.residual_scale
     found: dict[Site, Tensor] = {}
     for index in reversed(range(shape.layers)):
-        attention, mlp = Site(index, Kind.ATTENTION), Site(index, Kind.MLP)
-        start = before.pop(index).requires_grad_(True)
-        mixed = network.activations(attention, dense, start, places)
-        middle = network.output(attention, dense, mixed, onto=start)
-        middle.retain_grad()
-        gated = network.activations(mlp, dense, middle, places)
-        network.output(mlp, dense, gated, onto=middle).backward(gradient)
-        assert middle.grad is not None
-        assert start.grad is not None
+        hidden, dense = before.pop(index).requires_grad_(True), shape.widths[index]
+        states, activations = [hidden], {}
+        for site in (Site(index, kind) for kind in Kind if dense.keeps(kind)):
+            activations[site] = network.activations(site, dense, hidden, places)
+            hidden = network.output(site, dense, activations[site], onto=hidden)
+            hidden.retain_grad()
+            states.append(hidden)
+        if not activations:
+            continue
+        hidden.backward(gradient)
         with torch.no_grad():
-            for site, x, slope in ((mlp, gated, gradient), (attention, mixed, middle.grad)):
-                found[site] = scale * _rises(network, repair, site, x, slope, widths[site.kind])
-        gradient = start.grad
+            for (site, x), after in zip(reversed(activations.items()), reversed(states), strict=False):
+                assert after.grad is not None
+                found[site] = scale * _rises(network, repair, site, x, after.grad, widths[site])
+        assert states[0].grad is not None
+        gradient = states[0].grad
     return found
 
 
@@ -115,7 +121,12 @@ def _drawn(network: ElasticNetwork, last: Tensor, batch: Batch, seed: int) -> Te
 
 
 def _rises(
-    network: ElasticNetwork, repair: Repair, site: Site, x: Tensor, gradient: Tensor, widths: list[Option]
+    network: ElasticNetwork,
+    repair: Repair,
+    site: Site,
+    x: Tensor,
+    gradient: Tensor,
+    widths: Sequence[Option],
 ) -> Tensor:
     """What each width of a site changes at every token, (tokens, widths), along the gradient."""
     shape, bias = network.shape, network.output_bias(site)
@@ -126,10 +137,10 @@ def _rises(
     dropped = [
         place for place, option in enumerate(widths) if not prefix_size(shape, site.kind, option.width)
     ]
-    for heads in orders_of(shape, site.kind):
+    for heads in orders_of(shape, site):
         asked = [place for place, option in enumerate(widths) if heads_of(site.kind, option.width) == heads]
         asked += dropped  # all elements from the first on, in whatever order
-        order = prefix_order(shape, site.kind, heads).to(x.device)
+        order = prefix_order(shape, site, heads).to(x.device)
         sizes = [prefix_size(shape, site.kind, widths[place].width) for place in asked]
         given = x[:, order], gradient, weight[:, order], repair.whitening(site, heads)
         if norm is None:

@@ -110,7 +110,7 @@ class LeastSquares:
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
         """The repaired projection (D, kept elements) in the network's dtype; None for a dense site."""
         kept = width.of(site.kind)
-        if kept == self._network.shape.dense_width.of(site.kind):
+        if kept == self._network.shape.width(site):
             return None
         solved = self._solved.get((site, kept))
         if solved is None:
@@ -138,7 +138,7 @@ class LeastSquares:
     def _solve(self, site: Site, kept: Width) -> Tensor:
         shape, heads = self._network.shape, heads_of(site.kind, kept)
         size = prefix_size(shape, site.kind, kept)
-        order = prefix_order(shape, site.kind, heads).to(self._network.device)
+        order = prefix_order(shape, site, heads).to(self._network.device)
         weight = self._network.output_weight(site).float()[:, order]
         rows = self._made().rows(site, heads, size)
         goal = weight[:, size:].T
@@ -152,12 +152,13 @@ class LeastSquares:
             return self._whitenings
         made = Whitenings(self._network.device, self._room)
         shape, device = self._network.shape, self._network.device
-        sites = tqdm(self._moments(), total=2 * shape.layers, desc="repair", unit="site", leave=False)
+        count = len(list(shape.sites()))
+        sites = tqdm(self._moments(), total=count, desc="repair", unit="site", leave=False)
         for site, moments in sites:
             gram = moments.gram.to(device)
             index = sorted_elements(self._network.order, site, shape).to(device)
-            for heads in orders_of(shape, site.kind):
-                order = index[prefix_order(shape, site.kind, heads).to(device)]
+            for heads in orders_of(shape, site):
+                order = index[prefix_order(shape, site, heads).to(device)]
                 damped = gram[order][:, order].double()
                 level = self._damping * damped.diagonal().mean() + torch.finfo(torch.float32).tiny
                 damped.diagonal().add_(level)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from stages.architecture import Kind, ModelShape
+from stages.architecture import ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate.whitening import Room, elements, orders_of
@@ -103,8 +103,8 @@ def memory_plan(
 
     What fits nowhere else goes into `folder`, by default the calibration's in the cache folder.
     """
-    heads = elements(shape, Kind.ATTENTION)
-    widest, layer = max(heads, shape.channels), shape.decoder_parameters / shape.layers
+    sizes = {site: elements(shape, site) for site in shape.sites()}
+    widest, layer = max(sizes.values()), max(shape.layer_parameters)
     shared = min(section.prefix_cache_mb * 2**20, shape.layers * texts.measured * shape.hidden * each)
     columns, logit = shape.vocabulary, each  # a GPU's kernel reads them as they are
     if device == "cpu":
@@ -137,10 +137,9 @@ def memory_plan(
     always: dict[str, float] = {"weights" + copies // 2 * ", twice": copies * shape.total_parameters * each}
     whitenings = 0.0
     if repair.by_statistics:
-        projections = shape.layers * shape.hidden * (heads + shape.channels)
+        projections = shape.hidden * sum(sizes.values())
         always[_PROJECTIONS] = max(_LEAST_PROJECTIONS, projections * each)
-        sites = len(list(orders_of(shape, Kind.ATTENTION))) * heads**2 + shape.channels**2
-        whitenings = 4.0 * shape.layers * sites
+        whitenings = 4.0 * sum(len(list(orders_of(shape, site))) * n**2 for site, n in sizes.items())
         phases["measuring"]["repair of a projection"] = 4 * (widest**2 + 3 * shape.hidden * widest)
     folder = folder or cache_folder() / "calibration"
     return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes, folder)

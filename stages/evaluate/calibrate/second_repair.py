@@ -59,7 +59,6 @@ def repair_again(
     """
     found: dict[Architecture, Projections] = {architecture: {} for architecture in architectures}
     on_device = [batch.to(network.device) for batch in batches]
-    full = network.shape.dense_width
     with torch.inference_mode():
         before = [network.embed(batch.tokens) for batch in on_device]
         places = [network.places(batch) for batch in on_device]
@@ -67,7 +66,7 @@ def repair_again(
         uncut = set(architectures)
         sites = list(network.shape.sites())
         for site in tqdm(sites, desc="repair again", unit="site", leave=False):
-            after, goals = [], []
+            after, goals, full = [], [], network.shape.widths[site.layer]
             for hidden, here in zip(before, places, strict=True):
                 x = network.activations(site, full, hidden, here)
                 after.append(network.output(site, full, x, onto=hidden))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.architecture import Kind, ModelShape, Site
+from stages.architecture import ModelShape, Site
 from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
@@ -48,7 +48,7 @@ VERSION = 1
 
 def size_bytes(shape: ModelShape) -> int:
     """Bytes of all sites' Gram matrices."""
-    return 4 * shape.layers * sum(elements(shape, kind) ** 2 for kind in Kind)
+    return 4 * sum(elements(shape, site) ** 2 for site in shape.sites())
 
 
 def gather(network: Decoder, batches: Sequence[Batch]) -> Iterator[tuple[Site, SiteStatistics]]:
@@ -63,16 +63,15 @@ def gather(network: Decoder, batches: Sequence[Batch]) -> Iterator[tuple[Site, S
     with torch.inference_mode():
         places = [network.places(batch) for batch in on_device]
         hidden = [network.embed(batch.tokens) for batch in on_device]
-    for index in tqdm(range(shape.layers), desc="calibration", unit="layer", leave=False):
-        for kind in Kind:
-            yield _site(network, Site(index, kind), on_device, places, hidden)
+    for site in tqdm(list(shape.sites()), desc="calibration", unit="site", leave=False):
+        yield _site(network, site, on_device, places, hidden)
 
 
 def _site(
     network: Decoder, site: Site, batches: Sequence[Batch], places: Sequence[Places], hidden: list[Tensor]
 ) -> tuple[Site, SiteStatistics]:
     """One site's moments; carries the hidden states past it."""
-    width = network.shape.dense_width
+    width = network.shape.widths[site.layer]
     moments: tuple[Tensor, Tensor] | None = None
     with torch.inference_mode():
         for index, here in enumerate(places):

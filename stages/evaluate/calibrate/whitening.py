@@ -29,15 +29,15 @@ from stages.architecture import Kind, ModelShape, Site, Width
 from stages.files import InputError
 
 
-def prefix_order(shape: ModelShape, kind: Kind, heads: int) -> Tensor:
+def prefix_order(shape: ModelShape, site: Site, heads: int) -> Tensor:
     """Elements (n,) of a site's sorted activations, so that widths of `heads` heads a group are prefixes.
 
     For an MLP, or whole groups, they stay as they are.
     """
-    places = torch.arange(elements(shape, kind))
-    if kind is Kind.MLP:
+    places = torch.arange(elements(shape, site))
+    if site.kind is Kind.MLP:
         return places
-    of_group = places.view(shape.kv_groups, shape.heads_per_group, shape.head_dim)
+    of_group = places.view(*shape.width(site), shape.head_dim)
     return torch.cat([of_group[:, :heads].flatten(), of_group[:, heads:].flatten()])
 
 
@@ -51,14 +51,14 @@ def prefix_size(shape: ModelShape, kind: Kind, width: Width) -> int:
     return width[0] if kind is Kind.MLP else width[0] * width[1] * shape.head_dim
 
 
-def elements(shape: ModelShape, kind: Kind) -> int:
+def elements(shape: ModelShape, site: Site) -> int:
     """Inputs of a dense site's output projection: the side of its Gram matrix."""
-    return prefix_size(shape, kind, shape.dense_width.of(kind))
+    return prefix_size(shape, site.kind, shape.width(site))
 
 
-def orders_of(shape: ModelShape, kind: Kind) -> Iterator[int]:
+def orders_of(shape: ModelShape, site: Site) -> Iterator[int]:
     """The heads a group of each of a site's orders, whole groups first."""
-    yield from range(shape.heads_per_group, 0, -1) if kind is Kind.ATTENTION else (1,)
+    yield from range(shape.width(site)[1], 0, -1) if site.kind is Kind.ATTENTION else (1,)
 
 
 def whitening(damped: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class Decoder:
         """Run the dense network on a batch and show the observer every site's activations."""
         hidden, places = self.embed(batch.tokens), self.places(batch)
         for index in range(self.shape.layers):
-            hidden = self.run_layer(index, self.shape.dense_width, hidden, places, observer)
+            hidden = self.run_layer(index, self.shape.widths[index], hidden, places, observer)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Hidden states (B, L, D) before the first layer, of tokens (B, L)."""
@@ -247,7 +247,7 @@ class Decoder:
             return [repaired]
         if site.kind is Kind.MLP:
             return [layer.down[:, : width.channels]]
-        if h == self.shape.heads_per_group:
+        if h * self.shape.head_dim == layer.o.shape[2]:
             return [layer.o[:, :g].flatten(1)]
         return [layer.o[:, group, : h * self.shape.head_dim] for group in range(g)]
 

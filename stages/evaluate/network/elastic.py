@@ -22,7 +22,7 @@ class DenseNetwork(Decoder):
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         shape, family = checkpoint.shape, checkpoint.family
         state = {name: tensor.to(device) for name, tensor in checkpoint.state.items()}
-        layers = [layer_of(state, family, shape, i, shape.dense_width) for i in range(shape.layers)]
+        layers = [layer_of(state, family, shape, i, width) for i, width in enumerate(shape.widths)]
         surroundings = Surroundings.of(shape, family, checkpoint.recipe, checkpoint.config, state)
         self.layers: list[Layer]
         super().__init__(surroundings, layers)
@@ -36,7 +36,7 @@ class DenseNetwork(Decoder):
         layers: list[Layer] = []
         for index in range(self.shape.layers):
             layer = self.layers[index] if keep else self.layers.pop(0)
-            layers.append(permuted(layer, self.shape, *units_of(order, index, self.device)))
+            layers.append(permuted(layer, self.shape, *units_of(order, self.shape, index, self.device)))
         return ElasticNetwork(self.surroundings, layers, order)
 
 
@@ -58,7 +58,7 @@ class ElasticNetwork(Decoder):
         back = self.order.inverse
 
         def put_back(index: int) -> Layer:
-            return permuted(self.layers[index], self.shape, *units_of(back, index, self.device))
+            return permuted(self.layers[index], self.shape, *units_of(back, self.shape, index, self.device))
 
         return Decoder(self.surroundings, OneAtATime(self.shape.layers, put_back))
 
@@ -73,8 +73,8 @@ class ElasticNetwork(Decoder):
 
         def layer(index: int) -> Layer:
             state = read(name for name in checkpoint.stored if name.startswith(layers[index]))
-            found = layer_of(state, family, shape, index, shape.dense_width)
-            return permuted(found, shape, *units_of(order, index, device))
+            found = layer_of(state, family, shape, index, shape.widths[index])
+            return permuted(found, shape, *units_of(order, shape, index, device))
 
         outside = read(name for name in checkpoint.stored if not name.startswith(tuple(layers)))
         surroundings = Surroundings.of(shape, family, checkpoint.recipe, checkpoint.config, outside)

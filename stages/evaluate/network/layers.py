@@ -23,6 +23,8 @@ from stages.architecture import Kind, LayerWidth, ModelShape, Site
 from stages.evaluate.results.scores import UnitOrder
 from stages.families import Family
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -113,35 +115,33 @@ def layer_of(
     `shape` is the dense model's. Tensors of a sublayer that the width drops are empty.
     """
     prefix, state = family.layer.format(layer=index), apart(state, family, shape, index, width)
-    nothing = torch.empty(0)
 
     def tensor(name: str) -> Tensor | None:
         return state.get(prefix + name)
 
     def weight(name: str, kind: Kind, *size: int) -> Tensor:
         if not width.keeps(kind):
-            return nothing
-        found = state[f"{prefix}{name}.weight"]
-        return found.view(*size) if size else found
+            return torch.empty(size)
+        return state[f"{prefix}{name}.weight"].view(size)
 
-    def norm(name: str | None, kind: Kind) -> Tensor | None:
-        return weight(name, kind) if name else None
+    def norm(name: str | None) -> Tensor | None:
+        return tensor(f"{name}.weight") if name else None
 
-    g, rows = width.kv_groups, width.heads_per_group * shape.head_dim
+    g, rows, keys = width.kv_groups, width.heads_per_group * shape.head_dim, width.kv_groups * shape.head_dim
     q_bias = tensor(f"{family.q}.bias")
     q_norm = tensor(f"{family.q_norm}.weight") if shape.qk_norm else None
     return Layer(
-        attention_norm=norm(family.attention_norm, Kind.ATTENTION),
-        mlp_norm=norm(family.mlp_norm, Kind.MLP),
-        attention_norm_after=norm(family.attention_norm_after, Kind.ATTENTION),
-        mlp_norm_after=norm(family.mlp_norm_after, Kind.MLP),
+        attention_norm=norm(family.attention_norm),
+        mlp_norm=norm(family.mlp_norm),
+        attention_norm_after=norm(family.attention_norm_after),
+        mlp_norm_after=norm(family.mlp_norm_after),
         q=weight(family.q, Kind.ATTENTION, g, rows, shape.hidden),
-        k=weight(family.k, Kind.ATTENTION),
-        v=weight(family.v, Kind.ATTENTION),
+        k=weight(family.k, Kind.ATTENTION, keys, shape.hidden),
+        v=weight(family.v, Kind.ATTENTION, keys, shape.hidden),
         o=weight(family.o, Kind.ATTENTION, shape.hidden, g, rows),
-        gate=weight(family.gate, Kind.MLP),
-        up=weight(family.up, Kind.MLP),
-        down=weight(family.down, Kind.MLP),
+        gate=weight(family.gate, Kind.MLP, width.channels, shape.hidden),
+        up=weight(family.up, Kind.MLP, width.channels, shape.hidden),
+        down=weight(family.down, Kind.MLP, shape.hidden, width.channels),
         q_bias=None if q_bias is None else q_bias.view(g, rows),
         k_bias=tensor(f"{family.k}.bias"),
         v_bias=tensor(f"{family.v}.bias"),
@@ -156,24 +156,26 @@ def layer_of(
 
 def sorted_elements(order: UnitOrder, site: Site, shape: ModelShape) -> Tensor:
     """Where the elements of a site's sorted activations stand in the checkpoint's, (n,) of int64."""
+    groups, of_groups, channels = units_of(order, shape, site.layer)
     if site.kind is Kind.MLP:
-        return torch.from_numpy(order.channels[site.layer])
-    groups, of_groups = (torch.from_numpy(part[site.layer]) for part in (order.groups, order.heads))
-    heads = groups[:, None] * shape.heads_per_group + of_groups
+        return channels
+    heads = groups[:, None] * of_groups.shape[1] + of_groups
     return (heads[..., None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
 
 
-def units_of(order: UnitOrder, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer's rows of an order: groups, heads and channels."""
-    groups, heads, channels = (
-        torch.from_numpy(part[index]).to(device) for part in (order.groups, order.heads, order.channels)
-    )
-    return groups, heads, channels
+def units_of(
+    order: UnitOrder, shape: ModelShape, index: int, device: torch.device = CPU
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of one layer's groups (g,), heads (g, h) and channels (c,), of which it has so many."""
+    g, h, c = shape.widths[index]
+    groups, heads, channels = order.groups[index, :g], order.heads[index, :g, :h], order.channels[index, :c]
+    found = (torch.from_numpy(part).to(device) for part in (groups, heads, channels))
+    return next(found), next(found), next(found)
 
 
 def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, channels: Tensor) -> Layer:
-    """The layer with its units in another order; arguments are one layer's rows of a `UnitOrder`."""
-    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
+    """The layer with its units in another order, that of `units_of`."""
+    (g, h), d = heads.shape, shape.head_dim
     rows = (heads[:, :, None] * d + torch.arange(d, device=heads.device)).flatten(1)  # (G, H*d)
     group_rows = (groups[:, None] * d + torch.arange(d, device=groups.device)).flatten()  # (G*d,)
     each, whole = groups[:, None], shape.qk_norm_whole
@@ -181,23 +183,29 @@ def permuted(layer: Layer, shape: ModelShape, groups: Tensor, heads: Tensor, cha
     def pick(tensor: Tensor | None, index: Tensor) -> Tensor | None:
         return None if tensor is None else tensor[index]
 
-    return replace(
-        layer,
-        q=layer.q[each, rows],
-        k=layer.k[group_rows],
-        v=layer.v[group_rows],
-        o=layer.o[:, each, rows].reshape(shape.hidden, g, h * d),
-        gate=layer.gate[channels],
-        up=layer.up[channels],
-        down=layer.down[:, channels],
-        q_norm=layer.q_norm[each, rows] if layer.q_norm is not None and whole else layer.q_norm,
-        k_norm=pick(layer.k_norm, group_rows) if whole else layer.k_norm,
-        q_bias=None if layer.q_bias is None else layer.q_bias[each, rows],
-        k_bias=pick(layer.k_bias, group_rows),
-        v_bias=pick(layer.v_bias, group_rows),
-        gate_bias=pick(layer.gate_bias, channels),
-        up_bias=pick(layer.up_bias, channels),
-    )
+    if len(groups):
+        layer = replace(
+            layer,
+            q=layer.q[each, rows],
+            k=layer.k[group_rows],
+            v=layer.v[group_rows],
+            o=layer.o[:, each, rows].reshape(shape.hidden, g, h * d),
+            q_norm=layer.q_norm[each, rows] if layer.q_norm is not None and whole else layer.q_norm,
+            k_norm=pick(layer.k_norm, group_rows) if whole else layer.k_norm,
+            q_bias=None if layer.q_bias is None else layer.q_bias[each, rows],
+            k_bias=pick(layer.k_bias, group_rows),
+            v_bias=pick(layer.v_bias, group_rows),
+        )
+    if len(channels):
+        layer = replace(
+            layer,
+            gate=layer.gate[channels],
+            up=layer.up[channels],
+            down=layer.down[:, channels],
+            gate_bias=pick(layer.gate_bias, channels),
+            up_bias=pick(layer.up_bias, channels),
+        )
+    return layer
 
 
 def sliced(layer: Layer, width: LayerWidth, head_dim: int) -> dict[str, Tensor | None]:

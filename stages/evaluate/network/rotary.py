@@ -45,6 +45,7 @@ class Rotations:
         for rotary in kinds:
             own = copy.copy(config)
             own.rope_parameters = dict(rotary)
+            own.allow_global_per_layer_attribute_access = True  # the dense heads of a model pruned before
             found.append(LlamaRotaryEmbedding(own))
         return cls(
             tuple(None if rotary is None else kinds.index(rotary) for rotary in by_layer),

@@ -140,10 +140,9 @@ class DamageCurves:
 
 def only_cut(shape: ModelShape, architecture: Architecture) -> Site | None:
     """The site that an architecture cuts, if it cuts just one."""
-    dense = shape.dense_width
     cut = [
         Site(layer, kind)
-        for layer, width in enumerate(architecture.widths)
+        for layer, (width, dense) in enumerate(zip(architecture.widths, shape.widths, strict=True))
         if width != dense
         for kind in Kind
         if width.of(kind) != dense.of(kind)

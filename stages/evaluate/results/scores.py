@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class UnitOrder:
     """The order of units by falling importance, as indices into the checkpoint's units.
 
     groups (layers, G); heads (layers, G, H), row r for the group that comes r-th; channels (layers, C).
+    Where layers have unlike numbers of units, those that a layer has not come last.
     """
 
     groups: Indices
@@ -57,6 +59,7 @@ class UnitScores:
     heads (layers, G, H): query heads, with their rows of q and columns of o;
     groups (layers, G): what a KV group adds of its own, the rows of k and v;
     channels (layers, C): rows of gate and up, columns of down.
+    Where layers have unlike numbers of units, those that a layer has not have no score: NaN.
     """
 
     heads: Array
@@ -68,23 +71,57 @@ class UnitScores:
         """Scores from arrays or tensors on the CPU, in any precision."""
         return cls(*(np.asarray(part, dtype=np.float32) for part in (heads, groups, channels)))
 
+    @classmethod
+    def of_layers(
+        cls, shape: ModelShape, heads: Sequence[Any], groups: Sequence[Any], channels: Sequence[Any]
+    ) -> UnitScores:
+        """Scores of each layer's heads (g, h), groups (g,) and channels (c,), of as many as it has."""
+        most = shape.kv_groups, shape.heads_per_group, shape.channels
+        parts = ((heads, most[:2]), (groups, most[:1]), (channels, most[2:]))
+        made = [np.full((shape.layers, *size), np.nan, np.float32) for _, size in parts]
+        for whole, (part, _) in zip(made, parts, strict=True):
+            for row, own in zip(whole, part, strict=True):
+                found = np.asarray(own, np.float32)
+                if found.size:
+                    row[tuple(map(slice, found.shape))] = found
+        return cls(*made)
+
+    def of_units(self, shape: ModelShape) -> UnitScores:
+        """These scores, of which units that a layer of the model has not have none."""
+        layers = range(shape.layers)
+        return UnitScores.of_layers(
+            shape,
+            [self.heads[i, : shape.widths[i][0], : shape.widths[i][1]] for i in layers],
+            [self.groups[i, : shape.widths[i][0]] for i in layers],
+            [self.channels[i, : shape.widths[i][2]] for i in layers],
+        )
+
+    def finite(self, shape: ModelShape) -> bool:
+        """Whether every unit of the model has a finite score."""
+        widths = shape.widths
+        counts = sum(g * h for g, h, _ in widths), sum(g for g, *_ in widths), sum(c for *_, c in widths)
+        return counts == tuple(int(np.isfinite(p).sum()) for p in (self.heads, self.groups, self.channels))
+
     def order(self) -> UnitOrder:
         """Units by falling score; ties keep the checkpoint's order, so the order is reproducible.
 
-        A group counts with its heads.
+        A group counts with its heads. Those without a score come last.
         """
-        groups = _falling(self.groups + self.heads.sum(-1))
+        groups = _falling(self.groups + np.nansum(self.heads, axis=-1))
         heads = np.take_along_axis(_falling(self.heads), groups[..., None], axis=1)
         return UnitOrder(groups, heads, _falling(self.channels))
 
     def sorted(self) -> UnitScores:
-        """The scores in their own order: row r of `heads` belongs to the group that comes r-th."""
+        """The scores in their own order: row r of `heads` belongs to the group that comes r-th.
+
+        Units that a layer has not have 0.
+        """
         order = self.order()
         heads = np.take_along_axis(self.heads, order.groups[..., None], axis=1)
         return UnitScores(
-            np.take_along_axis(heads, order.heads, axis=2),
-            np.take_along_axis(self.groups, order.groups, axis=1),
-            np.take_along_axis(self.channels, order.channels, axis=1),
+            np.nan_to_num(np.take_along_axis(heads, order.heads, axis=2)),
+            np.nan_to_num(np.take_along_axis(self.groups, order.groups, axis=1)),
+            np.nan_to_num(np.take_along_axis(self.channels, order.channels, axis=1)),
         )
 
     def save(self, path: Path, key: str) -> None:

@@ -52,8 +52,7 @@ def _times(shape: ModelShape, budget: Budget, folder: Path) -> dict[str, Times]:
     register(folder)
     device = torch.device(budget.latency.device)
     winner: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, budget.dtype))
-    layers = [shape.dense_width] * shape.layers
-    (dense,) = timing.random_models(shape, [layers], budget.dtype, budget.latency.device)
+    (dense,) = timing.random_models(shape, [shape.widths], budget.dtype, budget.latency.device)
     models = [dense, winner.eval().to(device)]
     found = timing.times(models, shape.vocabulary, budget.latency, "latency of the export")
     return dict(zip((DENSE, WINNER), found, strict=True))

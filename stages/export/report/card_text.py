@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stages.architecture import Kind, Site
+from stages.architecture import Kind
 from stages.export.report.data import ReportData
 from stages.export.report.page import millions
 from stages.export.report.verdict import percent
@@ -70,13 +70,14 @@ def cuts(data: ReportData, winner: Contender) -> str:
     widths, shape = winner.architecture.widths, data.shape
     sentences = []
     for kind, name in ((Kind.ATTENTION, "attention"), (Kind.MLP, "the MLPs")):
-        dense = shape.layers * shape.site_parameters(kind, shape.dense_width)
+        sites = [site for site in shape.sites() if site.kind is kind]
+        dense = sum(map(shape.dense_parameters, sites))
         removed = 1 - sum(shape.site_parameters(kind, width) for width in widths) / dense
-        ratios = [winner.architecture.site_ratio(shape, Site(layer, kind)) for layer in range(shape.layers)]
+        ratios = [winner.architecture.site_ratio(shape, site) for site in sites]
         sentences.append(
             f"Of {name}, {percent(removed)} is removed: from {percent(min(ratios), 0)} to "
             f"{percent(max(ratios), 0)} layer by layer, nothing in {sum(r == 0 for r in ratios)} of "
-            f"{shape.layers} layers."
+            f"{len(sites)} layers."
         )
     gone = [
         f"{count} of {len(widths)} layers have no {kind}"

@@ -58,8 +58,9 @@ def draw_widths(figure: FigureBase, data: ReportData, compared: Sequence[Contend
         columns = range(band * per_band, min(layers, (band + 1) * per_band))
         for place, (contender, kind) in zip(places, rows, strict=True):
             for layer in columns:
-                kept = 1 - contender.architecture.site_ratio(data.shape, Site(layer, kind))
-                _cell(axes, layer, place, kept)
+                if data.shape.widths[layer].keeps(kind):  # else the model had none before
+                    kept = 1 - contender.architecture.site_ratio(data.shape, Site(layer, kind))
+                    _cell(axes, layer, place, kept)
         axes.set_xlim(columns.start - 0.5, columns.start + per_band - 0.5)
         axes.set_ylim(places[-1] + (0.55 if bands == 1 else 1.0), -0.55)  # a gap between bands
         labels = [f"{c.name} {'MLP' if kind is Kind.MLP else 'attention'}" for c, kind in rows]

@@ -32,12 +32,10 @@ def boundaries(sites: Mapping[str, NarrowedSite]) -> dict[str, float]:
     return {label: share for label, share in found.items() if math.isfinite(share)}
 
 
-def ratio_of(shape: ModelShape, kind: Kind, width: Sequence[int]) -> float:
+def ratio_of(shape: ModelShape, site: Site, width: Sequence[int]) -> float:
     """The ratio of a site that keeps a width, (channels,) or (kv_groups, heads_per_group)."""
-    if kind is Kind.ATTENTION:
-        kept = shape.attention_parameters(width[0], width[1])
-        return 1 - kept / shape.attention_parameters(shape.kv_groups, shape.heads_per_group)
-    return 1 - shape.mlp_parameters(width[0]) / shape.mlp_parameters(shape.channels)
+    count = shape.attention_parameters if site.kind is Kind.ATTENTION else shape.mlp_parameters
+    return 1 - count(*width) / shape.dense_parameters(site)
 
 
 def draw_narrowing(figure: FigureBase, data: ReportData) -> None:
@@ -85,7 +83,7 @@ def _ratios(axes: Axes, sites: Mapping[int, NarrowedSite], data: ReportData, kin
             layer, high - low, bottom=low, width=0.8, color=CLASS_COLOURS[site.label], alpha=0.4, linewidth=0
         )
         if len(site.widths) <= _FEW:
-            left = [100 * ratio_of(data.shape, kind, width) for width in site.widths]
+            left = [100 * ratio_of(data.shape, site.site, width) for width in site.widths]
             axes.hlines(left, layer - 0.4, layer + 0.4, color=DARK[site.label], linewidth=1.1)
     architecture = data.winner.architecture
     chosen = [100 * architecture.site_ratio(data.shape, Site(layer, kind)) for layer in sites]

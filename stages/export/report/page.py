@@ -171,7 +171,12 @@ def _winner_widths(data: ReportData) -> list[dict[str, Any]]:
             "layer": layer,
             "attention": f"{width.kv_groups} × {width.heads_per_group}" if width.has_attention else "gone",
             "channels": f"{width.channels:,}" if width.has_mlp else "gone",
-            "ratios": [percent(architecture.site_ratio(shape, Site(layer, kind))) for kind in Kind],
+            "ratios": [
+                percent(architecture.site_ratio(shape, Site(layer, kind)))
+                if shape.widths[layer].keeps(kind)
+                else UNKNOWN
+                for kind in Kind
+            ],
         }
         for layer, width in enumerate(architecture.widths)
     ]

@@ -143,11 +143,11 @@ def _mutated(problem: Problem, parent: Architecture, rng: random.Random) -> Arch
     space, shape = problem.space, problem.shape
     wishes = {site: parent.site_ratio(shape, site) for site in space.limits}
     for _ in range(min(rng.randint(1, _MOST_SWITCHES), rng.randint(1, _MOST_SWITCHES))):
-        parameters = rng.choice(_AMOUNTS) * space.weight(Kind.MLP)
+        parameters = rng.choice(_AMOUNTS) * space.weights[Site(0, Kind.MLP)]
         for sign in (1, -1):
             room = [s for s, r in wishes.items() if (r < 1 if sign > 0 else r > 0)]
             site = rng.choice(room)
-            wishes[site] = min(1.0, max(0.0, wishes[site] + sign * parameters / space.weight(site.kind)))
+            wishes[site] = min(1.0, max(0.0, wishes[site] + sign * parameters / space.weights[site]))
     return problem.meet(wishes)
 
 
@@ -216,7 +216,7 @@ def drop_attention(problem: Problem, count: EvaluationCounter, alpha: float = 1.
     """
     shape, space = problem.shape, problem.space
     ratio = problem.ratio
-    power = space.weight(Kind.MLP) / space.weight(Kind.ATTENTION) / alpha
+    power = space.weights[Site(0, Kind.MLP)] / space.weights[Site(0, Kind.ATTENTION)] / alpha
     dropped: list[int] = []
     best = problem.meet(_mlps_alike(problem, dropped))
     count([best])
@@ -233,9 +233,9 @@ def drop_attention(problem: Problem, count: EvaluationCounter, alpha: float = 1.
 def _mlps_alike(problem: Problem, dropped: Sequence[int]) -> dict[Site, float]:
     """Wishes: these attention sublayers gone, the other ones whole, one ratio for all MLPs."""
     space, shape = problem.space, problem.shape
-    gone = len(dropped) * space.weight(Kind.ATTENTION)
+    gone = len(dropped) * space.weights[Site(0, Kind.ATTENTION)]
     rest = problem.ratio * shape.decoder_parameters - gone
-    share = rest / (shape.layers * space.weight(Kind.MLP))
+    share = rest / (shape.layers * space.weights[Site(0, Kind.MLP)])
     return {
         site: share if site.kind is Kind.MLP else float(site.layer in dropped)
         for site in problem.space.limits
@@ -286,7 +286,7 @@ def paper(
 
 def _cut(problem: Problem, pairs: Sequence[Architecture]) -> set[Site]:
     """The sites that some pair cuts."""
-    dense = problem.shape.dense_width
+    dense = problem.shape.widest
     return {
         site
         for site in problem.shape.sites()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.architecture import Kind, LayerWidth, Site
+from stages.architecture import Kind, Site
 from stages.evaluate.calibrate import curvature, statistics
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
@@ -61,18 +61,18 @@ def change(
     norm: Any,
 ) -> torch.Tensor:
     """What the site adds (T, D) less what it added; `norm` is what stands behind the projection."""
-    shape = network.shape
+    dense = network.shape.widths[site.layer]
     if site.kind is Kind.MLP:
-        width = LayerWidth(shape.kv_groups, shape.heads_per_group, option.width[0])
+        width = dense._replace(channels=option.width[0])
     else:
-        width = LayerWidth(option.width[0], option.width[1], shape.channels)
+        width = dense._replace(kv_groups=option.width[0], heads_per_group=option.width[1])
     before: torch.Tensor = norm(module(x))
     if not width.keeps(site.kind):
         return -before
     if site.kind is Kind.MLP:
         kept = x[:, : width.channels]
     else:
-        by_head = x.unflatten(-1, (shape.kv_groups, shape.heads_per_group, -1))
+        by_head = x.unflatten(-1, (dense.kv_groups, dense.heads_per_group, -1))
         kept = by_head[:, : width.kv_groups, : width.heads_per_group].flatten(1)
     bias = 0.0 if module.bias is None else module.bias
     after: torch.Tensor = norm(kept @ network.projection(site, width, repair).T + bias)
@@ -91,17 +91,18 @@ def change(
         "granite-biased-tied",
         "gemma3-biased-untied",
         "olmo3-tied",
+        *tiny.PRUNED_BEFORE,
     ],
 )
 def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
     name: str, repairs: bool, tiny_folder: TinyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variant = tiny.VARIANTS[name]
+    variant = (tiny.VARIANTS | tiny.PRUNED_BEFORE)[name]
     folder = tiny_folder(variant.family, **variant.options)
     network, model = tiny.elastic_of(folder), tiny.reference(folder)
     repair = repaired(folder, network) if repairs else NOTHING_REPAIRED
     monkeypatch.setattr(curvature, "_drawn", lambda network, last, batch, seed: batch.targets)
-    widths = {kind: options(network.shape, kind, 8)[1:] for kind in Kind}
+    widths = {site: options(network.shape, site, 8)[1:] for site in network.shape.sites()}
     found = curvature.token_rises(network, repair, BATCH, widths, 0)
     for site in network.shape.sites():
         layer = model.model.layers[site.layer]
@@ -113,10 +114,7 @@ def test_the_rise_at_a_token_is_its_gradient_times_the_change_of_the_output(
         x, gradient = seen_in_reference(model, module, norm if name_after else module)
         with torch.no_grad():
             expected = torch.stack(
-                [
-                    (gradient * change(network, repair, site, o, x, module, norm)).sum(1)
-                    for o in widths[site.kind]
-                ],
+                [(gradient * change(network, repair, site, o, x, module, norm)).sum(1) for o in widths[site]],
                 1,
             )
         scale = expected.abs().max()
@@ -130,9 +128,7 @@ def test_a_curve_is_half_the_mean_square_over_all_batches(
 
     def rises(network: ElasticNetwork, repair: Repair, batch: Batch, widths: Any, seed: int) -> Any:
         tokens = batch.tokens.numel()
-        return {
-            site: torch.full((tokens, len(widths[site.kind])), 1.0 + seed) for site in network.shape.sites()
-        }
+        return {site: torch.full((tokens, len(widths[site])), 1.0 + seed) for site in network.shape.sites()}
 
     monkeypatch.setattr(curvature, "token_rises", rises)
     found = curvature.expected_curves(network, NOTHING_REPAIRED, [BATCH, BATCH])

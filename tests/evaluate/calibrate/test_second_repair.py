@@ -24,6 +24,13 @@ PRUNED = Architecture(
     (LayerWidth(2, 3, 40), LayerWidth(1, 3, 32), LayerWidth(2, 2, 48), LayerWidth(2, 0, 24))
 )
 
+BEFORE = [[2, 3, 60], [2, 3, 44], [2, 2, 64], [0, 0, 40]]
+WIDE = {
+    "llama-wide": tiny.Variant("llama", {"pruned": BEFORE}),
+    "gemma3-wide": tiny.Variant("gemma3_text", tiny.GEMMA3 | {"pruned": BEFORE}),
+}
+"""Models that were pruned before, and still hold `PRUNED`."""
+
 
 @dataclass
 class Bench:
@@ -37,10 +44,13 @@ class Bench:
 
 
 @pytest.fixture(
-    params=["llama", "llama-biased", "qwen3", "granite-biased-tied", "gemma3-biased-untied", "olmo3-tied"]
-)
+    params=[
+        "llama", "llama-biased", "qwen3", "granite-biased-tied", "gemma3-biased-untied", "olmo3-tied",
+        "llama-wide", "gemma3-wide",
+    ]
+)  # fmt: skip
 def bench(request: pytest.FixtureRequest, tiny_folder: TinyFolder, tmp_path: Path) -> Bench:
-    variant = tiny.VARIANTS[request.param]
+    variant = (tiny.VARIANTS | WIDE)[request.param]
     dense = tiny.network_of(tiny_folder(variant.family, **variant.options))
     gathered = dict(statistics.gather(dense, BATCHES))
     order = moments.activation(CalibrationData(dense, BATCHES, gathered.items)).order()
@@ -74,13 +84,13 @@ def test_every_kept_site_is_refitted_to_its_own_inputs(bench: Bench) -> None:
             with torch.inference_mode():
                 x, before = _reaching(network, PRUNED, Given(found), batch, site)
                 full, dense_before = _reaching(network, network.shape.dense(), NOTHING_REPAIRED, batch, site)
-                dense_after = network.output(site, network.shape.dense_width, full, onto=dense_before)
+                dense_after = network.output(site, network.shape.widths[site.layer], full, onto=dense_before)
             bias = network.layers[site.layer].o_bias if site.kind is Kind.ATTENTION else None
             bias = network.layers[site.layer].down_bias if site.kind is Kind.MLP else bias
             bias = torch.zeros(()) if bias is None else bias
             goal = (dense_after - before) / network.recipe.residual_scale - bias
             if (norm := network.layers[site.layer].norm_after(site.kind)) is not None:
-                made = network.made(site, network.shape.dense_width, full)
+                made = network.made(site, network.shape.widths[site.layer], full)
                 share = 1 / (made.square().mean(-1, keepdim=True) + network.recipe.norm_eps).sqrt()
                 weight = norm + network.recipe.norm_offset
                 damped = weight / (weight.square() + SMALL_WEIGHT**2 * weight.square().mean())

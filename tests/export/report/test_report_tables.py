@@ -115,8 +115,9 @@ def test_finalists_are_counted_without_baselines_and_front(report_data: ReportDa
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_a_widths_ratio_is_the_spaces(kind: Kind) -> None:
-    for option in options(SMOLLM2, kind, 32):
-        assert narrowing_chart.ratio_of(SMOLLM2, kind, option.width) == pytest.approx(option.ratio)
+    site = Site(3, kind)
+    for option in options(SMOLLM2, site, 32):
+        assert narrowing_chart.ratio_of(SMOLLM2, site, option.width) == pytest.approx(option.ratio)
 
 
 def test_classes_begin_where_their_sites_do() -> None:

@@ -73,8 +73,8 @@ def test_the_configuration_says_what_transformers_expects_of_it(tmp_path: Path, 
         "2": {**no_attention, "skip": ["attention", "mlp"]},
         "3": {"intermediate_size": 7, "num_attention_heads": 3, "num_key_value_heads": 1},
     }
-    dense_widths = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
-    assert [config[key] for key in dense_widths] == [6, 2, 64, 4]
+    widests = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers")
+    assert [config[key] for key in widests] == [6, 2, 64, 4]
     assert (config["dtype"], config["tie_word_embeddings"]) == ("bfloat16", tied)
     assert config["architectures"] == ["PrunecastLlamaForCausalLM"]
     assert (config["head_dim"], config["rope_parameters"]) == (tiny.HEAD_DIM, tiny.LLAMA3_ROPE)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from stages.architecture import ModelShape
+from stages.architecture import LayerWidth
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.network.layers import Layer
 from stages.evaluate.results.scores import UnitScores
@@ -13,21 +12,32 @@ from stages.evaluate.results.scores import UnitScores
 
 def score(data: CalibrationData) -> UnitScores:
     """L2 norms of the units' weights."""
-    made = [_squares_of_weights(layer, data.network.shape) for layer in data.network.layers]
-    return UnitScores.of(*(torch.stack([m[part] for m in made]).sqrt() for part in range(3)))
+    shape = data.network.shape
+    made = [
+        _squares_of_weights(layer, width, shape.head_dim)
+        for layer, width in zip(data.network.layers, shape.widths, strict=True)
+    ]
+    return UnitScores.of_layers(shape, *([m[part].sqrt() for m in made] for part in range(3)))
 
 
-def _squares_of_weights(layer: Layer, shape: ModelShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of squared weights of heads (G, H), groups (G,) and channels (C,), in float64 on the CPU."""
-    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
+def _squares_of_weights(layer: Layer, width: LayerWidth, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of squared weights of heads (g, h), groups (g,) and channels (c,), in float64 on the CPU."""
+    g, h, _ = width
 
     def squared(weight: Tensor) -> Tensor:
         return weight.detach().double().square().cpu()
 
-    heads = squared(layer.q).view(g, h, d, -1).sum((2, 3)) + squared(layer.o).view(-1, g, h, d).sum((0, 3))
-    groups = squared(layer.k).view(g, -1).sum(1) + squared(layer.v).view(g, -1).sum(1)
+    heads = squared(layer.q).unflatten(1, (h, d)).sum((2, 3))
+    heads += squared(layer.o).unflatten(2, (h, d)).sum((0, 3))
+    groups = _of_groups(squared(layer.k), g, d) + _of_groups(squared(layer.v), g, d)
     channels = squared(layer.gate).sum(1) + squared(layer.up).sum(1) + squared(layer.down).sum(0)
     return heads, groups, channels
+
+
+def _of_groups(values: Tensor, groups: int, head_dim: int) -> Tensor:
+    """Sums (groups,) over the rows of each KV group."""
+    found: Tensor = values.unflatten(0, (groups, head_dim)).flatten(1).sum(1)
+    return found
 
 
 MAGNITUDE = Importance(score, source="Li et al. 2017, arXiv 1608.08710")

@@ -19,15 +19,16 @@ Elements = Callable[[SiteStatistics, Tensor], Tensor]
 def _summed(data: CalibrationData, elements: Elements, finish: Callable[[Tensor], Tensor]) -> UnitScores:
     """Sums over the elements of each unit, finished."""
     shape = data.network.shape
-    heads, channels = [], []
+    heads = [torch.zeros(width.of(Kind.ATTENTION)) for width in shape.widths]
+    channels = [torch.zeros(width.of(Kind.MLP)) for width in shape.widths]
     for site, moments in data.statistics():
         found = elements(moments, data.network.added_weight(site))
         if site.kind is Kind.ATTENTION:
-            heads.append(found.view(shape.kv_groups, shape.heads_per_group, -1).sum(-1))
+            heads[site.layer] = finish(found.view(*shape.width(site), -1).sum(-1))
         else:
-            channels.append(found)
-    groups = torch.zeros(shape.layers, shape.kv_groups)
-    return UnitScores.of(finish(torch.stack(heads)), groups, finish(torch.stack(channels)))
+            channels[site.layer] = finish(found)
+    groups = [torch.zeros(width.kv_groups) for width in shape.widths]
+    return UnitScores.of_layers(shape, heads, groups, channels)
 
 
 def _columns(projection: Tensor) -> Tensor:

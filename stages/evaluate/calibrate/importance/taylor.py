@@ -65,6 +65,8 @@ def taylor(network: DenseNetwork, batches: Sequence[Batch], order: int = 1) -> U
         gradients.append(loss_gradient(network, last, batch, predictions))
     for index in reversed(range(shape.layers)):
         inputs = [before.pop(index) for before in states]
+        if not any(shape.widths[index]):
+            continue
         gradients = _score_layer(network, index, on_device, inputs, gradients, scores, order)
     return UnitScores.of(scores.heads, scores.groups, scores.channels)
 
@@ -100,7 +102,7 @@ def _score_layer(
         for batch, before, gradient in zip(batches, inputs, gradients, strict=True):
             before.requires_grad_(True)
             places = network.places(batch)
-            after = network.run_layer(index, network.shape.dense_width, before, places)
+            after = network.run_layer(index, network.shape.widths[index], before, places)
             after.backward(gradient)
             assert before.grad is not None
             found.append(before.grad)
@@ -117,18 +119,25 @@ def _score_layer(
 
 def _folds(network: DenseNetwork, index: int, scores: _Sums) -> list[tuple[Tensor, Tensor, Fold]]:
     """A layer's weights, the scores that each adds to, and how its elements fall to units."""
-    shape, layer = network.shape, network.layers[index]
-    g, h, d = shape.kv_groups, shape.heads_per_group, shape.head_dim
-    heads, groups, channels = scores.heads[index], scores.groups[index], scores.channels[index]
-    return [
+    width, layer, d = network.shape.widths[index], network.layers[index], network.shape.head_dim
+    g, h, c = width
+    heads, groups, channels = (
+        scores.heads[index, :g, :h],
+        scores.groups[index, :g],
+        scores.channels[index, :c],
+    )
+    of_attention: list[tuple[Tensor, Tensor, Fold]] = [
         (layer.q, heads, lambda s: s.view(g, h, d, -1).sum((2, 3))),  # (G, H*d, D) -> (G, H)
         (layer.o, heads, lambda s: s.view(-1, g, h, d).sum((0, 3))),  # (D, G, H*d) -> (G, H)
         (layer.k, groups, lambda s: s.view(g, -1).sum(1)),  # (G*d, D) -> (G,)
         (layer.v, groups, lambda s: s.view(g, -1).sum(1)),
+    ]
+    of_mlp: list[tuple[Tensor, Tensor, Fold]] = [
         (layer.gate, channels, lambda s: s.sum(1)),
         (layer.up, channels, lambda s: s.sum(1)),
         (layer.down, channels, lambda s: s.sum(0)),
     ]
+    return of_attention * width.has_attention + of_mlp * width.has_mlp
 
 
 def _fold(folds: Sequence[tuple[Tensor, Tensor, Fold]], salience: Fold) -> None:
@@ -158,7 +167,7 @@ def held_bytes(shape: ModelShape, tokens: int, batch_tokens: int, element_bytes:
     states = (shape.layers + 2) * tokens * shape.hidden * element_bytes
     predictions = min(GRADIENTS_AT_ONCE, batch_tokens)
     logits = predictions * shape.vocabulary * (2 * element_bytes + 2 * 4)
-    weights = shape.decoder_parameters // shape.layers
+    weights = max(shape.layer_parameters)
     query, key = (n * shape.head_dim for n in (shape.kv_groups * shape.heads_per_group, shape.kv_groups))
     activations = batch_tokens * element_bytes * (8 * shape.hidden + 5 * query + 5 * key + 6 * shape.channels)
     layer = weights * element_bytes + 2 * 4 * shape.hidden * shape.channels + activations
