@@ -72,16 +72,18 @@ def _hub_folder(model: ModelSection, revision: str) -> Path | None:
         return None
 
 
-def _of_folder(name: str, origin: str, folder: Path, hub_id: str | None) -> BaseModel:
+def _of_folder(name: str, origin: str, folder: Path, known: str | None) -> BaseModel:
+    """What a folder says; the hub's name of an export of ours is that of what was pruned first."""
     licence = read_licence(ModelSource(name, "folder", folder))
     front = read_card(folder)
     languages = front.get("language") or ()
+    ours = "prunecast" in (front.get("tags") or ())
     return BaseModel(
         name=name,
         origin=origin,
         licence=str(front.get("license_name") or licence) if licence == "other" else licence,
         languages=(languages,) if isinstance(languages, str) else tuple(str(x) for x in languages),
-        hub_id=hub_id,
+        hub_id=known or (hub_id(front.get("base_model")) if ours else None),
         terms=tuple(_terms(folder)),
     )
 

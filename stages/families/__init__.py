@@ -127,6 +127,20 @@ def is_pruned(config: Config) -> bool:
     return str(config.get("model_type")).startswith(OWN_TYPE)
 
 
+def register_pruned(config: Config, source: str) -> None:
+    """Let the Auto classes of this process load the model of a configuration, if it is such an export.
+
+    The code in its folder is then not run.
+
+    Raises:
+        InputError: its family is unknown.
+    """
+    from stages.families import modeling_prunecast
+
+    if is_pruned(config):
+        modeling_prunecast.register(family_of(config, source).model_type)
+
+
 def register(folder: Path | None = None) -> None:
     """Let the Auto classes of this process load exported folders without remote code.
 

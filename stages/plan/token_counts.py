@@ -107,12 +107,14 @@ def _tokenizer(model: ModelSection) -> tuple[Any, int]:
     from transformers import AutoTokenizer
 
     from stages.evaluate.network import checkpoint
-    from stages.sample.source import locate, read_model
+    from stages.families import register_pruned
+    from stages.sample.source import locate, read_config, read_model
 
     source = locate(model)
     if source.kind == "gguf":
         loaded = checkpoint.load(model)
         return loaded.tokenizer, loaded.context_tokens
+    register_pruned(read_config(source), model.source)
     tokenizer = AutoTokenizer.from_pretrained(
         source.path, revision=model.revision, trust_remote_code=model.trust_remote_code
     )

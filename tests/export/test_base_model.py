@@ -41,6 +41,12 @@ def test_a_folder_of_the_hubs_cache_is_known_by_its_name_on_the_hub(tmp_path: Pa
     assert (found.name, found.hub_id) == ("some-model", "org/some-model")
 
 
+def test_an_export_that_is_pruned_again_comes_from_what_was_pruned_first(tmp_path: Path) -> None:
+    folder = tiny.write_model(tmp_path, "llama")
+    write_card(folder, "base_model: org/first\ntags: [prunecast, pruned]")
+    assert read_base_model(model(str(folder))).hub_id == "org/first"
+
+
 @pytest.mark.parametrize(
     ("said", "known"),
     [

@@ -22,7 +22,7 @@ from stages.config.params import ModelSection
 from stages.evaluate.network.gguf_source import dequantised
 from stages.evaluate.network.tensors import read_tensors, untie
 from stages.evaluate.network.tokenizer import load_tokenizer
-from stages.families import BlockRecipe, Description, Family, describe, is_pruned, modeling_prunecast
+from stages.families import BlockRecipe, Description, Family, describe, register_pruned
 from stages.files import InputError
 from stages.sample.digests import file_digest
 from stages.sample.hub import refusal
@@ -114,8 +114,7 @@ def _open(model: ModelSection) -> _Opened:
     folder = _folder(model, source)
     config = read_config(ModelSource(model.source, "folder", folder))
     described = describe(config, model.source)
-    if is_pruned(config):  # the code in its folder is not run
-        modeling_prunecast.register(described.family.model_type)
+    register_pruned(config, model.source)
     files = weight_files(folder, model.source)
     tensors = check_tensors(config, described, read_headers(files, model.source), model.source)
     return _Opened(folder, _configuration(folder, model, described), described, files, tensors)

@@ -89,6 +89,8 @@ def cuts(data: ReportData, winner: Contender) -> str:
     ]
     if gone:
         sentences.append(f"{'; '.join(gone)}.")
+    if shape.unlike:
+        sentences.insert(0, "The base model had been pruned before; shares are of what it had left.")
     return " ".join(sentences)
 
 
