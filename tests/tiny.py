@@ -85,6 +85,26 @@ OLMO3: dict[str, Any] = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     },
 }
+LONGROPE: dict[str, Any] = {
+    "head_dim": 6,
+    "original_max_position_embeddings": 16,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1000.0,
+        "partial_rotary_factor": 0.7,
+        "short_factor": [1.0, 1.5],
+        "long_factor": [1.2, 4.0],
+    },
+}
+"""As Phi-4-mini has it: part of each head is turned; in texts of more than 16 tokens by other angles."""
+LLAMA_LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 100,
+    "short_factor": [1.0, 1.5, 2.0, 4.0],
+    "long_factor": [1.0] * 4,
+}
 VARIANTS = {
     "llama": Variant("llama", {}),
     "llama-tied": Variant("llama", {"tie_word_embeddings": True}),
@@ -110,6 +130,9 @@ VARIANTS = {
     ),
     "smollm3": Variant("smollm3", {"no_rope_layers": [1, 0, 0, 1]}),
     "phi3": Variant("phi3", {"sliding_window": 9}),
+    "phi3-longrope": Variant("phi3", LONGROPE),
+    "phi3-part": Variant("phi3", {"partial_rotary_factor": 0.5}),
+    "llama-longrope": Variant("llama", {"rope_parameters": LLAMA_LONGROPE}),
     "gemma3": Variant("gemma3_text", GEMMA3),
     "gemma3-biased-untied": Variant(
         "gemma3_text", GEMMA3 | {"attention_bias": True, "tie_word_embeddings": False}
@@ -131,6 +154,7 @@ EXPORTED = {
     ),
     "smollm3": VARIANTS["smollm3"],
     "phi3": VARIANTS["phi3"],
+    "phi4": Variant("phi3", LONGROPE | {"original_max_position_embeddings": 64}),
     "gemma3": VARIANTS["gemma3-biased-untied"],
     "olmo2": VARIANTS["olmo2"],
     "olmo3": Variant("olmo3", OLMO3),

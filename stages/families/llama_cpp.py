@@ -54,6 +54,10 @@ def refusal(shape: ModelShape, recipe: BlockRecipe) -> str | None:
     rotary = recipe.rotary[0]
     if rotary is None or any(other != rotary for other in recipe.rotary):
         return f"{family} has layers that rotate otherwise than others; llama.cpp's deci rotates all alike"
+    if rotary["rope_type"] == "longrope":
+        return f"{family} has a longrope, whose factors the writer has no tensors for"
+    if rotary.get("partial_rotary_factor", 1) != 1:
+        return f"{family} turns a part of each head, which llama.cpp's deci is not seen to do alike"
     if rotary["rope_type"] == "yarn" and (unusual := _unusual_yarn(rotary)):
         return f"the yarn rope sets {unusual}, which llama.cpp does not read alike"
     return None

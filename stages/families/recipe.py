@@ -30,6 +30,8 @@ Rotary = Mapping[str, Any]
 
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 _SCALED = {"rope_theta": Key(Positive), "factor": Key(Positive)}
+FACTORS = ("short_factor", "long_factor")
+"""What longrope divides each frequency by, in texts up to the length of its training and in longer ones."""
 _TRAINED = {"original_max_position_embeddings": Key(Size)}
 ROTARY_TYPES: Mapping[str, Mapping[str, Key]] = {
     "default": {"rope_theta": Key(Positive)},
@@ -42,9 +44,15 @@ ROTARY_TYPES: Mapping[str, Mapping[str, Key]] = {
         **dict.fromkeys(("mscale", "mscale_all_dim"), Key(Finite | None, None)),
         "truncate": Key(bool | None, None),
     },
+    "longrope": {
+        "rope_theta": Key(Positive),
+        **_TRAINED,
+        **dict.fromkeys(FACTORS, Key(list[Positive])),
+        **dict.fromkeys(("factor", "attention_factor"), Key(Positive | None, None)),
+    },
 }
-"""The types whose frequencies do not depend on the length of the text (those of dynamic and longrope do), and
-the keys of each."""
+"""The types whose frequencies no text changes for another, and the keys of each: those of dynamic depend on
+the longest text that was seen."""
 _LATER = {
     "norm_offset": 0.0,
     "norm_in_float32": False,
@@ -153,15 +161,21 @@ def refuse_experts(config: Config) -> None:
             )
 
 
-def usual_rotary(config: Config) -> Rotary:
+def usual_rotary(config: Config, partial: bool = False) -> Rotary:
     """The rotary embedding of all layers, in the words of transformers 5, also where those of 4 are given.
 
+    `partial` says that the family turns a part of each head where it is told to (``partial_rotary_factor``).
+
     Raises:
-        UnsupportedPieceError: its type is none that the network computes, or each kind of layer has its own.
+        UnsupportedPieceError: its type is none that the network computes, or each kind of layer has its own;
+            or a part of each head is to be turned.
         ConfigurationError: it lacks a number or holds a bad one.
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    return _rotary(config, name, config.get(name) or {})
+    rotary = _rotary(config, name, config.get(name) or {})
+    if not partial:
+        refuse_partial(rotary)
+    return rotary
 
 
 def _rotary(config: Config, name: str, given: Rotary) -> Rotary:
@@ -181,15 +195,35 @@ def _rotary(config: Config, name: str, given: Rotary) -> Rotary:
         usual = given.get("original_max_position_embeddings", config.get("max_position_embeddings"))
         rotary["original_max_position_embeddings"] = usual if stated is None else stated
     completed(rotary, keys, inside=f"{name}.")
+    if kind == "longrope":
+        _check_factors(config, name, rotary)
+        longer = (config.get("max_position_embeddings") or 0) / rotary["original_max_position_embeddings"]
+        rotary["factor"] = rotary.get("factor") or longer
     return rotary
 
 
+def _check_factors(config: Config, name: str, rotary: Rotary) -> None:
+    """Raise ConfigurationError unless there is a factor for every frequency."""
+    head = config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"])
+    expected = int(head * rotary.get("partial_rotary_factor", 1.0)) // 2
+    for key in FACTORS:
+        if (found := len(rotary[key])) != expected:
+            raise ConfigurationError(
+                f"{name}.{key} has {found} numbers; expected {expected}, one for every two elements of a "
+                "head that are turned"
+            )
+
+
 def refuse_rotary(rotary: Rotary) -> None:
-    """Raise UnsupportedPieceError if the network computes no such rotary embedding."""
-    kind, share = rotary.get("rope_type", "default"), rotary.get("partial_rotary_factor", 1.0)
+    """Raise UnsupportedPieceError if the network computes no rotary embedding of that type."""
+    kind = rotary.get("rope_type", "default")
     if kind not in tuple(ROTARY_TYPES):
         raise UnsupportedPieceError(f"has the rope type {kind!r}; supported: {', '.join(ROTARY_TYPES)}")
-    if share != 1:
+
+
+def refuse_partial(rotary: Rotary) -> None:
+    """Raise UnsupportedPieceError if a part of each head is turned."""
+    if (share := rotary.get("partial_rotary_factor", 1.0)) != 1:
         raise UnsupportedPieceError(
             f"rotates {share} of each head (partial_rotary_factor); supported: the whole head"
         )
@@ -214,6 +248,7 @@ def rotary_by_kind(config: Config, kinds: Sequence[str], **bases: float | None) 
             "rope_scaling" if scaled else "rope_parameters",
             {**given, **(scaling or {})} if scaled else given,
         )
+        refuse_partial(found[kind])
     return tuple(found[kind] for kind in kinds)
 
 

@@ -25,14 +25,16 @@ def with_widths(shape: ModelShape, config: Config) -> ModelShape:
             shared out, or no layer has an attention, or none an MLP.
     """
     given = config.get("per_layer_config")
-    numbers = [str(layer) for layer in range(shape.layers)]
-    if not isinstance(given, Mapping) or (odd := sorted(set(given) - set(numbers))):
-        found = f"layer {odd[0]}" if isinstance(given, Mapping) else type(given).__name__
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"per_layer_config is a {type(given).__name__}; expected widths by layer")
+    layers = {int(name) if name.isdecimal() else name: name for name in map(str, given)}  # "03" is 3
+    if odd := [name for layer, name in layers.items() if layer not in range(shape.layers)]:
         raise ConfigurationError(
-            f"per_layer_config holds {found}; expected an entry for some of the {shape.layers} layers"
+            f"per_layer_config holds layer {odd[0]}; expected an entry for some of the {shape.layers} layers"
         )
     widths = tuple(
-        _width(shape, given.get(number) or {}, f"per_layer_config.{number}.") for number in numbers
+        _width(shape, given[layers[i]] if i in layers else {}, f"per_layer_config.{layers.get(i, i)}.")
+        for i in range(shape.layers)
     )
     most = LayerWidth(*map(max, zip(*widths, strict=True)))
     for size, what in ((most.kv_groups, "an attention"), (most.channels, "an MLP")):

@@ -313,7 +313,11 @@ def _rope(header: Header, head_dim: int) -> dict[str, Any]:
     kind = header("rope.scaling.type") or "linear"  # llama.cpp's own default
     if any(name.startswith("rope_factors_") for name in header.tensors):
         kind = "longrope"
-    if kind not in ("none", "longrope") and factor == 1:
+    if kind == "longrope":
+        raise header.refuse("has the rope type 'longrope', which is read out of folders alone")
+    if kind == "longrope":
+        raise header.refuse("has the rope type 'longrope', which is read out of folders alone")
+    if kind != "none" and factor == 1:
         kind = "none"
     if kind == "none":
         return found | _llama3(header, found["rope_theta"])

@@ -117,10 +117,19 @@ def test_a_value_means_what_transformers_means_or_the_key_is_named(family: str, 
             assert found == expected, key
 
 
+FREQUENCIES = WHOLE["head_dim"] // 2
 ROTARY: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.0},
     "llama3": {key: value for key, value in tiny.LLAMA3_ROPE.items() if key != "rope_theta"},
     "yarn": {**tiny.YARN_ROPE, "beta_fast": 16, "truncate": True, "attention_factor": 1.5},
+    "longrope": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 64,
+        "factor": 2.0,
+        "attention_factor": 1.5,
+        "short_factor": [1.0] * FREQUENCIES,
+        "long_factor": [2.0] * FREQUENCIES,
+    },
 }
 
 
@@ -130,6 +139,7 @@ ROTARY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ROTARY)
 def test_a_bad_rotary_number_is_named(name: str, kind: str):
     optional = {"beta_fast", "truncate", "attention_factor", "rope_type"}
+    optional |= {"factor"} if name == "longrope" else set()
     for key in ROTARY[name]:
         config = {"model_type": "llama", **WHOLE, "rope_scaling": None}
         config["rope_parameters"] = {**ROTARY[name], key: VALUES[kind]}
@@ -176,3 +186,40 @@ def test_layer_types_must_fit_the_layers():
     for kinds in (["full_attention"], ["full_attention"] * 3 + ["linear_attention"], []):
         with pytest.raises(InputError, match="layer_types has"):
             describe({"model_type": "qwen3", **WHOLE, "layer_types": kinds}, "m")
+
+
+PRUNED = {"model_type": "prunecast_llama", "base_model_type": "llama", **WHOLE, "rope_scaling": None}
+
+
+def test_widths_of_layers_are_read_out_of_an_exports_configuration():
+    """Numbers may be padded, as transformers pads them, and what is left out is as in the dense model."""
+    layers = {"00": {"intermediate_size": 8}, "2": {"skip": ["mlp"]}, "03": {"skip": ["attention", "mlp"]}}
+    shape = describe({**PRUNED, "per_layer_config": layers}, "m").shape
+    assert shape.family == "llama"
+    assert shape.dense().to_json() == [[4, 16, 8], [4, 16, 48], [4, 16, 0], [0, 0, 0]]
+    alike = describe({**PRUNED, "per_layer_config": {}}, "m").shape
+    assert alike == describe({**PRUNED, "model_type": "llama"}, "m").shape
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (None, "per_layer_config is a NoneType"),
+        ({"4": {}}, "holds layer 4; expected an entry for some of the 4 layers"),
+        ({"first": {}}, "holds layer first"),
+        ({"1": [8]}, "per_layer_config.1 is a list"),
+        ({"01": {"intermediate_size": 0}}, r"per_layer_config\.01\.intermediate_size is 0"),
+        ({"1": {"num_key_value_heads": 3}}, "64 and num_key_value_heads 3; expected a whole"),
+        ({"1": {"skip": ["norm"]}}, r"per_layer_config\.1\.skip is"),
+        ({str(i): {"skip": ["attention"]} for i in range(4)}, "no layer an attention"),
+        ({str(i): {"skip": ["mlp"]} for i in range(4)}, "no layer an MLP"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(layers: Any, words: str):
+    with pytest.raises(InputError, match=words):
+        describe({**PRUNED, "per_layer_config": layers}, "m")
+
+
+def test_an_export_of_an_unknown_family_is_refused():
+    with pytest.raises(InputError, match="of the family 'gpt2'; supported"):
+        describe({**PRUNED, "base_model_type": "gpt2", "per_layer_config": {}}, "m")

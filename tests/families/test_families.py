@@ -151,7 +151,7 @@ def test_windows_by_layer():
     [
         ({"hidden_act": "relu2"}, "the activation 'relu2'; supported: silu, gelu_pytorch_tanh"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rope type 'dynamic'; supported: default"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "the rope type 'longrope'; supported: default"),
+        ({"rope_parameters": {"rope_type": "su"}}, "the rope type 'su'; supported: default"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates 0.5 of each head"),
         ({"num_local_experts": 8}, r"a mixture of experts \(num_local_experts: 8\)"),
     ],
@@ -159,6 +159,44 @@ def test_windows_by_layer():
 def test_a_lacking_piece_is_named(changes: dict[str, Any], words: str):
     with pytest.raises(InputError, match=rf"'some/model', of the family 'llama', .*{words}"):
         recipe_of(LLAMA_2_7B, **changes)
+
+
+PHI_4_MINI: dict[str, Any] = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 200064,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+    "sliding_window": 262144,
+}
+
+
+def test_phi_4_mini_is_read_with_its_longrope():
+    described = describe(PHI_4_MINI, "x")
+    assert described.shape.total_parameters == 3_836_021_760
+    (rotary,) = {id(r): r for r in described.recipe.rotary}.values()
+    assert rotary is not None
+    assert (rotary["rope_type"], rotary["partial_rotary_factor"], rotary["factor"]) == ("longrope", 0.75, 32)
+    assert rotary["original_max_position_embeddings"] == 4096
+    assert described.context_tokens == 131072
+    first = describe(PHI_4_MINI | {"rope_scaling": PHI_4_MINI["rope_scaling"] | {"type": "su"}}, "x")
+    assert first.recipe.rotary[0] == {**rotary, "type": "su"}
+
+
+@pytest.mark.parametrize("key", ["short_factor", "long_factor"])
+def test_a_longrope_needs_a_factor_for_every_frequency(key: str):
+    scaling = PHI_4_MINI["rope_scaling"]
+    with pytest.raises(InputError, match=rf"rope_scaling\.{key} has 47 numbers; expected 48"):
+        describe(PHI_4_MINI | {"rope_scaling": scaling | {key: [1.0] * 47}}, "x")
+    with pytest.raises(InputError, match=rf"rope_scaling\.{key} is missing"):
+        describe(PHI_4_MINI | {"rope_scaling": {k: v for k, v in scaling.items() if k != key}}, "x")
 
 
 def test_an_unknown_mixture_of_experts_is_told():

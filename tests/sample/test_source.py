@@ -241,7 +241,7 @@ def test_a_folder_of_an_unsupported_family(tmp_path: Path):
         read_shape(model(folder))
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+@pytest.mark.parametrize("kind", ["dynamic", "mrope"])
 def test_a_folder_with_a_piece_that_is_not_supported(tmp_path: Path, kind: str):
     """Before anything is sampled, and so before anything is measured."""
     folder = make_folder(tmp_path / "m", CONFIG | {"rope_scaling": {"rope_type": kind, "factor": 2.0}})

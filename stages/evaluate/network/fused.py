@@ -44,10 +44,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, in_floa
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary embeddings of q (B, L, G, H, d) and k (B, L, G, d) by angles (B, L, 1, d).
+    """Rotary embeddings of q (B, L, G, H, d) and k (B, L, G, d) by angles (B, L, 1, r).
 
-    Returns q (B, L, G*H, d) and k. Halves turn against each other, and `sin` carries the sign: it
-    is negative in the first half (Su et al. 2021, arXiv 2104.09864).
+    Returns q (B, L, G*H, d) and k. The first r elements turn, half of them against the other half, and
+    `sin` carries the sign: it is negative in the first half (Su et al. 2021, arXiv 2104.09864).
     """
     if q.is_cuda and not torch.is_grad_enabled():
         return kernels.rotate(q, k, cos, sin)
@@ -55,6 +55,9 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if cos.shape[-1] < x.shape[-1]:
+        turned, rest = x.tensor_split([cos.shape[-1]], dim=-1)
+        return torch.cat((_rotate(turned, cos, sin), rest), dim=-1)
     first, second = x.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)
     if torch.is_grad_enabled() or cos.dtype != x.dtype:

@@ -59,16 +59,16 @@ def _rms_norm(
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary embeddings of q (B, L, G, H, d) and k (B, L, G, d), as q (B, L, G*H, d) and k, both compact.
 
-    Angles are (B, L, 1, d); `sin` is negative in its first half.
+    Angles are (B, L, 1, r), of the first r elements; `sin` is negative in its first half.
     """
     batch, length, groups, heads, size = q.shape
-    q, k = q.flatten(0, 1), k.flatten(0, 1)
-    rows, columns = (triton.next_power_of_2(n) for n in (heads, size // 2))
+    q, k, half = q.flatten(0, 1), k.flatten(0, 1), cos.shape[-1] // 2
+    rows, columns = (triton.next_power_of_2(n) for n in (heads, max(half, size - 2 * half)))
     at_once = max(1, TILE // (2 * rows * columns))
     turned = q.new_empty(batch, length, groups * heads, size), k.new_empty(batch, length, groups, size)
     tokens, strides = batch * length, (q.stride(0), q.stride(1), k.stride(0))
     grid = (triton.cdiv(tokens, at_once), groups)
-    _rotate[grid](q, k, cos, sin, *turned, tokens, *strides, heads, size // 2, rows, columns, at_once)
+    _rotate[grid](q, k, cos, sin, *turned, tokens, *strides, heads, size, half, rows, columns, at_once)
     return turned
 
 
@@ -85,6 +85,7 @@ def _rotate(
     q_group,
     k_token,
     heads: tl.constexpr,
+    size: tl.constexpr,
     half: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -94,16 +95,25 @@ def _rotate(
     group, groups = tl.program_id(1), tl.num_programs(1)
     token = (tl.program_id(0) * at_once + tl.arange(0, at_once)).to(tl.int64)[:, None, None]
     head, column = tl.arange(0, rows)[None, :, None], tl.arange(0, columns)[None, None, :]
-    size = 2 * half
     here = (token < tokens) & (column < half)
-    angle = token * size + column
+    angle = token * 2 * half + column
     c = tl.load(cos + angle, mask=here).to(tl.float32)
     s = tl.load(sin + angle + half, mask=here).to(tl.float32)
     query = token * q_token + group * q_group + head * size + column
     target = ((token * groups + group) * heads + head) * size + column
     _turn(q + query, turned_q + target, half, c, s, here & (head < heads))
     key = token * k_token + group * size + column
-    _turn(k + key, turned_k + (token * groups + group) * size + column, half, c, s, here)
+    turned = (token * groups + group) * size + column
+    _turn(k + key, turned_k + turned, half, c, s, here)
+    if size > 2 * half:
+        rest = (token < tokens) & (column < size - 2 * half)
+        _copy(q + query + 2 * half, turned_q + target + 2 * half, rest & (head < heads))
+        _copy(k + key + 2 * half, turned_k + turned + 2 * half, rest)
+
+
+@triton.jit
+def _copy(source, target, mask):
+    tl.store(target, tl.load(source, mask=mask), mask=mask)
 
 
 @triton.jit

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from stages.families.recipe import Rotary
 
 Turn = tuple[Tensor, Tensor]
-"""Cosines and sines (B, L, 1, d) of the angles by which one layer's heads turn at each position.
+"""Cosines and sines (B, L, 1, r) of the angles by which the first r elements of one layer's heads turn.
 
 The sines of the first half are negative, as `fused.rotate` wants them.
 """
@@ -23,16 +24,48 @@ Turns = Sequence[Turn | None]
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """One rotary embedding: frequencies (r/2,), and what cosines and sines are multiplied by."""
+
+    frequencies: Tensor
+    scaling: float
+    longer: Tensor | None = None
+    """The frequencies of texts of more than `trained` tokens, where they are others."""
+    trained: int = 0
+
+    @classmethod
+    def of(cls, rotary: Rotary, config: Any, device: torch.device) -> Rotation:
+        """The rotation that a recipe names; `config`, the model's in transformers, has the sizes."""
+        own = copy.copy(config)
+        own.rope_parameters = dict(rotary)
+        own.allow_global_per_layer_attribute_access = True  # the dense heads of a model pruned before
+        rope, longer, trained = Phi3RotaryEmbedding(own), None, 0
+        if rotary.get("rope_type") == "longrope":
+            trained = int(rotary["original_max_position_embeddings"])
+            found, _ = ROPE_INIT_FUNCTIONS["longrope"](own, None, seq_len=trained + 1)
+            longer = found.float().to(device)
+        return cls(rope.inv_freq.float().to(device), float(rope.attention_scaling), longer, trained)
+
+    def turn(self, positions: Tensor, dtype: torch.dtype) -> Turn:
+        """The turn at positions (B, L). Each text is as long as its last position says."""
+        frequencies = self.frequencies
+        if self.longer is not None:
+            beyond = positions.amax(1) >= self.trained
+            frequencies = torch.where(beyond[:, None], self.longer, frequencies)[:, None]  # (B, 1, r/2)
+        angles = (positions[..., None].float() * frequencies)[:, :, None]
+        cos, sin = angles.cos() * self.scaling, angles.sin() * self.scaling
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+
+
+@dataclass(frozen=True)
 class Rotations:
     """The rotary embeddings of a network's layers. Layers that turn alike share one.
 
-    `which` has the place of each layer's in `frequencies`, (d/2,) each, and in `scalings`, by which cosines
-    and sines are multiplied.
+    `which` has the place of each layer's in `kinds`.
     """
 
     which: tuple[int | None, ...]
-    frequencies: tuple[Tensor, ...]
-    scalings: tuple[float, ...]
+    kinds: tuple[Rotation, ...]
 
     @classmethod
     def of(cls, by_layer: Sequence[Rotary | None], config: Any, device: torch.device) -> Rotations:
@@ -41,26 +74,12 @@ class Rotations:
         for rotary in by_layer:
             if rotary is not None and rotary not in kinds:
                 kinds.append(rotary)
-        found = []
-        for rotary in kinds:
-            own = copy.copy(config)
-            own.rope_parameters = dict(rotary)
-            own.allow_global_per_layer_attribute_access = True  # the dense heads of a model pruned before
-            found.append(LlamaRotaryEmbedding(own))
         return cls(
             tuple(None if rotary is None else kinds.index(rotary) for rotary in by_layer),
-            tuple(rope.inv_freq.float().to(device) for rope in found),
-            tuple(float(rope.attention_scaling) for rope in found),
+            tuple(Rotation.of(rotary, config, device) for rotary in kinds),
         )
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Turns:
         """The turns of every layer at positions (B, L)."""
-        pairs = zip(self.frequencies, self.scalings, strict=True)
-        kinds = [_turn(positions, frequencies, scaling, dtype) for frequencies, scaling in pairs]
-        return [None if which is None else kinds[which] for which in self.which]
-
-
-def _turn(positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype) -> Turn:
-    angles = (positions[..., None].float() * frequencies)[:, :, None]
-    cos, sin = angles.cos() * scaling, angles.sin() * scaling
-    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
+        turns = [rotation.turn(positions, dtype) for rotation in self.kinds]
+        return [None if which is None else turns[which] for which in self.which]

@@ -43,13 +43,22 @@ def arguments(name: str, dtype: torch.dtype, width: int) -> tuple[Any, ...]:
     if name == "log_likelihood":
         return normal(9, width, dtype=dtype) * 40, torch.randint(0, width, (9,), generator=GENERATOR)
     heads, half = {8: (1, 4), 24: (3, 12), 576: (2, 16), 5000: (5, 32)}[width]
-    q = normal(2, 5, 2, heads + 1, 2 * half, dtype=dtype)[..., :heads, :]
+    rest = {"rotate-part": half // 2, "rotate-little": 3 * half}.get(name, 0)
+    q = normal(2, 5, 2, heads + 1, 2 * half + rest, dtype=dtype)[..., :heads, :]
     angles = normal(2, 5, 1, half)
     cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
-    return q, normal(2, 5, 2, 2 * half, dtype=dtype), cos.to(dtype), sin.to(dtype)
+    return q, normal(2, 5, 2, 2 * half + rest, dtype=dtype), cos.to(dtype), sin.to(dtype)
 
 
-FUNCTIONS = ["rms_norm", "rms_norm-offset", "rms_norm-wide", "rotate", "swiglu"]
+FUNCTIONS = [
+    "rms_norm",
+    "rms_norm-offset",
+    "rms_norm-wide",
+    "rotate",
+    "rotate-part",
+    "rotate-little",
+    "swiglu",
+]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -82,7 +91,7 @@ def test_the_kernels_compute_the_same(kernels: Any, name: str, width: int, dtype
     tolerance = 2e-6 if dtype is torch.float32 or name == "log_likelihood" else 2e-2
     absolute = 2e-5 if name == "log_likelihood" else tolerance  # a difference of logits around 100
     torch.testing.assert_close(found, written, rtol=tolerance, atol=absolute)
-    if name == "rotate":
+    if name.startswith("rotate"):
         assert all(part.is_contiguous() for part in found)
 
 
