@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def family_of(config: Config, source: str) -> Family:
 
     Raises:
         InputError: it is unknown, and the message lists those that are supported, and says so if the model is
-            a mixture of experts; or its layers are of unlike widths, and it is no export of Prunecast's.
+            a mixture of experts or reads more than text; or its layers are of unlike widths, and it is no
+            export of Prunecast's.
     """
     model_type = config.get("base_model_type") if is_pruned(config) else config.get("model_type")
     if not is_pruned(config) and (told := [name for name in _WIDTHS_BY_LAYER if name in config]):
@@ -116,6 +118,11 @@ def family_of(config: Config, source: str) -> Family:
         reason = ""
     except UnsupportedPieceError as error:
         reason = f", and {error}"
+    if isinstance(text := config.get("text_config"), Mapping):
+        reason = (
+            f", which reads more than text; its model of text (text_config, of the family "
+            f"{text.get('model_type')!r}) can be pruned as a folder of its own"
+        )
     raise InputError(
         f"model.source {source!r} is of the family {model_type!r}{reason}; "
         f"supported families: {', '.join(FAMILIES.names)}. stages/families/family.py says how to add one"

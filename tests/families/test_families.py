@@ -205,6 +205,12 @@ def test_an_unknown_mixture_of_experts_is_told():
         family_of(config, "some/model")
 
 
+def test_a_model_of_images_and_text_is_told_by_its_text_model():
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}, "vision_config": {}}
+    with pytest.raises(InputError, match=r"'gemma3', which reads more than text; .*'gemma3_text'\) can be"):
+        family_of(config, "some/model")
+
+
 def test_a_name_is_taken_once():
     with pytest.raises(ValueError, match="families has a 'llama' already"):
         FAMILIES.add("llama", FAMILIES["llama"])

@@ -45,11 +45,30 @@ WIDTHS = {
     "plain, a layer gone": [[1, 3, 64], [0, 0, 0], [1, 3, 64], [1, 3, 64]],
 }
 OF_ALL = ("unlike widths", "first attention gone", "layers gone", "plain, a layer gone")
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {}, "granite": tiny.GRANITE,
-    "smollm3": {"no_rope_layers": [1, 0, 0, 1]}, "phi3": {},
-    "gemma3_text": tiny.GEMMA3, "olmo2": {}, "olmo3": tiny.OLMO3,
-}  # fmt: skip
+FACTORS = [1 + place / 16 for place in range(24)]
+FAMILIES: dict[str, tiny.Variant] = {
+    **{family: tiny.Variant(family, {}) for family in ("llama", "mistral", "qwen2", "qwen3")},
+    "granite": tiny.Variant("granite", tiny.GRANITE),
+    "smollm3": tiny.Variant("smollm3", {"no_rope_layers": [1, 0, 0, 1]}),
+    "phi3": tiny.Variant("phi3", {}),
+    "phi4": tiny.Variant(
+        "phi3",
+        {
+            "hidden_size": 384,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                **tiny.LONGROPE["rope_parameters"],
+                "partial_rotary_factor": 0.75,
+                "short_factor": FACTORS,
+                "long_factor": [2 * factor for factor in FACTORS],
+            },
+        },
+    ),
+    "gemma3_text": tiny.Variant("gemma3_text", tiny.GEMMA3),
+    "olmo2": tiny.Variant("olmo2", {}),
+    "olmo3": tiny.Variant("olmo3", tiny.OLMO3),
+}
+"""By what they are called here; Phi-4 has longrope, and turns a part of each head."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +94,15 @@ PROGRAMS = {
 def folders(work: Path, families: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """Exports of tiny random models: all widths of Llama, some of other families."""
     tiny.HEAD_DIM = SIZES["head_dim"]
-    for family, options in ((family, FAMILIES[family]) for family in families):
+    for called in families:
+        family, options = FAMILIES[called]
         for name, widths in WIDTHS.items():
-            if family == "llama" or name in OF_ALL:
+            if called == "llama" or name in OF_ALL:
                 dense = tiny.random_model(family, **SIZES | options)
-                folder = work / f"{family}-{name.replace(' ', '-').replace(',', '')}" / "model"
+                folder = work / f"{called}-{name.replace(' ', '-').replace(',', '')}" / "model"
                 architecture = Architecture.from_json(widths)
                 yield (
-                    f"{family}, {name}",
+                    f"{called}, {name}",
                     tiny.export(folder, dense, architecture, tokenizer=tiny.byte_tokenizer()),
                 )
 
