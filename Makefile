@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install repro profile plan regression regression-update proof test faults serve-check ui report \
+.PHONY: help install repro profile check plan regression regression-update proof test faults serve-check ui report \
 	constraints clean-caches clean-venv
 
 help: ## list the targets
@@ -46,6 +46,9 @@ repro: install ## run the pipeline: every stage whose inputs have changed
 
 profile: install ## list the profiles of params; PROFILE=paper makes that one params.yaml
 	@.venv/bin/python -m stages.config.profiles $(PROFILE)
+
+check: install ## find everything that a run would refuse, at once and before any work (PARAMS=file)
+	@.venv/bin/python -m stages.plan.check $(if $(PARAMS),--params "$(PARAMS)")
 
 plan: install ## what a run would take: evaluations, tokens, FLOPs, memory, hours (PARAMS=file GPU="A100 80GB")
 	@.venv/bin/python -m stages.plan $(if $(PARAMS),--params "$(PARAMS)") $(if $(GPU),--gpu "$(GPU)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -104,8 +104,17 @@ class Workbench:
         return ElasticNetwork.exact(self.checkpoint, self.network.order, self.network.device)
 
 
+class ReadsText(Protocol):
+    """What reads text: a tokenizer, and how many tokens its model was made for."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def context_tokens(self) -> int: ...
+
+
 def calibration_batches(
-    loaded: Checkpoint, texts: Mapping[str, Corpus[Document]], section: Calibration, measured: TextProtocol
+    loaded: ReadsText, texts: Mapping[str, Corpus[Document]], section: Calibration, measured: TextProtocol
 ) -> list[Batch]:
     """Windows of the texts' calibration parts, spread evenly over the texts.
 
@@ -122,7 +131,8 @@ def calibration_batches(
         if count:
             where = f"corpora.texts.{name}, part calibration,"
             documents = text.parts["calibration"]
-            rows.append(perplexity.windows(documents, loaded.tokenizer, protocol, count, where).tokens)
+            keys = "evaluate.calibration.samples or its sequence_length"
+            rows.append(perplexity.windows(documents, loaded.tokenizer, protocol, count, where, keys).tokens)
     return perplexity.batches(torch.cat(rows), CALIBRATION_BATCH_TOKENS)
 
 

@@ -101,6 +101,14 @@ def gpu_fraction(hidden: int) -> float:
     return low + (high - low) * min(1.0, max(0.0, place))
 
 
+def this_gpu(hidden: int) -> Machine:
+    """This machine's GPU, with the memory that it has; one that is not known is taken for an A100."""
+    name = torch.cuda.get_device_name()
+    known = next((gpu for gpu in GPUS.values() if gpu.name.split()[0] in name), GPUS["A100 80GB"])
+    whole = torch.cuda.mem_get_info()[1]
+    return replace(known, name=name, memory_bytes=whole, fraction=gpu_fraction(hidden))
+
+
 def this_cpu() -> Machine:
     """This machine's CPU, with as many threads as PyTorch takes: rates measured in about a second."""
     threads = torch.get_num_threads()

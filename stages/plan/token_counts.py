@@ -68,7 +68,8 @@ class TokenCounter:
         from stages.evaluate.text.corpora import load_questions, load_texts
 
         self._device = device
-        self._tokenizer, self._context_tokens = _tokenizer(params.model)
+        reader = reader_of(params.model)
+        self._tokenizer, self._context_tokens = reader.tokenizer, reader.context_tokens
         self._texts, self._questions = load_texts(params.corpora), load_questions(params.corpora)
 
     def __call__(self, part: Part, measurement: Measurement) -> TokenCount:
@@ -102,23 +103,46 @@ class TokenCounter:
         )
 
 
-def _tokenizer(model: ModelSection) -> tuple[Any, int]:
-    """The tokenizer and the model's context in tokens; of a folder or hub model no weights are read."""
+@dataclass(frozen=True)
+class Reader:
+    """What a model reads text with: its tokenizer, and how many tokens it was made for."""
+
+    tokenizer: Any
+    context_tokens: int
+
+
+def reader_of(model: ModelSection) -> Reader:
+    """The reader of a model, of which no weight is read.
+
+    Raises:
+        InputError: the model is not there, or its tokenizer is damaged or another model's.
+    """
     from transformers import AutoTokenizer
 
-    from stages.evaluate.network import checkpoint
+    from stages.evaluate.network import gguf_source
+    from stages.evaluate.network.tokenizer import load_tokenizer
     from stages.families import register_pruned
+    from stages.sample.gguf_header import read_header
     from stages.sample.source import locate, read_config, read_model
 
-    source = locate(model)
+    source, described = locate(model), read_model(model)
     if source.kind == "gguf":
-        loaded = checkpoint.load(model)
-        return loaded.tokenizer, loaded.context_tokens
+        return Reader(gguf_source.tokenizer(read_header(source.path)), described.context_tokens)
     register_pruned(read_config(source), model.source)
-    tokenizer = AutoTokenizer.from_pretrained(
-        source.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    return tokenizer, read_model(model).context_tokens
+    if source.kind == "folder":
+        tokenizer = load_tokenizer(source.path, model, described.shape.vocabulary)
+        return Reader(tokenizer, described.context_tokens)
+    trust = model.trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.source, revision=model.revision, trust_remote_code=trust
+        )
+    except Exception as error:  # of the hub, of the network, of its files
+        raise InputError(
+            f"model.source {model.source!r}: its tokenizer cannot be fetched or loaded "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
+        ) from error
+    return Reader(tokenizer, described.context_tokens)
 
 
 def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_tokens: int) -> TokenCount:

@@ -39,11 +39,16 @@ class Windows:
 
 
 def windows(
-    documents: Sequence[Document], tokenizer: Any, protocol: TextProtocol, count: int | None, where: str
+    documents: Sequence[Document],
+    tokenizer: Any,
+    protocol: TextProtocol,
+    count: int | None,
+    where: str,
+    keys: str = "windows or sequence_length",
 ) -> Windows:
     """The first `count` windows of the documents, or all (None).
 
-    `where` names the corpus and part in errors.
+    `where` names the corpus and part in errors, `keys` what asks for so much.
 
     Raises:
         InputError: the text is too short for that many windows or for one, or the tokenizer has
@@ -60,7 +65,7 @@ def windows(
     if there < (count or 1):
         raise InputError(
             f"{where} has {len(stream)} tokens; {count or 1} windows of {length} need {needed or own}. "
-            "Lower windows or sequence_length, or name a longer text"
+            f"Lower {keys}, or name a longer text"
         )
     starts = np.arange(count or there) * stride
     tokens = torch.tensor(stream).unfold(0, own, stride)[: len(starts)].contiguous()

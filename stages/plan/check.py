@@ -1,0 +1,225 @@
+"""Everything that a run would refuse, found at once and before any work: `python -m stages.plan.check`.
+
+Model, weight files by their headers, tokenizer, every corpus by itself, every measurement's and the
+calibration's length, budget and designs, packages, GPU, memory and disk. Nothing is measured, and no
+weight is read; the hub is asked for what is not here yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stages.config.params import Corpora, Measurement, Params, Part, load_params
+from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
+from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
+from stages.evaluate.text.selection import select
+from stages.evaluate.workbench import calibration_batches
+from stages.families import Description
+from stages.files import InputError, cache_folder
+from stages.plan import machines, memory
+from stages.plan.token_counts import Reader, reader_of, token_counts
+from stages.sample import feasibility
+from stages.sample.feasibility import Request
+from stages.sample.source import locate, read_model
+from stages.sample.timing import has_gpu
+from stages.sample.weight_check import check_source
+from stages.stage import DATA
+
+PACKAGES = {"lora": ("accelerate", "peft"), "qlora": ("accelerate", "peft", "bitsandbytes")}
+"""What training needs beside the usual, by method; the others need the first's."""
+
+
+@dataclass
+class Findings:
+    """What stops a run, what may not be as expected, and what was looked at, each a line."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    good: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """A problem if the body refuses; what it says is good otherwise."""
+        try:
+            yield
+        except InputError as error:
+            self.problems += str(error).splitlines()
+        else:
+            self.good.append(what)
+
+
+def check(params: Params) -> Findings:
+    """Ask everything; what one refusal makes unanswerable is passed over."""
+    found = Findings()
+    model = _model(params, found)
+    reader = None if model is None else _reader(params, found)
+    texts, questions = _corpora(params.corpora, found)
+    if reader is not None:
+        _lengths(params, reader, texts, questions, found)
+    if model is not None:
+        with found.noting("budget, designs, search and lengths go together"):
+            found.notes += feasibility.check(Request(params, model))
+    _packages(params, found)
+    if model is not None and not found.problems:
+        _memory(params, model, found)
+    _verdicts(params, found)
+    return found
+
+
+def _model(params: Params, found: Findings) -> Description | None:
+    """The model as described, if its configuration can be read; its weight files' headers are compared."""
+    model: list[Description] = []
+    with found.noting(f"model {params.model.source}: a family that is known, whole weight files"):
+        model.append(read_model(params.model))
+        check_source(locate(params.model), params.model, model[0])
+    return model[0] if model else None
+
+
+def _reader(params: Params, found: Findings) -> Reader | None:
+    reader: list[Reader] = []
+    with found.noting("tokenizer: it loads, and every token has a row"):
+        reader.append(reader_of(params.model))
+    return reader[0] if reader else None
+
+
+def _corpora(
+    corpora: Corpora, found: Findings
+) -> tuple[dict[str, Corpus[Document]], dict[str, Corpus[Question]]]:
+    """Each corpus that can be read, by itself, so that no fault hides another's."""
+    texts: dict[str, Corpus[Document]] = {}
+    questions: dict[str, Corpus[Question]] = {}
+    for name, text in corpora.texts.items():
+        with found.noting(f"text {name}: read, and divided"):
+            texts |= load_texts(corpora.model_copy(update={"texts": {name: text}, "questions": {}}))
+    for name, asked in corpora.questions.items():
+        with found.noting(f"questions {name}: read, and divided"):
+            questions |= load_questions(corpora.model_copy(update={"texts": {}, "questions": {name: asked}}))
+    return texts, questions
+
+
+def _lengths(
+    params: Params,
+    reader: Reader,
+    texts: Mapping[str, Corpus[Document]],
+    questions: Mapping[str, Corpus[Question]],
+    found: Findings,
+) -> None:
+    """Whether every corpus suffices for every measurement, and all texts for the calibration."""
+    section = params.evaluate
+    if len(texts) == len(params.corpora.texts):
+        with found.noting("calibration: the texts are long enough"):
+            calibration_batches(reader, texts, section.calibration, section.measurement.text)
+    asked: dict[str, tuple[Part, Measurement]] = {
+        "evaluate": ("selection", section.measurement),
+        "search": ("selection", params.search.measurement),
+        "export": ("report", params.export.measurement),
+    }
+    for name, (part, measurement) in asked.items():
+        choose: Callable[..., Any] = partial(
+            select, part=part, tokenizer=reader.tokenizer, measurement=measurement,
+            context_tokens=reader.context_tokens,
+        )  # fmt: skip
+        before = len(found.problems)
+        for corpus, text in texts.items():
+            with found.noting(""):
+                choose({corpus: text}, {})
+        for corpus, question in questions.items():
+            with found.noting(""):
+                choose({}, {corpus: question})
+        problems = dict.fromkeys(found.problems[before:])  # one of all texts is said once
+        found.problems[before:] = [f"{name}.measurement: {problem}" for problem in problems]
+        found.good = [line for line in found.good if line]
+        if not problems:
+            found.good.append(f"{name}.measurement: the {part} parts are long enough")
+
+
+def _packages(params: Params, found: Findings) -> None:
+    for key, section in (("search", params.search.recovery), ("export", params.export.recovery)):
+        if section is None or section.method == "none":
+            continue
+        needed = PACKAGES.get(section.method, PACKAGES["lora"])
+        if lacking := [name for name in needed if find_spec(name) is None]:
+            found.problems.append(
+                f"params.yaml: {key}.recovery.method is {section.method}, and {', '.join(lacking)} is not "
+                "installed: pip install '.[recovery]', or set it to none"
+            )
+    if params.evaluate.executor == "ray" and find_spec("ray") is None:
+        found.problems.append(
+            "params.yaml: evaluate.executor is ray, and ray is not installed: pip install '.[ray]', or set "
+            "it to local"
+        )
+
+
+def _memory(params: Params, model: Description, found: Findings) -> None:
+    """Whether weights fit the device, and what is kept the disk."""
+    device = "cuda" if params.evaluate.device != "cpu" and has_gpu() else "cpu"
+    machine = machines.this_gpu(model.shape.hidden) if device == "cuda" else machines.this_cpu()
+    measured = token_counts(params, device, TOKENS_PER_BATCH[device], count=False)
+    plan = memory.planned(params, model.shape, measured, machine)
+    where, has = ("GPU" if device == "cuda" else "memory"), plan.device_bytes / 1e9
+    weights = sum(plan.always.values()) / 1e9
+    if weights * 1e9 > plan.device_bytes:
+        found.problems.append(
+            f"the model takes {weights:.1f} GB of the {where}, and {has:.1f} GB may be taken: a larger "
+            "machine is needed, or a smaller model"
+        )
+    elif plan.needed > plan.device_bytes:
+        found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
+    else:
+        found.good.append(f"{where}: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
+    needed = sum(memory.on_disk(params, model.shape).values()) + plan.on_disk
+    free = min(_free(DATA), _free(cache_folder()))
+    if needed > free:
+        found.problems.append(
+            f"the disk has {free / 1e9:.1f} GB free, and a run writes {needed / 1e9:.1f} GB: make room, or "
+            "name another folder for caches in PRUNECAST_CACHE"
+        )
+    else:
+        found.good.append(f"disk: {needed / 1e9:.1f} GB of {free / 1e9:.0f} GB free")
+
+
+def _free(folder: Path) -> float:
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return float(shutil.disk_usage(there).free)
+
+
+def _verdicts(params: Params, found: Findings) -> None:
+    """A measurement of one window has no standard error, and gives no verdict."""
+    for key, measurement in (("search", params.search.measurement), ("export", params.export.measurement)):
+        if measurement.windows == 1:
+            found.notes.append(
+                f"note: {key}.measurement.windows is 1: one window has no standard error, so that nothing "
+                "can be called better; ask for 2 at least, better for 12"
+            )
+
+
+def main() -> None:
+    """Print what was found.
+
+    Raises:
+        InputError: something stops a run; a line for each.
+    """
+    parser = argparse.ArgumentParser(prog="python -m stages.plan.check", description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+    begun, params = time.perf_counter(), load_params(parser.parse_args().params)
+    found = check(params)
+    print(*(f"ok    {line}" for line in found.good), *found.notes, sep="\n")
+    if found.problems:
+        count = len(found.problems)
+        raise InputError("\n".join([f"{count} thing{'s' * (count > 1)} would stop a run:", *found.problems]))
+    print(f"nothing would stop a run, as far as can be seen in {time.perf_counter() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    from stages.stage import command
+
+    command("check", main)
