@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stages.config.params import Corpora, Measurement, ModelSection, Params, Part, PartSources
+from stages.config.params import Corpora, Division, Measurement, ModelSection, Params, Part, PartSources
 from stages.files import InputError, located
 from stages.metrics.metric import format_of
 
@@ -27,6 +27,7 @@ _SPLITS = {  # bytes and rows of published splits
         "validation": (399_782, 3_370),
         "test": (449_945, 3_761),
     },
+    "allenai/c4:en/c4-validation.00000-of-00008.json.gz": {"validation": (99_000_000, 45_576)},
     "cais/mmlu:all": {"dev": (0, 285), "validation": (0, 1_531), "test": (0, 14_042)},
 }
 _SPLIT = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
@@ -157,7 +158,7 @@ def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_toke
         if measurement.windows is not None:
             windows += measurement.windows
             continue
-        size, rows = _known(f"corpora.texts.{name}", entry, part)
+        size, rows = _known(f"corpora.texts.{name}", entry, part, corpora.division)
         tokens = size / BYTES_PER_TOKEN + rows
         windows += int((tokens - text.sequence_length) // text.stride) + 1
     run, predicted = windows * text.sequence_length, windows * min(text.stride, text.sequence_length - 1)
@@ -165,7 +166,7 @@ def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_toke
     for name, entry in corpora.questions.items():
         count = measurement.questions
         if count is None:
-            count = round(_known(f"corpora.questions.{name}", entry, part)[1])
+            count = round(_known(f"corpora.questions.{name}", entry, part, corpora.division)[1])
         for style in measurement.question_formats:
             own, read, row = _QUESTION[style]
             if style == "likelihood" and measurement.question_tokens is not None:
@@ -175,13 +176,13 @@ def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_toke
     return TokenCount(windows, questions, batches, run, predicted, attended, exact=False)
 
 
-def _known(key: str, entry: str | PartSources, part: Part) -> tuple[float, float]:
-    """Bytes and rows of a published split, or of a slice of it."""
+def _known(key: str, entry: str | PartSources, part: Part, division: Division) -> tuple[float, float]:
+    """Bytes and rows of a published split, or of a slice of it, or of that one's part by the division."""
     source = entry if isinstance(entry, str) else getattr(entry, part)
     name, config, split = (*source.removeprefix("hub:").split(":", 2), "", "")[:3]
     published = _SPLITS.get(f"{name.partition('@')[0]}:{config}", {})
     found = _SPLIT.fullmatch(split)
-    if isinstance(entry, str) or found is None or found[1] not in published:
+    if found is None or found[1] not in published:
         raise InputError(
             f"{key}, part {part}: all of {source!r} is asked for, and how much that is cannot be told "
             "without reading it; add --count, or set windows and questions"
@@ -189,6 +190,7 @@ def _known(key: str, entry: str | PartSources, part: Part) -> tuple[float, float
     size, rows = published[found[1]]
     start, stop = (_row(edge, rows, otherwise) for edge, otherwise in ((found[2], 0), (found[3], rows)))
     share = max(0, stop - start) / rows
+    share *= getattr(division, part) if isinstance(entry, str) else 1
     return size * share, rows * share
 
 
