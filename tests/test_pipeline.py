@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
 WORDS += ["help", "while", "readers", "look"]
 MLFLOW_EXPERIMENT = "pipeline-test"
+REGISTERED = "prunecast-a-model-with-spaces-model-25pct"
 
 pytestmark = pytest.mark.timeout(900)  # six stages start six interpreters; a busy machine takes its time
 
@@ -159,7 +160,7 @@ class Repository:
         import mlflow
 
         client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{self.path}/mlflow.db")
-        return str(client.get_model_version_by_alias("prunecast-model", "champion").version)
+        return str(client.get_model_version_by_alias(REGISTERED, "champion").version)
 
 
 PARTS = ("calibration", "selection", "report")
@@ -391,7 +392,7 @@ def test_the_winner_is_the_champion_of_the_registry(repository: Repository) -> N
     """Loaded and made to write in a process of its own, as a server would."""
     program = (
         "import sys, mlflow\n"
-        "served = mlflow.pyfunc.load_model('models:/prunecast-model@champion')\n"
+        f"served = mlflow.pyfunc.load_model('models:/{REGISTERED}@champion')\n"
         "(text,) = served.predict('the model keeps', params={'max_new_tokens': 4})\n"
         "assert text.startswith('the model keeps') and len(text) > len('the model keeps')\n"
     )
@@ -581,7 +582,7 @@ def test_an_edit_of_a_chart_makes_the_report_alone(repository: Repository) -> No
         charts.write_text(code)
     assert ran(done) == ["export"]
     assert "the report alone is made anew" in done.stdout
-    assert f"prunecast-model/{champion}, the champion" in done.stdout
+    assert f"models:/{REGISTERED}/{champion}" in done.stdout
     after = exported(repository)
     kept = {"model/model.safetensors", "gguf/README.md", "proof.json", "record.json", "journal.jsonl"}
     assert {name: after[name][1] for name in kept} == {name: before[name][1] for name in kept}

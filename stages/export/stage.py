@@ -22,8 +22,10 @@ from stages.export.report.data import ReportData, flat_metrics, metrics
 from stages.export.report.from_files import read_report, read_stages
 from stages.export.report.model_card import body
 from stages.export.results import record
+from stages.export.results.final_table import recovered_of
 from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, ExportPart, Record
 from stages.export.results.staging import replacing, require_space
+from stages.files import digest
 from stages.sample.source import read_shape
 from stages.search import outcome
 from stages.search.outcome import Candidate
@@ -75,7 +77,8 @@ def _export(
             print("export: all of the export before is as asked for: the report alone is made anew")
             found = before
         anew = ExportPart.WEIGHTS in todo
-        found = replace(found, registered=_registered(before or found, anew, tracker))
+        registered = names.registered(_called(params, candidates), params.model.source)
+        found = replace(found, registered=_registered(before or found, anew, tracker, registered))
         record.write(new / RECORD, found)
         proven = new / PROOF if ExportPart.PROOF in todo else HERE / PROOF
         data = read_report(DATA, found, comparison.read(proven))
@@ -83,7 +86,7 @@ def _export(
         if anew:
             write_card(data, found, new, new / PICTURES)
     card = write_card(data, found, HERE, HERE / PICTURES)
-    _tell(data, found, card, journal, tracker)
+    _tell(params, candidates, data, found, card, journal, tracker)
     return data
 
 
@@ -93,13 +96,13 @@ def _say(todo: Collection[ExportPart]) -> None:
         print(f"export: as asked for already, and kept: {', '.join(kept)}", flush=True)
 
 
-def _registered(found: Record, anew: bool, tracker: Tracker) -> str:
-    """The name under which MLflow's registry has the model, or nothing.
+def _registered(found: Record, anew: bool, tracker: Tracker, registered: str) -> str:
+    """The name under which MLflow's registry has the model, `registered` by this run, or nothing.
 
     Where this run does not track, a model that was not written `anew` is registered as it was before.
     """
     if tracker.run:
-        return names.registered(MODEL)
+        return registered
     return "" if anew else found.registered
 
 
@@ -113,7 +116,15 @@ def _size_bytes(winner: Architecture, shape: ModelShape, section: Export, copies
     return int(size)
 
 
-def _tell(data: ReportData, found: Record, card: str, journal: Journal, tracker: Tracker) -> None:
+def _tell(
+    params: Params,
+    candidates: Sequence[Candidate],
+    data: ReportData,
+    found: Record,
+    card: str,
+    journal: Journal,
+    tracker: Tracker,
+) -> None:
     """Log the final table, where it is not logged yet, and register the model."""
     for key in found.table.rows.values():
         tracker.log_evaluation(journal.rows[key], data.shape, found.table.words)
@@ -131,10 +142,28 @@ def _tell(data: ReportData, found: Record, card: str, journal: Journal, tracker:
         found_model.overall_ratio,
         found_model.parameters,
         found_model.metrics,
+        *_objective(params, candidates, found),
     )
-    registered = tracker.log_model(exported, HERE / MODEL, MODEL, body(card))
+    registered = tracker.log_model(exported, HERE / MODEL, _called(params, candidates), body(card))
     if registered:
-        print(f"registered in MLflow as {registered}, the champion", flush=True)
+        print(f"registered in MLflow as {registered}", flush=True)
+
+
+def _called(params: Params, candidates: Sequence[Candidate]) -> str:
+    """What the model is registered as: the ratio that is asked for, or by limits the winner's."""
+    asked, winner = params.budget.overall_ratio, outcome.candidate_of(candidates, outcome.WINNER)
+    return f"{MODEL}-{round(100 * (winner.overall_ratio if asked is None else asked))}pct"
+
+
+def _objective(params: Params, candidates: Sequence[Candidate], found: Record) -> tuple[float, str]:
+    """The objective of what is exported, on the selection part, and a digest of how it was measured."""
+    searched = (DATA / "search" / "context.json").read_text(encoding="utf-8")
+    objective = outcome.candidate_of(candidates, outcome.WINNER).objective
+    curve = found.table.curves.get(recovered_of(outcome.WINNER))
+    if curve is None or not curve.objective:
+        return objective, digest(searched, params.search.objective)
+    best = min(value for _, value in curve.objective)  # the checkpoint that is exported
+    return best, digest(searched, params.search.objective, params.export.recovery.model_dump(mode="json"))
 
 
 def _print_table(data: ReportData) -> None:

@@ -118,33 +118,36 @@ class MlflowTracker:
         forecast: pandas.DataFrame,
         artifacts: Sequence[Path] = (),
     ) -> str:
-        """Log a saved predictor as a run of its own and register it as `prunecast-TARGET`.
+        """Log a saved predictor as a run of its own and register it as `prunecast-BASE-TARGET`.
 
         `example` features and their `forecast` tell its signature. It loads with
         `mlflow.pyfunc.load_model` through `stages.train_predictor.pyfunc`, whose code goes with it.
 
         Returns:
-            The URI of the version, `models:/prunecast-TARGET/VERSION`, or nothing where MLflow has not
-            taken it yet. Until the next one is logged, `models:/prunecast-TARGET@champion` is the same model.
+            The URI of the version, or nothing where MLflow has not taken it yet. Until the next one is
+            logged, `models:/prunecast-BASE-TARGET@champion` is the same model.
             The same predictor with the same errors is stored once.
         """
         known = digest(asdict(fitted), registry.digest_of(folder))
         about = names.predictor(fitted, known)
         tables = {"example": example.astype("float64"), "forecast": forecast}  # integers would refuse floats
-        content: dict[str, Any] = {"registered": names.registered(fitted.target), "digest": known}
+        content: dict[str, Any] = {"registered": names.registered(fitted.target, self._params.model.source)}
+        content["digest"] = known
         content |= {name: table.to_dict("split") for name, table in tables.items()}
 
         return self._answer(self._put_run(Kind.PREDICTOR, about, [folder, *artifacts], content))
 
     def log_model(self, exported: ExportedModel, folder: Path, name: str, description: str = "") -> str:
-        """Log an exported Hugging Face folder as a run of its own and register it as `prunecast-NAME`.
+        """Log an exported Hugging Face folder as a run of its own, registered as `prunecast-BASE-NAME`.
 
-        The same weights are stored once: exported again, their version becomes the champion again.
-        `description` is Markdown that MLflow shows beside the version. Returns the version's URI, or
-        nothing where MLflow has not taken it yet.
+        The same weights are stored once. The champion is the best of that name: another
+        becomes it where it was measured alike and its objective is lower (`stages.tracking.champion`
+        decides otherwise). `description` is Markdown that MLflow shows beside the version. Returns the
+        version's URI, or nothing where MLflow has not taken it yet.
         """
         known = registry.digest_of(folder)
-        content = {"registered": names.registered(name), "digest": known, "source": exported.source}
+        registered = names.registered(name, exported.source)
+        content = {"registered": registered, "digest": known, "source": exported.source}
         content |= {"folder": str(folder.resolve()), "description": description}
         letter = self._put_run(Kind.MODEL, names.model(exported, known), (), content)
         return self._answer(letter, registry.size_bytes(folder) / COPY_BYTES_PER_S)

@@ -202,23 +202,23 @@ class MlflowWriter:
 
         def add(run: str) -> str:
             tags = self._origin(letter) | content["run"]["tags"]
-            return self._registry.add_folder(
-                content["registered"], run, folder, content["source"], tags, content["description"]
-            )
+            return self._registry.add_folder(content["registered"], run, folder, content["source"], tags)
 
         return self._registered(letter, add)
 
     def _registered(self, letter: Letter, add: Callable[[str], str], artifacts: tuple[Path, ...] = ()) -> str:
-        """The version with that digest, champion again, or a new one."""
+        """The version with that digest, or a new one; the champion, unless a better one is."""
         content = letter.content
-        version = self._registry.find(content["registered"], content["digest"])
+        name, registry = content["registered"], self._registry
+        version = registry.find(name, content["digest"])
         if version is None:
             with self._child(letter, artifacts) as run:
-                return add(run)
-        begun = self._experiment(letter.begin).begun.pop(_key(letter), None)
-        if begun is not None:
+                version = add(run)
+        elif (begun := self._experiment(letter.begin).begun.pop(_key(letter), None)) is not None:
             self._client.set_terminated(begun)
-        return self._registry.make_champion(content["registered"], version, content.get("description"))
+        if told := registry.crown(name, version, content.get("description")):
+            self._tell(told)
+        return registry.uri(name, version)
 
     @property
     def _registry(self) -> registry.ModelRegistry:

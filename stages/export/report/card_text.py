@@ -117,7 +117,7 @@ def serving(own_code: bool, gguf: Sequence[str], registered: str) -> str:
     if registered:
         code = "; it runs the code in the folder" if own_code else ""
         ways.append(
-            "From the MLflow registry of the project that made it, until a later model becomes the champion "
+            "From the MLflow registry of the project that made it, as long as no better one is the champion "
             f"(`MLFLOW_TRACKING_URI` names the store{code}):\n\n"
             f"```sh\nmlflow models serve -m models:/{registered}@champion --env-manager local\n```"
         )
