@@ -41,8 +41,7 @@ install: .venv/.installed ## make .venv and install everything into it, at the v
 	@touch $@
 
 repro: install ## run the pipeline: every stage whose inputs have changed
-	@begun=$$(date +%s); $(IN_VENV) dvc repro && \
-	  .venv/bin/python -m stages.export.report.closing --seconds $$(($$(date +%s) - begun))
+	@$(IN_VENV) .venv/bin/python -m stages.cli repro
 
 profile: install ## list the profiles of params; PROFILE=paper makes that one params.yaml
 	@.venv/bin/python -m stages.config.profiles $(PROFILE)

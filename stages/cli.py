@@ -8,6 +8,8 @@ Each command is a door to a module of its own, which is imported when it runs: h
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import runpy
 import subprocess
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from stages import ahead
 from stages.stage import command
 
 PARAMS = "params.yaml"
@@ -59,13 +62,15 @@ def prune(
         if write:
             return
         _run(sys.executable, "-m", "stages.plan.check")
-        begun = time.time()
-        _run("dvc", "repro")
-        _run(
-            sys.executable, "-m", "stages.export.report.closing", "--seconds", str(round(time.time() - begun))
-        )
+        _repro()
 
     command("prune", body)
+
+
+@main.command()
+def repro() -> None:
+    """Run the pipeline: every stage whose inputs have changed, with the time left, and what came out."""
+    command("repro", _repro)
 
 
 @main.command()
@@ -139,7 +144,19 @@ def _module(name: str, *arguments: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-def _run(*words: str) -> None:
+def _repro() -> None:
+    """`dvc repro`, whose stages are told the plan, and the closing lines."""
+    begun, environment = time.time(), {}
+    with contextlib.suppress(subprocess.CalledProcessError, ValueError):  # a run without a plan is a run too
+        plan = [sys.executable, "-m", "stages.plan", "--json", "--no-count", "--gpu", "here"]
+        found = subprocess.run(plan, capture_output=True, text=True, check=True).stdout
+        environment = ahead.environment(json.loads(found.splitlines()[-1]))
+    _run("dvc", "repro", **environment)
+    seconds = str(round(time.time() - begun))
+    _run(sys.executable, "-m", "stages.export.report.closing", "--seconds", seconds)
+
+
+def _run(*words: str, **environment: str) -> None:
     """Run a program of this environment, said before; what stops it stops us.
 
     Raises:
@@ -148,7 +165,7 @@ def _run(*words: str) -> None:
     shown = ["python" if word == sys.executable else word for word in words]
     print(f"$ {' '.join(shown)}", flush=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    code = subprocess.call(words, env={**os.environ, "PATH": path})
+    code = subprocess.call(words, env={**os.environ, **environment, "PATH": path})
     if code:
         raise SystemExit(code)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages import signals
+from stages import ahead, signals
 from stages.registry import named
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def main(
         from stages.files import InputError
 
         params = load_params(arguments.params)
+        if told := ahead.told(name):
+            print(told, flush=True)
         for file in inputs:
             if not (DATA / file).exists():
                 raise InputError(f"{DATA / file} is not there; run `dvc repro` to make it")

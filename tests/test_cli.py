@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from stages import cli
+from stages import ahead, cli
 from stages.config import profiles
 from stages.config.params import load_params
 from stages.config.written import changed
@@ -40,13 +40,13 @@ def test_every_command_leads_to_a_module_that_is_there(monkeypatch: pytest.Monke
     ran: list[list[str]] = []
     monkeypatch.setattr(cli, "_module", lambda *words: ran.append(list(words)))
     needed = {"export": ["0123", "folder"], "proof": ["--rounds", "9"], "profile": ["quick"]}
-    for name in set(COMMANDS) - {"prune"}:
+    for name in set(COMMANDS) - {"prune", "repro"}:
         result = CliRunner().invoke(cli.main, [name, *needed.get(name, [])])
         assert result.exit_code == 0, result.output
     for module, *_ in ran:
         place = REPOSITORY / module.replace(".", "/")
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
-    assert len(ran) == len(COMMANDS) - 1
+    assert len(ran) == len(COMMANDS) - 2
 
 
 @pytest.fixture
@@ -162,6 +162,8 @@ def test_it_prunes_a_local_model_from_one_command(tmp_path: Path, tiny_folder: T
         "--text", "handbook.txt",
     )  # fmt: skip
     assert "nothing would stop a run" in done.stdout
+    for number, stage in enumerate(ahead.STAGES, 1):
+        assert f"stage {number} of 6, {stage}: about" in done.stdout
     assert "Done in" in done.stdout
     final = repository.json("export/metrics.json")["contenders"]
     assert 0.3 <= final["winner"]["overall_ratio"] <= 0.33

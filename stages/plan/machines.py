@@ -81,13 +81,15 @@ GPUS = {
 
 
 def named(name: str, hidden: int) -> Machine:
-    """A machine by name, in any case, for models of that hidden size; "cpu" is this one.
+    """A machine by name, in any case, for models of that hidden size: "cpu" is this one's, "here" its GPU.
 
     Raises:
         InputError: no such machine is known; the message lists those that are.
     """
     if name.lower() == "cpu":
         return this_cpu()
+    if name.lower() == "here":
+        return here(hidden)
     for known, gpu in GPUS.items():
         if known.lower() == name.lower():
             return replace(gpu, fraction=gpu_fraction(hidden))
@@ -107,6 +109,11 @@ def this_gpu(hidden: int) -> Machine:
     known = next((gpu for gpu in GPUS.values() if gpu.name.split()[0] in name), GPUS["A100 80GB"])
     whole = torch.cuda.mem_get_info()[1]
     return replace(known, name=name, memory_bytes=whole, fraction=gpu_fraction(hidden))
+
+
+def here(hidden: int) -> Machine:
+    """What a run takes on this machine: its GPU, where PyTorch finds one."""
+    return this_gpu(hidden) if torch.cuda.is_available() else this_cpu()
 
 
 def this_cpu() -> Machine:

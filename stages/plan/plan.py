@@ -141,6 +141,18 @@ def _token_counts(measured: Mapping[str, TokenCount]) -> list[str]:
     return lines
 
 
+def stage_seconds(work: Sequence[Step], machine: Machine) -> dict[str, float]:
+    """How long each stage takes, in seconds."""
+    return {
+        stage: overhead + sum(_seconds(step, machine) for step in work if step.stage == stage)
+        for stage, overhead in STAGE_S.items()
+    }
+
+
+def _seconds(step: Step, machine: Machine) -> float:
+    return machine.seconds(step.flops, step.flops32, step.flops64, step.layers) + step.cpu_s
+
+
 def _work(work: Sequence[Step], machine: Machine) -> list[str]:
     lines = [
         f"{'stage':16}{'what':42}{'evaluations':>11}{'tokens':>16}{'PFLOPs':>11}{'float32':>9}{'float64':>9}{'time':>9}"
@@ -148,7 +160,7 @@ def _work(work: Sequence[Step], machine: Machine) -> list[str]:
     total = 0.0
     for stage, overhead in STAGE_S.items():
         for step in (s for s in work if s.stage == stage):
-            seconds = machine.seconds(step.flops, step.flops32, step.flops64, step.layers) + step.cpu_s
+            seconds = _seconds(step, machine)
             total += seconds
             lines.append(
                 f"{stage:16}{step.what:42}{step.evaluations or '':>11}{step.tokens or 0:>16,}"
@@ -189,20 +201,29 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
-    parser.add_argument("--gpu", default="cpu", help=f"{', '.join(machines.GPUS)}; default: this CPU")
+    parser.add_argument("--gpu", default="cpu", help=f"{', '.join(machines.GPUS)}, here; default: this CPU")
     parser.add_argument("--config", type=Path, help="a config.json, in the place of the model's own")
     parser.add_argument(
         "--count",
         action=argparse.BooleanOptionalAction,
         help="read tokenizer and corpora to count tokens; by default where neither needs the hub",
     )
+    parser.add_argument("--json", action="store_true", help="seconds by stage alone, for programs")
     arguments = parser.parse_args()
     loaded = load_params(arguments.params)
     loaded = without_milliseconds(loaded)
     model = model_of(loaded.model, arguments.config)
     shape, notes = model.shape, feasibility.check(Request(loaded, model))
-    machine = machines.named(arguments.gpu, shape.hidden)
+    machine = (
+        machines.here(shape.hidden)
+        if arguments.gpu == "here"
+        else machines.named(arguments.gpu, shape.hidden)
+    )
     count = at_hand(loaded) if arguments.count is None else arguments.count
     measured = token_counts(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
+    if arguments.json:
+        dtype = torch.bfloat16 if machine.device == "cuda" else torch.float32
+        print(json.dumps(stage_seconds(steps(loaded, shape, measured, dtype), machine)))
+        return
     print(report(loaded, shape, measured, machine))
     print(*notes, sep="\n", end="\n" if notes else "")

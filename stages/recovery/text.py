@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from stages.architecture import ModelShape
@@ -28,6 +27,7 @@ from stages.evaluate.text.corpus_sources import read_texts
 from stages.evaluate.text.overlaps import Seen
 from stages.evaluate.workbench import Workbench
 from stages.files import InputError, cache_folder, digest
+from stages.progress import Progress
 from stages.recovery.kept import kept
 
 CALIBRATION, WRITTEN = "calibration", "written"
@@ -161,7 +161,7 @@ def _write(
     model.generation_config.update(eos_token_id=None, pad_token_id=start, temperature=1.0, top_k=0, top_p=1.0)
     first = torch.full((at_once, 1), start, device=device)
     unit = f"batch of {at_once * length:,} tokens"
-    for number, path in tqdm(todo, desc="the dense model writes text", unit=unit):
+    for number, path in Progress(todo, desc="the dense model writes text", unit=unit):
         torch.manual_seed(section.seed * 1_000_003 + number)
         with torch.inference_mode():
             found = model.generate(

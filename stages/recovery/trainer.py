@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.files import InputError
+from stages.progress import Progress
 from stages.recovery.local import local_loss, states_of
 from stages.recovery.loss import cross_entropy, divergence
 from stages.recovery.student import base_of
@@ -130,7 +130,7 @@ class Watch(TrainerCallback):
     ) -> None:
         self._since = (state.global_step, time.monotonic())
         total, done = state.max_steps * self._tokens, state.global_step * self._tokens
-        self._bar = tqdm(total=total, initial=done, desc="recovery", unit="token", unit_scale=True)
+        self._bar = Progress(total=total, initial=done, desc="recovery", unit="token", unit_scale=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

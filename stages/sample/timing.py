@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from stages.architecture import LayerWidth, ModelShape
 from stages.config.budget import Latency
 from stages.families import FAMILIES
 from stages.files import InputError
+from stages.progress import Progress
 
 PHASES = ("prefill_ms", "decode_ms")
 
@@ -136,7 +135,7 @@ def in_turn(
     """
     found: list[list[tuple[float, float]]] = [[] for _ in range(count)]
     turns = [(r, i) for r in range(rounds + 1) for i in range(count)]
-    for round_, index in tqdm(turns, desc=label, unit="run", leave=False, disable=label is None):
+    for round_, index in Progress(turns, desc=label, unit="run", leave=False, disable=label is None):
         seconds = once(index)
         if round_:
             found[index].append(seconds)

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from tqdm import tqdm
 
 from stages.architecture import Architecture, Site
 from stages.config.choices import SAMPLERS
 from stages.config.params import Search
 from stages.metrics.objective import objective_of
+from stages.progress import Progress
 from stages.sample.limits import Limited
 from stages.sample.space import Space, bundles
 from stages.search.allocation import Allocation, Damage
@@ -225,7 +225,7 @@ class _Phase:
         trials: list[Trial] = []
         best = float("inf")
         label = f"{self.task.name.split(' ')[0]}, {self._label}"
-        bar = tqdm(range(count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
+        bar = Progress(range(count), desc=f"search on forecasts, {label}", unit="trial", leave=False)
         for index in bar:
             asked = self._study.ask()
             values = {d.name: asked.suggest_float(d.name, d.low, d.high) for d in self.dimensions}

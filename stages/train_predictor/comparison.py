@@ -12,13 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.exceptions import ConvergenceWarning
-from tqdm import tqdm
 
 from stages.build_dataset.features import is_of_site
 from stages.config.budget import Budget
 from stages.config.params import TrainPredictor
 from stages.metrics.metric import Metric
 from stages.metrics.registered import metric_of
+from stages.progress import Progress
 from stages.sample.designs import SINGLE_SITE
 from stages.train_predictor import models
 from stages.train_predictor.additive import Array
@@ -182,7 +182,7 @@ def judged(
     overall = pairs.loc[scored, "overall_ratio"].to_numpy()
     rows = []
     work = [(target, c) for target in targets for c in competing]
-    for target, contestant in tqdm(work, desc="comparing predictors", unit="predictor", leave=False):
+    for target, contestant in Progress(work, desc="comparing predictors", unit="predictor", leave=False):
         forecast = out_of_fold(contestant, pairs, target, section.folds, section.seed)
         measured = pairs.loc[scored, target].to_numpy()
         metric = metric_of(target)

@@ -28,7 +28,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stages.architecture import Kind, Site
 from stages.evaluate.calibrate.importance.taylor import loss_gradient
@@ -37,6 +36,7 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import Repair
 from stages.evaluate.results.damage import DamageCurves
+from stages.progress import Progress
 from stages.sample.space import Option, options
 
 STEPS = 48
@@ -58,7 +58,7 @@ def expected_curves(network: ElasticNetwork, repair: Repair, batches: Sequence[B
         for site, own in widths.items()
     }
     predictions = 0
-    for number, batch in enumerate(tqdm(batches, desc="curvature", unit="batch", leave=False)):
+    for number, batch in enumerate(Progress(batches, desc="curvature", unit="batch", leave=False)):
         rises_by_site = token_rises(network, repair, batch.to(network.device), widths, number)
         for site, rises in rises_by_site.items():
             squares[site] += rises.double().square().sum(0)

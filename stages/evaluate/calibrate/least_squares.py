@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stages.architecture import Architecture, LayerWidth, Site, Width
 from stages.evaluate.calibrate.statistics import SiteStatistics
@@ -40,6 +39,7 @@ from stages.evaluate.calibrate.whitening import (
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.layers import sorted_elements
 from stages.evaluate.network.repair import RepairMethod
+from stages.progress import Progress
 
 VERSION = 2
 """The version of the projections, set by hand: raise it when they change."""
@@ -153,7 +153,7 @@ class LeastSquares:
         made = Whitenings(self._network.device, self._room)
         shape, device = self._network.shape, self._network.device
         count = len(list(shape.sites()))
-        sites = tqdm(self._moments(), total=count, desc="repair", unit="site", leave=False)
+        sites = Progress(self._moments(), total=count, desc="repair", unit="site", leave=False)
         for site, moments in sites:
             gram = moments.gram.to(device)
             index = sorted_elements(self._network.order, site, shape).to(device)

@@ -25,7 +25,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from stages.architecture import Architecture, LayerWidth, Site
 from stages.evaluate.calibrate.whitening import lower_factor
@@ -33,6 +32,7 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.places import Places
 from stages.evaluate.network.repair import Repair
+from stages.progress import Progress
 
 Projections = dict[Site, Tensor]
 
@@ -65,7 +65,7 @@ def repair_again(
         pruned = {architecture: list(before) for architecture in architectures}
         uncut = set(architectures)
         sites = list(network.shape.sites())
-        for site in tqdm(sites, desc="repair again", unit="site", leave=False):
+        for site in Progress(sites, desc="repair again", unit="site", leave=False):
             after, goals, full = [], [], network.shape.widths[site.layer]
             for hidden, here in zip(before, places, strict=True):
                 x = network.activations(site, full, hidden, here)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stages.architecture import ModelShape, Site
 from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.places import Places
+from stages.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def gather(network: Decoder, batches: Sequence[Batch]) -> Iterator[tuple[Site, S
     with torch.inference_mode():
         places = [network.places(batch) for batch in on_device]
         hidden = [network.embed(batch.tokens) for batch in on_device]
-    for site in tqdm(list(shape.sites()), desc="calibration", unit="site", leave=False):
+    for site in Progress(list(shape.sites()), desc="calibration", unit="site", leave=False):
         yield _site(network, site, on_device, places, hidden)
 
 

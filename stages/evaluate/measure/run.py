@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from tqdm import tqdm
-
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.measure.executors import Executor, Measured
 from stages.evaluate.measure.plan import Work, subtrees
@@ -15,6 +13,7 @@ from stages.evaluate.results.journal import Journal, Row
 from stages.files import InputError
 from stages.metrics.metric import Shown
 from stages.metrics.registered import shown
+from stages.progress import Progress
 from stages.signals import deferred
 
 
@@ -45,13 +44,13 @@ def measure_all(
     missing = [work for a, work in wanted.items() if a.id not in rows]
     todo = subtrees(missing, executor.parts) if missing else []
     total = sum(len(subtree.works) for subtree in todo)
-    bar = tqdm(executor.run(evaluator, todo), total=total, desc=label, unit="architecture")
+    bar = Progress(executor.run(evaluator, todo), total=total, desc=label, unit="architecture")
     said = {""}
     try:
         for measured in bar:
             if measured.remark not in said:
                 said.add(measured.remark)
-                tqdm.write(measured.remark)
+                Progress.write(measured.remark)
             row = recorded(evaluator, measured)
             with deferred():
                 journal.append(row)
@@ -81,7 +80,7 @@ def _check(evaluator: Evaluator, row: Row, work: Work) -> None:
     )
     if not work.may_fail:
         raise InputError(found)
-    tqdm.write(f"{found}. It is recorded as failed, and nothing is learned from it")
+    Progress.write(f"{found}. It is recorded as failed, and nothing is learned from it")
 
 
 def recorded(evaluator: Evaluator, measured: Measured) -> Row:
