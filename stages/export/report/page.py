@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.architecture import Kind, Site
 from stages.config.params import PARTS
-from stages.export.report import proof_tables, tables
+from stages.export.report import glossary, proof_tables, tables
 from stages.export.report.charts import COLOURS
 from stages.export.report.data import ReportData, change_percent, inseparable, judge
 from stages.export.report.pictures import Panel, Picture, pictures
@@ -63,7 +63,7 @@ def build_report(data: ReportData) -> str:
         lstrip_blocks=True,
         finalize=_keep_together,
     )
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         data=data,
         colours=COLOURS,
         verdict=verdict(data),
@@ -85,7 +85,9 @@ def build_report(data: ReportData) -> str:
         percent=percent,
         millions=millions,
         unknown=UNKNOWN,
+        glossary=[(glossary.anchor(term), term, words) for term, words in glossary.TERMS.items()],
     )
+    return glossary.linked(page)
 
 
 def _keep_together(value: Any) -> Any:
