@@ -410,6 +410,7 @@ def test_the_winner_is_the_champion_of_the_registry(repository: Repository) -> N
     card = (weights.parent / "README.md").read_text()
     (parent,) = [r for r in repository.mlflow_runs() if "mlflow.parentRunId" not in r.data.tags]
     assert parent.info.run_id in card
+    assert "of its layers' parameters removed" in parent.data.tags["mlflow.note.content"]
 
 
 def test_nothing_changed_nothing_runs(repository: Repository) -> None:

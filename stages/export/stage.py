@@ -20,7 +20,7 @@ from stages.export.keys import keys
 from stages.export.report.build import METRICS, PICTURES, REPORT, write_card, write_report
 from stages.export.report.data import ReportData, flat_metrics, metrics
 from stages.export.report.from_files import read_report, read_stages
-from stages.export.report.model_card import body
+from stages.export.report.model_card import body, note
 from stages.export.results import record
 from stages.export.results.final_table import recovered_of
 from stages.export.results.record import JOURNAL, MODEL, PROOF, RECORD, ExportPart, Record
@@ -134,6 +134,7 @@ def _tell(
         | {f"winner.{t.name}": t.measured[outcome.WINNER] for t in data.taken}
         | comparison.flat(data.proof),
         [HERE / REPORT, HERE / METRICS, HERE / PROOF, HERE / PICTURES],
+        note(data),
     )
     found_model = data.exported
     exported = ExportedModel(

@@ -152,10 +152,13 @@ class MlflowTracker:
         letter = self._put_run(Kind.MODEL, names.model(exported, known), (), content)
         return self._answer(letter, registry.size_bytes(folder) / COPY_BYTES_PER_S)
 
-    def log_stage(self, metrics: Numbers = NONE, artifacts: Sequence[Path] = ()) -> None:
-        """Log onto the run of the pipeline. A folder goes whole, under its own name."""
+    def log_stage(self, metrics: Numbers = NONE, artifacts: Sequence[Path] = (), note: str = "") -> None:
+        """Log onto the run of the pipeline. A folder goes whole, under its own name.
+
+        `note` is Markdown that MLflow shows as the run's description.
+        """
         store.check_metrics(self.stage, metrics)
-        self._put(Kind.STAGE, {"metrics": dict(metrics)}, artifacts)
+        self._put(Kind.STAGE, {"metrics": dict(metrics), "note": note}, artifacts)
 
     def log_curve(self, name: str, figures: Numbers) -> None:
         """Log a point of the curves ``NAME.FIGURE`` of the run of the pipeline; their steps are tokens."""

@@ -18,6 +18,7 @@ from stages.tracking.pipeline_run import COMMIT, DIRTY, PROCESS, Experiment
 from stages.tracking.sqlite_store import StoreError
 
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
 PARAMS_PER_CALL = 100
 
 
@@ -160,6 +161,8 @@ class MlflowWriter:
     def _stage(self, letter: Letter) -> str:
         content, run = letter.content, self._parent(letter.begin)
         self._log(run, letter.at, NONE, content["metrics"], letter.files, content.get("step", 0))
+        if note := content.get("note"):
+            self._client.set_tag(run, NOTE, note)
         return ""
 
     def _tag(self, letter: Letter) -> str:

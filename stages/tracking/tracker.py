@@ -82,8 +82,11 @@ class Tracker(Protocol):
     def log_curve(self, name: str, figures: Numbers) -> None:
         """Keep a point of curves with the run of the pipeline: figures after so many "tokens"."""
 
-    def log_stage(self, metrics: Numbers = ..., artifacts: Sequence[Path] = ()) -> None:
-        """Keep figures and files with the run of the pipeline; a folder whole, under its own name."""
+    def log_stage(self, metrics: Numbers = ..., artifacts: Sequence[Path] = (), note: str = "") -> None:
+        """Keep figures and files with the run of the pipeline; a folder whole, under its own name.
+
+        `note`, in Markdown, describes the run.
+        """
 
 
 def open_tracker(stage: str, params: Params, *, enabled: bool) -> Tracker:

@@ -92,6 +92,14 @@ def model_card(
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
+def note(data: ReportData) -> str:
+    """The verdict and the final table in Markdown: what describes the run of the pipeline."""
+    judgement = verdict(data)
+    remarks = [f"- {sentence}" for sentence in (*judgement.details, *judgement.caveats)]
+    lead = markdown_text(f"{judgement.lead} {judgement.headline}")
+    return "\n\n".join([f"**{lead}**", _table(data), markdown_text("\n".join(remarks))])
+
+
 def body(card: str) -> str:
     """The card without its front matter."""
     return card.removeprefix("---\n").partition("\n---\n")[2].strip()

@@ -14,7 +14,7 @@ import yaml
 from stages.architecture import Architecture, LayerWidth
 from stages.export.benchmark.comparison import Comparison, Conditions, Figures, Proof, Spread
 from stages.export.report.data import ReportData
-from stages.export.report.model_card import body, model_card
+from stages.export.report.model_card import body, model_card, note
 from stages.export.results.record import BaseModel
 
 BASE = BaseModel("Base-135M", "a local folder", "mit", ("en",))
@@ -133,6 +133,14 @@ def test_a_base_without_licence_and_one_from_quantised_weights(report_data: Repo
     assert "quantised to Q4_1, and dequantised" in card
     assert "- base model: the file Base.Q4.gguf" in card
     assert "quantised" not in model_card(report_data, report_data.winner, BASE)
+
+
+def test_the_note_of_a_run_begins_with_the_verdict_and_has_the_table(report_data: ReportData) -> None:
+    found = note(report_data)
+    assert found.startswith("**")
+    assert "of its layers' parameters removed" in found.splitlines()[0]
+    assert all(contender.name in found for contender in report_data.contenders)
+    assert found.count("|") > 20
 
 
 def test_the_body_has_no_front_matter(report_data: ReportData) -> None:
