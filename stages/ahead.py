@@ -6,21 +6,23 @@ alone knows of none. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 STAGES = ("sample", "evaluate", "build-dataset", "train-predictor", "search", "export")
 VARIABLE = "PRUNECAST_PLAN"
-"""A variable of the environment: planned seconds by stage, and when the run began."""
+"""A variable of the environment: planned seconds by stage, when the run began, and a file of stages begun."""
 TRUSTED_S = 60.0
 """Planned seconds that must have passed before the plan is corrected by what they took."""
 
 
-def environment(planned: Mapping[str, float]) -> dict[str, str]:
-    """What the stages are handed: the plan, by stage, of a run that begins now."""
-    return {VARIABLE: json.dumps({"planned": dict(planned), "begun": time.time()})}
+def environment(planned: Mapping[str, float], notes: Path) -> dict[str, str]:
+    """What the stages are handed: the plan of a run that begins now, and a file for their notes."""
+    return {VARIABLE: json.dumps({"planned": dict(planned), "begun": time.time(), "notes": str(notes)})}
 
 
 def told(stage: str) -> str:
@@ -28,12 +30,13 @@ def told(stage: str) -> str:
     if stage not in STAGES or VARIABLE not in os.environ:
         return ""
     plan = json.loads(os.environ[VARIABLE])
-    place = STAGES.index(stage)
-    passed, left = (
-        sum(plan["planned"].get(name, 0.0) for name in part) for part in (STAGES[:place], STAGES[place:])
-    )
-    elapsed = time.time() - plan["begun"]
-    if passed > TRUSTED_S and elapsed > TRUSTED_S:  # what DVC took out of its cache took no time
-        left *= elapsed / passed
+    place, notes = STAGES.index(stage), Path(plan["notes"])
+    ran = notes.read_text(encoding="utf-8").split() if notes.is_file() else []
+    passed = sum(plan["planned"].get(name, 0.0) for name in ran)  # what DVC's cache held did not run
+    left = sum(plan["planned"].get(name, 0.0) for name in STAGES[place:])
+    if passed > TRUSTED_S:
+        left *= (time.time() - plan["begun"]) / passed
+    with contextlib.suppress(OSError):
+        notes.write_text(" ".join([*ran, stage]), encoding="utf-8")
     words = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
     return f"stage {place + 1} of {len(STAGES)}, {stage}: about {words} left"

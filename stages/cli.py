@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +55,9 @@ def prune(
     Writes params.yaml, looks for what would stop a run, and runs the pipeline (`dvc repro`): what was
     measured before is not measured again, and killed it goes on from where it was.
     """
+
+    if quick and profile:
+        raise click.UsageError(f"--quick is the profile {QUICK}, and --profile {profile} another: give one")
 
     def body() -> None:
         from stages.config.written import asked_for
@@ -147,11 +152,15 @@ def _module(name: str, *arguments: str) -> None:
 def _repro() -> None:
     """`dvc repro`, whose stages are told the plan, and the closing lines."""
     begun, environment = time.time(), {}
+    notes = Path(tempfile.mkdtemp(prefix="prunecast-")) / "stages"
     with contextlib.suppress(subprocess.CalledProcessError, ValueError):  # a run without a plan is a run too
         plan = [sys.executable, "-m", "stages.plan", "--json", "--no-count", "--gpu", "here"]
         found = subprocess.run(plan, capture_output=True, text=True, check=True).stdout
-        environment = ahead.environment(json.loads(found.splitlines()[-1]))
-    _run("dvc", "repro", **environment)
+        environment = ahead.environment(json.loads(found.splitlines()[-1]), notes)
+    try:
+        _run("dvc", "repro", **environment)
+    finally:
+        shutil.rmtree(notes.parent, ignore_errors=True)
     seconds = str(round(time.time() - begun))
     _run(sys.executable, "-m", "stages.export.report.closing", "--seconds", seconds)
 

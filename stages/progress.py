@@ -48,6 +48,11 @@ class Progress(_Bar[T]):
             self._tenth, self._last = tenth, now
             print(self.line(), file=self.fp, flush=True)
 
+    def clear(self, nolock: bool = False) -> None:
+        """Take the bar away for a remark; in a log there is none."""
+        if self.watched:
+            super().clear(nolock)
+
     def line(self) -> str:
         """How far it is, and how long it will take, in words."""
         found = self.format_dict

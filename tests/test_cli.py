@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -79,16 +80,36 @@ def test_texts_take_the_place_of_the_corpora(folder: Path) -> None:
     result = invoke("org/model", "--text", "Our Handbook.txt", "--text", "hub:a/b:c:train")
     assert result.exit_code == 0, result.output
     params = load_params(folder / "params.yaml")
-    assert params.corpora.texts == {"our-handbook": "Our Handbook.txt", "train": "hub:a/b:c:train"}
+    assert params.corpora.texts == {"our-handbook": "Our Handbook.txt", "b": "hub:a/b:c:train"}
     assert params.corpora.questions == {}
-    assert params.search.objective == {"log_ppl.our-handbook": 1.0, "log_ppl.train": 1.0}
+    assert params.search.objective == {"log_ppl.our-handbook": 1.0, "log_ppl.b": 1.0}
+
+
+def test_texts_of_one_name_are_counted(folder: Path) -> None:
+    sources = ("hub:a/wiki:x:test", "hub:c/wiki@main:y:test", "package:gensim/wikipedia")
+    assert invoke("org/model", *itertools.chain(*(("--text", s) for s in sources))).exit_code == 0
+    assert list(load_params(folder / "params.yaml").corpora.texts) == ["wiki", "wiki-2", "wikipedia"]
+
+
+def test_a_profile_stays_where_what_is_asked_of_it_is_refused(folder: Path) -> None:
+    before = {path: path.read_text() for path in folder.iterdir()}
+    assert invoke("", "--quick").exit_code == 2
+    assert {path: path.read_text() for path in folder.iterdir()} == before
+    assert "--quick is the profile quick" in invoke("m", "--quick", "--profile", "paper").output
+
+
+def test_params_that_are_damaged_are_told_by_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "params.yaml").write_text("profile: default\nmodel: [")
+    result = invoke("m")
+    assert result.exit_code == 2
+    assert "params.yaml is not valid YAML: line" in result.output + capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["m", "--text", "nowhere.txt"], "--text nowhere.txt: there is no such file"),
-        (["m", "--text", "Our Handbook.txt", "--text", "hub:x/our-handbook"], "would both be called"),
+        (["m", "--text", "lines:nowhere.txt"], "--text lines:nowhere.txt: there is no such file"),
         (["m", "--profile", "none"], "there is no profile 'none'"),
         (["m", "--ratio", "1.5"], "1.5 is not in the range"),
         ([""], "model.source"),

@@ -44,6 +44,21 @@ def find(folder: Path = Path()) -> dict[str, Path]:
     return found
 
 
+def path_of(name: str, folder: Path = Path()) -> Path:
+    """The file of a profile.
+
+    Raises:
+        InputError: there is no such profile.
+    """
+    found = find(folder)
+    if name not in found:
+        raise InputError(
+            f"there is no profile {name!r}; there are: {', '.join(found) or 'none'}. "
+            "If `dvc exp apply` took its file away, `git checkout HEAD -- 'params*.yaml'` brings it back"
+        )
+    return found[name]
+
+
 def switch(name: str, folder: Path = Path()) -> bool:
     """Make a profile active; whether it was not before.
 
@@ -52,20 +67,14 @@ def switch(name: str, folder: Path = Path()) -> bool:
     Raises:
         InputError: there is no such profile, or its params are wrong; nothing was changed.
     """
-    found = find(folder)
-    if name not in found:
-        raise InputError(
-            f"there is no profile {name!r}; there are: {', '.join(found) or 'none'}. "
-            "If `dvc exp apply` took its file away, `git checkout HEAD -- 'params*.yaml'` brings it back"
-        )
-    active = folder / ACTIVE
-    load_params(found[name])
-    if found[name] == active:
+    wanted, active = path_of(name, folder), folder / ACTIVE
+    load_params(wanted)
+    if wanted == active:
         return False
     with writing(active):
         if active.exists():
             active.rename(folder / f"params.{_profile(active)}.yaml")
-        found[name].rename(active)
+        wanted.rename(active)
     return True
 
 

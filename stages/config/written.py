@@ -1,9 +1,10 @@
-"""params.yaml as a command writes it: a few keys anew, everything else, comments included, as it was."""
+"""params.yaml as a command writes it: a few keys anew, comments and all other values as they were."""
 
 from __future__ import annotations
 
 import io
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,8 @@ def asked_for(
             "pipeline lies"
         )
     named = _named(texts)
-    said = []
-    if profile is not None and profiles.switch(profile, path.parent):
-        said.append(f"{path.name} is the profile {profile}")
+    profile_path = profiles.path_of(profile, path.parent) if profile is not None else path
+    load_params(profile_path)  # what is wrong with it is told as everywhere
     changes: dict[tuple[str, ...], Any] = {("model", "source"): model}
     if ratio is not None:
         changes["budget", "overall_ratio"] = ratio
@@ -43,35 +43,40 @@ def asked_for(
         changes["corpora", "texts"] = named
         changes["corpora", "questions"] = {}
         changes["search", "objective"] = {f"log_ppl.{name}": 1.0 for name in named}
-    before = path.read_text(encoding="utf-8")
+    before = profile_path.read_text(encoding="utf-8")
     after = changed(before, changes)
+    with tempfile.TemporaryDirectory() as aside:
+        tried = Path(aside) / path.name
+        write_text(tried, after)
+        load_params(tried)
+    said = []
+    if profile is not None and profiles.switch(profile, path.parent):
+        said.append(f"{path.name} is the profile {profile}")
     if after != before:
         write_text(path, after)
-        try:
-            load_params(path)
-        except InputError:
-            write_text(path, before)
-            raise
     return said + [f"{path.name}: {'.'.join(key)} is {value}" for key, value in changes.items()]
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:
-    """The texts by names of their files, which metrics are then called by.
+    """The texts by names, which metrics are then called by: of a file's, a corpus's or a dataset's name.
 
     Raises:
-        InputError: a file is not there, or two have one name.
+        InputError: a file is not there.
     """
     found: dict[str, str] = {}
     for text in texts:
-        source = ":" in text  # hub:…, package:…, lines:…
-        if not source and not Path(text).exists():
+        kind, _, rest = text.partition(":")
+        if kind == "hub":
+            called = rest.partition(":")[0].partition("@")[0]
+        elif kind in ("package", "lines"):
+            called = rest
+        else:
+            called, kind = text, "file"
+        if kind in ("file", "lines") and not Path(called).exists():
             raise InputError(f"--text {text}: there is no such file")
-        name = re.sub(r"[^a-z0-9]+", "-", Path(text.rpartition(":")[2]).stem.lower()).strip("-") or "text"
-        if name in found:
-            raise InputError(
-                f"--text {text} and {found[name]} would both be called {name!r}; rename one of them"
-            )
-        found[name] = text
+        name = re.sub(r"[^a-z0-9]+", "-", Path(called).stem.lower()).strip("-") or "text"
+        alike = sum(other == name or other.startswith(f"{name}-") for other in found)
+        found[f"{name}-{alike + 1}" if alike else name] = text
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from stages.architecture import Architecture, ModelShape
 from stages.config.budget import BYTES
 from stages.config.params import Export, Params
+from stages.evaluate.results import context
 from stages.evaluate.results.journal import Journal
 from stages.export.benchmark import comparison
 from stages.export.benchmark.runtimes import has_llama_cpp
@@ -35,6 +36,8 @@ from stages.tracking.records import ExportedModel, Role
 from stages.tracking.tracker import Tracker, open_tracker
 
 HERE = DATA / "export"
+_MEASURED = ("weights", "part", "protocol", "metrics", "texts", "questions", "dtype")
+"""What of a context decides how the pruned model was measured, and not what it became."""
 _GGUF_BYTES = {"F16": 2.0, "Q8_0": 1.1, "Q4_0": 0.6}  # a parameter
 
 
@@ -153,18 +156,18 @@ def _tell(
 def _called(params: Params, candidates: Sequence[Candidate]) -> str:
     """What the model is registered as: the ratio that is asked for, or by limits the winner's."""
     asked, winner = params.budget.overall_ratio, outcome.candidate_of(candidates, outcome.WINNER)
-    return f"{MODEL}-{round(100 * (winner.overall_ratio if asked is None else asked))}pct"
+    share = 100 * (winner.overall_ratio if asked is None else asked)
+    return f"{MODEL}-{share:.3g}pct"
 
 
 def _objective(params: Params, candidates: Sequence[Candidate], found: Record) -> tuple[float, str]:
     """The objective of what is exported, on the selection part, and a digest of how it was measured."""
-    searched = (DATA / "search" / "context.json").read_text(encoding="utf-8")
+    searched = context.read(DATA / "search" / "context.json", "search").content
+    measured = digest({key: searched.get(key) for key in _MEASURED}, params.search.objective)
     objective = outcome.candidate_of(candidates, outcome.WINNER).objective
     curve = found.table.curves.get(recovered_of(outcome.WINNER))
-    if curve is None or not curve.objective:
-        return objective, digest(searched, params.search.objective)
-    best = min(value for _, value in curve.objective)  # the checkpoint that is exported
-    return best, digest(searched, params.search.objective, params.export.recovery.model_dump(mode="json"))
+    trained = [] if curve is None else [value for _, value in curve.objective]
+    return min([objective, *trained]), measured  # of a training that lost, the weights before it are exported
 
 
 def _print_table(data: ReportData) -> None:

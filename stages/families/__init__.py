@@ -104,6 +104,11 @@ def family_of(config: Config, source: str) -> Family:
             export of Prunecast's.
     """
     model_type = config.get("base_model_type") if is_pruned(config) else config.get("model_type")
+    if is_pruned(config) and model_type is None:
+        raise InputError(
+            f"model.source {source!r} has a configuration of the type {config['model_type']!r} without "
+            "base_model_type, which an export has; take its config.json from where it was exported"
+        )
     if not is_pruned(config) and (told := [name for name in _WIDTHS_BY_LAYER if name in config]):
         raise InputError(
             f"model.source {source!r} has layers of unlike widths ({told[0]} in its configuration) and is no "

@@ -175,7 +175,22 @@ def usual_rotary(config: Config, partial: bool = False) -> Rotary:
     rotary = _rotary(config, name, config.get(name) or {})
     if not partial:
         refuse_partial(rotary)
+    elif (turned := _turned(config, rotary)) % 2 or not 0 < turned <= _head(config):
+        raise ConfigurationError(
+            f"partial_rotary_factor is {rotary['partial_rotary_factor']}, which turns {turned} elements of a "
+            f"head of {_head(config)}; expected an even number of them"
+        )
     return rotary
+
+
+def _head(config: Config) -> int:
+    """Elements of a head."""
+    return int(config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+
+
+def _turned(config: Config, rotary: Rotary) -> int:
+    """Elements of a head that are turned."""
+    return int(_head(config) * rotary.get("partial_rotary_factor", 1.0))
 
 
 def _rotary(config: Config, name: str, given: Rotary) -> Rotary:
@@ -204,8 +219,7 @@ def _rotary(config: Config, name: str, given: Rotary) -> Rotary:
 
 def _check_factors(config: Config, name: str, rotary: Rotary) -> None:
     """Raise ConfigurationError unless there is a factor for every frequency."""
-    head = config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"])
-    expected = int(head * rotary.get("partial_rotary_factor", 1.0)) // 2
+    expected = _turned(config, rotary) // 2
     for key in FACTORS:
         if (found := len(rotary[key])) != expected:
             raise ConfigurationError(

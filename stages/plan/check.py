@@ -20,12 +20,20 @@ from typing import Any
 
 from stages.config.params import Corpora, Measurement, Params, Part, load_params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
+from stages.evaluate.text.corpora import (
+    Corpus,
+    Document,
+    Question,
+    compared,
+    load_questions,
+    load_texts,
+)
 from stages.evaluate.text.selection import select
 from stages.evaluate.workbench import calibration_batches
 from stages.families import Description
 from stages.files import InputError, cache_folder
 from stages.plan import machines, memory
+from stages.plan.plan import without_milliseconds
 from stages.plan.token_counts import Reader, reader_of, token_counts
 from stages.sample import feasibility
 from stages.sample.feasibility import Request
@@ -52,7 +60,12 @@ class Findings:
         try:
             yield
         except InputError as error:
-            self.problems += str(error).splitlines()
+            lines = str(error).splitlines()
+            several = all(line.startswith(("params.yaml:", "note:")) for line in lines)
+            self.problems += (
+                [line for line in lines if line.startswith("params")] if several else [str(error)]
+            )
+            self.notes += [line for line in lines if line.startswith("note:")] if several else []
         else:
             self.good.append(what)
 
@@ -67,7 +80,11 @@ def check(params: Params) -> Findings:
         _lengths(params, reader, texts, questions, found)
     if model is not None:
         with found.noting("budget, designs, search and lengths go together"):
-            found.notes += feasibility.check(Request(params, model))
+            asked = params
+            if params.budget.timed:
+                found.notes.append("note: what the budget's milliseconds allow, `sample` measures")
+                asked = without_milliseconds(params)
+            found.notes += feasibility.check(Request(asked, model))
     _packages(params, found)
     if model is not None and not found.problems:
         _memory(params, model, found)
@@ -103,6 +120,12 @@ def _corpora(
     for name, asked in corpora.questions.items():
         with found.noting(f"questions {name}: read, and divided"):
             questions |= load_questions(corpora.model_copy(update={"texts": {}, "questions": {name: asked}}))
+    if len(texts) == len(corpora.texts) > 1:
+        with found.noting("texts: no report part is what another chooses by"):
+            compared("corpora.texts", corpora.texts, texts)
+    if len(questions) == len(corpora.questions) > 1:
+        with found.noting("questions: no report part is what another chooses by"):
+            compared("corpora.questions", corpora.questions, questions)
     return texts, questions
 
 
@@ -177,19 +200,27 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
     else:
         found.good.append(f"{where}: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
     needed = sum(memory.on_disk(params, model.shape).values()) + plan.on_disk
-    free = min(_free(DATA), _free(cache_folder()))
-    if needed > free:
-        found.problems.append(
-            f"the disk has {free / 1e9:.1f} GB free, and a run writes {needed / 1e9:.1f} GB: make room, or "
-            "name another folder for caches in PRUNECAST_CACHE"
-        )
+    free = _free(DATA) if _device(DATA) == _device(cache_folder()) else _free(DATA) + _free(cache_folder())
+    told = f"a run writes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the disk are free"
+    if needed <= free:
+        found.good.append(f"disk: {told}")
+    elif (DATA / "export").exists():  # what a run before left may be what is missing
+        found.notes.append(f"note: {told}, beside what the last run wrote")
     else:
-        found.good.append(f"disk: {needed / 1e9:.1f} GB of {free / 1e9:.0f} GB free")
+        found.problems.append(f"{told}: make room, or name another folder for caches in PRUNECAST_CACHE")
 
 
 def _free(folder: Path) -> float:
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    return float(shutil.disk_usage(there).free)
+    return float(shutil.disk_usage(_there(folder)).free)
+
+
+def _device(folder: Path) -> int:
+    return _there(folder).stat().st_dev
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def _verdicts(params: Params, found: Findings) -> None:

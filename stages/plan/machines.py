@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -93,7 +94,10 @@ def named(name: str, hidden: int) -> Machine:
     for known, gpu in GPUS.items():
         if known.lower() == name.lower():
             return replace(gpu, fraction=gpu_fraction(hidden))
-    raise InputError(f"no GPU {name!r} is known; there are: {', '.join(GPUS)}, and cpu for this machine's")
+    raise InputError(
+        f"no GPU {name!r} is known; there are: {', '.join(GPUS)}, cpu for this machine's, and here for its "
+        "GPU"
+    )
 
 
 def gpu_fraction(hidden: int) -> float:
@@ -106,9 +110,19 @@ def gpu_fraction(hidden: int) -> float:
 def this_gpu(hidden: int) -> Machine:
     """This machine's GPU, with the memory that it has; one that is not known is taken for an A100."""
     name = torch.cuda.get_device_name()
-    known = next((gpu for gpu in GPUS.values() if gpu.name.split()[0] in name), GPUS["A100 80GB"])
+    known = like(name)
     whole = torch.cuda.mem_get_info()[1]
     return replace(known, name=name, memory_bytes=whole, fraction=gpu_fraction(hidden))
+
+
+def like(name: str) -> Machine:
+    """The known GPU that a driver's name, such as "NVIDIA H100 80GB HBM3", is of; an A100 if none."""
+    words = re.split(r"[\s-]+", name.lower())
+    for known, gpu in GPUS.items():
+        chip = known.lower().removesuffix(" 40gb").removesuffix(" 80gb").split()
+        if any(words[at : at + len(chip)] == chip for at in range(len(words))):
+            return gpu
+    return GPUS["A100 80GB"]
 
 
 def here(hidden: int) -> Machine:

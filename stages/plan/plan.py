@@ -214,11 +214,7 @@ def main() -> None:
     loaded = without_milliseconds(loaded)
     model = model_of(loaded.model, arguments.config)
     shape, notes = model.shape, feasibility.check(Request(loaded, model))
-    machine = (
-        machines.here(shape.hidden)
-        if arguments.gpu == "here"
-        else machines.named(arguments.gpu, shape.hidden)
-    )
+    machine = machines.named(arguments.gpu, shape.hidden)
     count = at_hand(loaded) if arguments.count is None else arguments.count
     measured = token_counts(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
     if arguments.json:

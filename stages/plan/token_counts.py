@@ -121,7 +121,7 @@ def reader_of(model: ModelSection) -> Reader:
     from transformers import AutoTokenizer
 
     from stages.evaluate.network import gguf_source
-    from stages.evaluate.network.tokenizer import load_tokenizer
+    from stages.evaluate.network.tokenizer import accepted, load_tokenizer
     from stages.families import register_pruned
     from stages.sample.gguf_header import read_header
     from stages.sample.source import locate, read_config, read_model
@@ -143,7 +143,7 @@ def reader_of(model: ModelSection) -> Reader:
             f"model.source {model.source!r}: its tokenizer cannot be fetched or loaded "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
         ) from error
-    return Reader(tokenizer, described.context_tokens)
+    return Reader(accepted(tokenizer, model, described.shape.vocabulary), described.context_tokens)
 
 
 def estimated(corpora: Corpora, part: Part, measurement: Measurement, batch_tokens: int) -> TokenCount:

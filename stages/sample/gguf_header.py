@@ -315,8 +315,6 @@ def _rope(header: Header, head_dim: int) -> dict[str, Any]:
         kind = "longrope"
     if kind == "longrope":
         raise header.refuse("has the rope type 'longrope', which is read out of folders alone")
-    if kind == "longrope":
-        raise header.refuse("has the rope type 'longrope', which is read out of folders alone")
     if kind != "none" and factor == 1:
         kind = "none"
     if kind == "none":

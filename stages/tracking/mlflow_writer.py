@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from stages.tracking import registry, sqlite_store, store
-from stages.tracking.names import KEY, NONE, RECORD
+from stages.tracking.names import KEY, MEASURED, NONE, OBJECTIVE, RECORD
 from stages.tracking.outbox import Begin, Kind, Letter
 from stages.tracking.pipeline_run import COMMIT, DIRTY, PROCESS, Experiment
 from stages.tracking.sqlite_store import StoreError
@@ -219,7 +219,9 @@ class MlflowWriter:
                 version = add(run)
         elif (begun := self._experiment(letter.begin).begun.pop(_key(letter), None)) is not None:
             self._client.set_terminated(begun)
-        if told := registry.crown(name, version, content.get("description")):
+        tags = content["run"]["tags"]
+        known = {key: tags[key] for key in (OBJECTIVE, MEASURED) if key in tags}
+        if told := registry.crown(name, version, content.get("description"), known):
             self._tell(told)
         return registry.uri(name, version)
 

