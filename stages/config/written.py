@@ -15,6 +15,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from stages.config import profiles
 from stages.config.params import load_params
 from stages.files import InputError, write_text
+from stages.metrics.perplexity import LOG_PPL
 
 
 def asked_for(
@@ -42,7 +43,7 @@ def asked_for(
     if named:
         changes["corpora", "texts"] = named
         changes["corpora", "questions"] = {}
-        changes["search", "objective"] = {f"log_ppl.{name}": 1.0 for name in named}
+        changes["search", "objective"] = {LOG_PPL.of(name).key: 1.0 for name in named}
     before = profile_path.read_text(encoding="utf-8")
     after = changed(before, changes)
     with tempfile.TemporaryDirectory() as aside:
