@@ -120,6 +120,13 @@ def ui(port: int) -> None:
 
 
 @main.command()
+@click.argument("site", required=False)
+def explain(site: str | None) -> None:
+    """Why the winner gives SITE, such as 7.mlp, the width that it has; without it, every site in a line."""
+    _module("stages.search.explain", *([site] if site else []))
+
+
+@main.command()
 @click.argument("architecture")
 @click.argument("folder")
 def export(architecture: str, folder: str) -> None:

@@ -256,6 +256,23 @@ def test_each_round_is_a_run_with_its_errors_on_what_it_had_not_seen(repository:
     assert (designs["round-1"], designs["round-2"]) == (3, 3)
 
 
+def test_a_width_is_explained_by_what_it_costs(repository: Repository) -> None:
+    """Prices are the forecasts' own: of the winner with one site a step wider or narrower."""
+    every = repository.run(sys.executable, "-m", "stages.search.explain").stdout.splitlines()[1:]
+    sites = {line.split()[0] for line in every}
+    assert sites == {f"{layer}.{kind}" for layer in range(4) for kind in ("attention", "mlp")}
+    prices = [line.split()[-1] for line in every]
+    known = [float(price) for price in prices if price != "–"]
+    assert known == sorted(known, reverse=True)
+    said = repository.run(sys.executable, "-m", "stages.search.explain", "2.mlp").stdout
+    assert said.startswith("2.mlp: ")
+    assert "Narrowing found it" in said
+    assert "Its next cut would cost" in said or "There is nothing left to cut" in said
+    wrong = repository.run(sys.executable, "-m", "stages.search.explain", "9.mlp", check=False)
+    assert wrong.returncode == 2
+    assert "there is no site '9.mlp'; sites are called like 0.attention, up to 3.mlp" in wrong.stderr
+
+
 def test_one_predictor_serves_another_budget_too(repository: Repository) -> None:
     candidates = repository.json("search/outcome.json")["candidates"]
     (front,) = [c for c in candidates if c["name"] == "front"]
