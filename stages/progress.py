@@ -33,7 +33,7 @@ class Progress(_Bar[T]):
     @property
     def watched(self) -> bool:
         """Whether the bar is written to a terminal."""
-        return bool(getattr(self.fp, "isatty", lambda: False)())
+        return bool(getattr(getattr(self, "fp", None), "isatty", lambda: False)())  # none, if disabled
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Draw the bar, or write a line where a tenth more is done."""

@@ -170,7 +170,6 @@ def test_it_prunes_a_local_model_from_one_command(tmp_path: Path, tiny_folder: T
     repository.change(
         sample={"bundled": 6, "free": 3},
         search={"trials": 40, "rounds": 1, "front": []},
-        corpora={"texts": {"prose": "corpora/prose.calibration.txt"}},
         export={"gguf": []},
     )
     repository.run("git", "init", "-q")

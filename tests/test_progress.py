@@ -52,6 +52,15 @@ def test_figures_stand_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "evaluate: 1 of 2 architectures in 30 s, about 30 s left (ppl.news 30.5)" in log.getvalue()
 
 
+def test_a_bar_that_is_asked_to_say_nothing_says_nothing() -> None:
+    log = io.StringIO()
+    bar = Progress(range(3), file=log, disable=True)
+    assert not bar.watched
+    assert list(bar) == [0, 1, 2]
+    bar.close()
+    assert log.getvalue() == ""
+
+
 def test_a_terminal_has_a_bar() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -175,7 +175,9 @@ def usual_rotary(config: Config, partial: bool = False) -> Rotary:
     rotary = _rotary(config, name, config.get(name) or {})
     if not partial:
         refuse_partial(rotary)
-    elif (turned := _turned(config, rotary)) % 2 or not 0 < turned <= _head(config):
+    elif "partial_rotary_factor" in rotary and (
+        (turned := _turned(config, rotary)) % 2 or not 0 < turned <= _head(config)
+    ):
         raise ConfigurationError(
             f"partial_rotary_factor is {rotary['partial_rotary_factor']}, which turns {turned} elements of a "
             f"head of {_head(config)}; expected an even number of them"
