@@ -55,7 +55,6 @@ def prune(
     Writes params.yaml, looks for what would stop a run, and runs the pipeline (`dvc repro`): what was
     measured before is not measured again, and killed it goes on from where it was.
     """
-
     if quick and profile:
         raise click.UsageError(f"--quick is the profile {QUICK}, and --profile {profile} another: give one")
 

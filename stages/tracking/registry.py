@@ -104,7 +104,7 @@ class ModelRegistry:
         champion = self.champion(name)
         if champion is not None and str(champion.version) != version:
             ours = self._client.get_model_version(name, version).tags
-            if reason := _is_better(champion.tags, ours):
+            if reason := _why_it_stays(champion.tags, ours):
                 return (
                     f"{name} version {version} is not the champion: version {champion.version} {reason}. "
                     f"`python -m stages.tracking.champion {name} {version}` makes it the champion"
@@ -169,16 +169,16 @@ class ModelRegistry:
                 mlflow.end_run()
 
 
-def _is_better(champion: Tags, other: Tags) -> str:
-    """Why a version's tags keep the alias from another's, or nothing."""
+def _why_it_stays(champion: Tags, other: Tags) -> str:
+    """Why a champion with these tags keeps the alias from another version, or nothing."""
     theirs, ours = (tags.get(names.OBJECTIVE) for tags in (champion, other))
     if theirs is None or ours is None:
         return ""
     if champion.get(names.MEASURED) != other.get(names.MEASURED):
         return "was measured otherwise, so that they cannot be compared"
-    return f"has the objective {float(theirs):.4f}, this one {float(ours):.4f}" * (
-        float(theirs) < float(ours)
-    )
+    if float(ours) <= float(theirs):
+        return ""
+    return f"has the objective {float(theirs):.4f}, this one {float(ours):.4f}"
 
 
 class _Folder:
