@@ -18,12 +18,15 @@ import pytest
 import yaml
 
 from stages.config.params import load_params
+from stages.metrics.objective import objective_of
 from tests.small import PARAMS
 
 ROOT = Path(__file__).parent.parent
 WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
 WORDS += ["help", "while", "readers", "look"]
 MLFLOW_EXPERIMENT = "pipeline-test"
+STEPS = {"one-shot", "round 1", "round 2"}
+"""Architectures that the search would have ended with, measured on texts alone."""
 REGISTERED = "prunecast-a-model-with-spaces-model-25pct"
 
 pytestmark = pytest.mark.timeout(900)  # six stages start six interpreters; a busy machine takes its time
@@ -61,6 +64,7 @@ class Repository:
                 "objective": {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0},
                 "trials": 90,
                 "rounds": 2,
+                "min_gain": 0.0,
                 "per_round": 3,
                 "finalists": 3,
                 "front": [0.2],
@@ -245,7 +249,8 @@ def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> Non
 
 
 def test_each_round_is_a_run_with_its_errors_on_what_it_had_not_seen(repository: Repository) -> None:
-    runs = {r.info.run_name: r for r in repository.mlflow_runs() if r.info.run_name.startswith("round ")}
+    names = {r: r.info.run_name.rpartition(" · ")[2] for r in repository.mlflow_runs()}
+    runs = {name: r for r, name in names.items() if name.startswith("round ") and r.data.params}
     assert sorted(runs) == ["round 1", "round 2"]
     rows = repository.json("search/metrics.json")["rounds"]
     for number, row in enumerate(rows, start=1):
@@ -307,7 +312,8 @@ def test_pictures_and_predictor_are_in_the_report_and_in_mlflow(repository: Repo
 
     export = repository.path / "data" / "export"
     names = {path.name for path in (export / "pictures").iterdir()}
-    assert names == {f"{n}.png" for n in ("widths", "tradeoff", "front", "forecast", "narrowing", "search")}
+    shown = ("widths", "explained", "tradeoff", "front", "forecast", "narrowing", "course", "search")
+    assert names == {f"{n}.png" for n in shown}
     (run,) = [r for r in repository.mlflow_runs() if "mlflow.parentRunId" not in r.data.tags]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{repository.path}/mlflow.db")
     stored = {
@@ -360,25 +366,26 @@ def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
     assert set(keys) == journalled
     assert set(keys.values()) == {1}
     one = next(r for r in evaluations if r.data.tags["dvc.stage"] == "evaluate")
-    assert {f"ratio.{layer:02d}.{kind}" for layer in range(4) for kind in ("attention", "mlp")} <= set(
-        one.data.params
-    )
+    assert one.data.params == {}
+    assert len(json.loads(one.data.tags["prunecast.widths"])) == 4
+    weights = {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0}
+    assert one.data.metrics["objective"] == pytest.approx(objective_of(one.data.metrics, weights))
     assert {"ppl.prose", "bpb.verse", "quiz.accuracy", "quiz.letter.accuracy", "overall_ratio"} <= set(
         one.data.metrics
     )
     for run in evaluations:
-        told = {
-            name: run.data.params[f"protocol.{name}"] for name in ("prose", "verse", "quiz", "quiz.letter")
-        }
+        told, of_step = run.data.tags["prunecast.protocol"], run.data.tags["prunecast.design"] in STEPS
         part = "report" if run.data.tags["dvc.stage"] == "export" else "selection"
-        assert all(words.startswith(f"{part} part; ") for words in told.values())
-        assert "3 windows of 64 tokens, not overlapping" in told["prose"]
+        for name in ("prose", "verse", *(() if of_step else ("quiz", "quiz.letter"))):
+            assert f"{name}: {part} part; " in told
+        assert ("quiz: " in told) is not of_step
+        assert f"prose: {part} part; protocol standard: 3 windows of 64 tokens, not overlapping" in told
     roles = Counter(
         r.data.tags.get("prunecast.role") for r in evaluations if r.data.tags["dvc.stage"] == "search"
     )
     assert roles["winner"] == 1
     assert roles["finalist"] == 2
-    assert sum(r.info.run_name.startswith("predictor ") for r in runs) == 6
+    assert sum(" · predictor " in r.info.run_name for r in runs) == 6
 
 
 def test_every_metrics_file_and_the_report_carry_their_protocol(repository: Repository) -> None:
@@ -481,7 +488,7 @@ def test_a_queued_experiment_has_the_journal_and_logs_to_the_repository(reposito
     assert "final table: 4 of 4 architectures are in the journal already" in done.stdout
     assert repository.params() == params
     assert (repository.path / "dvc.lock").read_text() == before
-    (run,) = [r for r in repository.mlflow_runs() if r.info.run_name.startswith("exp halved")]
+    (run,) = [r for r in repository.mlflow_runs() if r.info.run_name.endswith("· exp halved")]
     assert (run.info.status, run.data.params["export.dtype"]) == ("FINISHED", "float16")
     changed = json.loads(repository.run("dvc", "params", "diff", "HEAD", "halved", "--json").stdout)
     assert changed == {"params.yaml": {"export.dtype": {"old": "float32", "new": "float16"}}}

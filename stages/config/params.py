@@ -270,6 +270,7 @@ class Search(Section):
     bundle: Count
     trials: Count
     rounds: Count
+    min_gain: Annotated[float, Field(ge=0, le=1e9)]
     per_round: Count
     min_distance: Count
     finalists: Count

@@ -37,7 +37,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         context.write(here / "context.json", Context(evaluator.digest, evaluator.context))
 
         def log(row: Row) -> None:
-            tracker.log_evaluation(row, shape, evaluator.selection.words())
+            tracker.log_evaluation(row, evaluator.selection.words())
 
         bench.calibration.curves(bench.network, bench.repair, here / "curvature.json")
         work = [Work(d.architecture, d.design, may_fail=d.design not in designs.BASELINES) for d in designed]

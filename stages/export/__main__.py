@@ -10,6 +10,8 @@ INPUTS = (
     "train_predictor/forecasts.csv",
     "train_predictor/metrics.json",
     "search/context.json",
+    "search/course.csv",
+    "search/explained.csv",
     "search/front.csv",
     "search/narrowed_space.json",
     "search/outcome.json",

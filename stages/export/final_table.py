@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stages.architecture import ModelShape
@@ -15,14 +16,14 @@ from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench
 from stages.export.benchmark.limits import taken
 from stages.export.question_groups import question_groups
-from stages.export.results.final_table import Contender, FinalTable, recovered_of, subject_of
+from stages.export.results.final_table import Contender, FinalTable, SearchStep, recovered_of, subject_of
 from stages.export.weights.export import weights_of
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
 from stages.recovery.recovered import Recovered
 from stages.sample import designs
 from stages.sample.designs import BASELINES, DENSE
-from stages.search.outcome import WINNER, Candidate
+from stages.search.outcome import WINNER, Candidate, Step
 from stages.stage import DATA
 from stages.tracking.tracker import Tracker
 
@@ -30,6 +31,7 @@ from stages.tracking.tracker import Tracker
 def measure(
     bench: Workbench,
     candidates: Sequence[Candidate],
+    steps: Sequence[Step],
     recovered: Mapping[str, Recovered],
     folder: Path,
     journal: Journal,
@@ -37,7 +39,7 @@ def measure(
 ) -> FinalTable:
     """The final table, measured or taken from the journal; the winner is the model in `folder`.
 
-    `recovered` has weights after their recovery, by candidate.
+    `recovered` has weights after their recovery, by candidate; `steps` are those of the search.
 
     Raises:
         InputError: the report part of a corpus is too small.
@@ -52,7 +54,7 @@ def measure(
     work = [Work(c.architecture, c.name, weights_of(bench, c)) for c in chosen]
 
     def log(row: Row) -> None:
-        tracker.log_evaluation(row, shape, words)
+        tracker.log_evaluation(row, words)
 
     measured = measure_all(evaluator, bench.executor, work, journal, log, "final table")
     rows = {name: measured[architecture.id] for name, architecture in contenders.items()}
@@ -62,6 +64,7 @@ def measure(
             recovered_of(name): row
             for row in measure_all(evaluator, Local(), own, journal, log, recovered_of(name)).values()
         }
+    found_steps = _steps(bench, steps, journal, tracker)
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
         "finalists": bench.evaluator("selection", params.search.measurement),
@@ -77,7 +80,40 @@ def measure(
         words=words,
         rows={name: row.key for name, row in rows.items()},
         curves={recovered_of(name): after.curve for name, after in recovered.items()},
+        steps=found_steps,
     )
+
+
+def _steps(bench: Workbench, steps: Sequence[Step], journal: Journal, tracker: Tracker) -> list[SearchStep]:
+    """What the search would have ended with at each step, on the texts of the report part alone."""
+    if not steps or not bench.texts:
+        return []
+    texts_alone = replace(bench, questions={})
+    evaluator = texts_alone.evaluator("report", bench.params.export.measurement)
+    named = {step.architecture: step.name for step in reversed(steps)}
+    work = [Work(architecture, name, may_fail=True) for architecture, name in named.items()]
+    words = evaluator.selection.words()
+
+    def log(row: Row) -> None:
+        tracker.log_evaluation(row, words)
+
+    rows = measure_all(evaluator, bench.executor, work, journal, log, "steps of the search")
+    found: list[SearchStep] = []
+    first: Row | None = None
+    for step in steps:
+        row = rows.get(step.architecture.id)
+        if row is None:
+            continue
+        metrics = shown(row.metrics, Shown.VERDICT)
+        changes = {} if first is None else {k: 100 * (v / first.metrics[k] - 1) for k, v in metrics.items()}
+        errors = {} if first is None else change_errors(row, first, metrics)
+        found.append(
+            SearchStep(
+                step.name, step.architecture.id, step.evaluations, step.objective, metrics, changes, errors
+            )
+        )
+        first = first or row
+    return found
 
 
 def contender(name: str, row: Row, shape: ModelShape) -> Contender:
@@ -102,16 +138,21 @@ def paired_errors(rows: Mapping[str, Row]) -> dict[str, dict[str, float]]:
     for baseline in rows:
         if baseline == DENSE or subject_of(baseline) not in rows or subject_of(baseline) == baseline:
             continue
-        ours, other = rows[subject_of(baseline)], rows[baseline]
-        errors = {}
-        for key in shown(ours.metrics, Shown.REPORT):
-            metric, theirs = metric_of(key), other.metrics[key]
-            both = (row.samples[metric.sampled.key] for row in (ours, other))
-            error = metric.slope(ours.metrics) * standard_error([a - b for a, b in zip(*both, strict=True)])
-            if theirs:
-                errors[key] = 100 * error / abs(theirs)
-        found[baseline] = errors
+        ours = rows[subject_of(baseline)]
+        found[baseline] = change_errors(ours, rows[baseline], shown(ours.metrics, Shown.REPORT))
     return found
+
+
+def change_errors(ours: Row, other: Row, keys: Iterable[str]) -> dict[str, float]:
+    """Standard errors, in percentage points, of the relative changes of some metrics against another row."""
+    errors = {}
+    for key in keys:
+        metric, theirs = metric_of(key), other.metrics[key]
+        both = (row.samples[metric.sampled.key] for row in (ours, other))
+        error = metric.slope(ours.metrics) * standard_error([a - b for a, b in zip(*both, strict=True)])
+        if theirs:
+            errors[key] = 100 * error / abs(theirs)
+    return errors
 
 
 def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[tuple[str, str]]:

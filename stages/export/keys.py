@@ -14,9 +14,9 @@ from stages.sample.designs import BASELINES
 from stages.sample.digests import noted_digest
 from stages.sample.source import locate
 from stages.search import outcome
-from stages.search.outcome import Candidate
+from stages.search.outcome import Candidate, Step
 
-VERSIONS = {ExportPart.WEIGHTS: 3, ExportPart.TABLE: 1, ExportPart.PROOF: 1}
+VERSIONS = {ExportPart.WEIGHTS: 3, ExportPart.TABLE: 2, ExportPart.PROOF: 1}
 """Raised by hand with every change of the code that makes a part, where what is made changes."""
 
 _NO_VALUES = {
@@ -28,7 +28,9 @@ _NO_VALUES = {
 _OF_A_MODEL = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
-def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[ExportPart, str]:
+def keys(
+    params: Params, data: Path, candidates: Sequence[Candidate], steps: Sequence[Step] = ()
+) -> dict[ExportPart, str]:
     """A key a part, of everything that decides it.
 
     What the finalists were measured in, and the digest of the winner's own weights if it has some, follow
@@ -61,6 +63,7 @@ def keys(params: Params, data: Path, candidates: Sequence[Candidate]) -> dict[Ex
             ExportPart.TABLE,
             weights,
             [c.architecture.id for c in candidates if c.name in BASELINES],
+            [(step.name, step.architecture.id) for step in steps],
             params.corpora.model_dump(),
             params.budget.model_dump(),
             digest_of_file(data / "sample" / "architectures.json"),

@@ -28,7 +28,7 @@ from stages.export.weights.export import export_weights, weights_of
 from stages.export.weights.recover import recover
 from stages.recovery.recovered import Recovered
 from stages.search import outcome
-from stages.search.outcome import Candidate
+from stages.search.outcome import Candidate, Step
 from stages.stage import DATA
 from stages.tracking import invocation
 from stages.tracking.records import Numbers
@@ -38,6 +38,7 @@ from stages.tracking.tracker import Tracker
 def produce(
     params: Params,
     candidates: Sequence[Candidate],
+    steps: Sequence[Step],
     keys: Mapping[ExportPart, str],
     todo: Collection[ExportPart],
     before: Record | None,
@@ -55,7 +56,7 @@ def produce(
             what was written is not what was measured.
     """
     start = time.perf_counter()
-    made, load = _of_model(params, candidates, todo, before, here, new, journal, tracker)
+    made, load = _of_model(params, candidates, steps, todo, before, here, new, journal, tracker)
     torch.cuda.empty_cache()  # dense and exported model take the place of what measured
     if ExportPart.PROOF in todo:
         comparison.write(new / PROOF, _prove(params.model, made, new / "dense", load))
@@ -92,6 +93,7 @@ class _Made:
 def _of_model(
     params: Params,
     candidates: Sequence[Candidate],
+    steps: Sequence[Step],
     todo: Collection[ExportPart],
     before: Record | None,
     here: Path,
@@ -120,7 +122,7 @@ def _of_model(
     else:
         checks, base, written = list(before.checks), before.base, here
     if before is None or ExportPart.TABLE in todo:
-        table = final_table.measure(bench, candidates, recovered, written / MODEL, journal, tracker)
+        table = final_table.measure(bench, candidates, steps, recovered, written / MODEL, journal, tracker)
     else:
         table = before.table
     provenance = _provenance(winner.architecture, bench, tracker.run)

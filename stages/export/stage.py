@@ -19,7 +19,7 @@ from stages.export.benchmark import comparison
 from stages.export.benchmark.runtimes import has_llama_cpp
 from stages.export.keys import keys
 from stages.export.report.build import METRICS, PICTURES, REPORT, write_card, write_report
-from stages.export.report.data import ReportData, flat_metrics, metrics
+from stages.export.report.data import ReportData, flat_metrics, metrics, write_summary
 from stages.export.report.from_files import read_report, read_stages
 from stages.export.report.model_card import body, note
 from stages.export.results import record
@@ -29,21 +29,23 @@ from stages.export.results.staging import replacing, require_space
 from stages.files import digest
 from stages.sample.source import read_shape
 from stages.search import outcome
-from stages.search.outcome import Candidate
+from stages.search.outcome import Candidate, Step
 from stages.stage import DATA
 from stages.tracking import names
 from stages.tracking.records import ExportedModel, Role
 from stages.tracking.tracker import Tracker, open_tracker
 
 HERE = DATA / "export"
+SUMMARY = DATA / "summary.json"
 _MEASURED = ("weights", "part", "protocol", "metrics", "texts", "questions", "dtype")
 """What of a context decides how the pruned model was measured, and not what it became."""
 _GGUF_BYTES = {"F16": 2.0, "Q8_0": 1.1, "Q4_0": 0.6}  # a parameter
 
 
 def run(params: Params, arguments: argparse.Namespace) -> None:
-    candidates = read_stages(DATA).candidates  # all that the report will show: damage is told before the work
-    wanted = keys(params, DATA, candidates)
+    files = read_stages(DATA)  # all that the report will show: damage is told before the work
+    candidates = files.candidates
+    wanted = keys(params, DATA, candidates, files.steps)
     before = record.read_if_there(HERE / RECORD)
     with Journal(HERE / JOURNAL) as journal:
         todo = [
@@ -56,13 +58,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             copies = 1 if arguments.no_tracking else 2  # MLflow's registry keeps one
             require_space(HERE, _size_bytes(winner, read_shape(params.model), params.export, copies))
         with open_tracker("export", params, enabled=not arguments.no_tracking) as tracker:
-            data = _export(params, candidates, wanted, before, todo, journal, tracker)
+            data = _export(params, candidates, files.steps, wanted, before, todo, journal, tracker)
     _print_table(data)
 
 
 def _export(
     params: Params,
     candidates: Sequence[Candidate],
+    steps: Sequence[Step],
     wanted: Mapping[ExportPart, str],
     before: Record | None,
     todo: Collection[ExportPart],
@@ -75,7 +78,7 @@ def _export(
             from stages.export.produce import produce  # opens the model
 
             _say(todo)
-            found = produce(params, candidates, wanted, todo, before, HERE, new, journal, tracker)
+            found = produce(params, candidates, steps, wanted, todo, before, HERE, new, journal, tracker)
         else:
             print("export: all of the export before is as asked for: the report alone is made anew")
             found = before
@@ -88,6 +91,7 @@ def _export(
         write_report(data, new)
         if anew:
             write_card(data, found, new, new / PICTURES)
+    write_summary(SUMMARY, data)
     card = write_card(data, found, HERE, HERE / PICTURES)
     _tell(params, candidates, data, found, card, journal, tracker)
     return data
@@ -130,7 +134,7 @@ def _tell(
 ) -> None:
     """Log the final table, where it is not logged yet, and register the model."""
     for key in found.table.rows.values():
-        tracker.log_evaluation(journal.rows[key], data.shape, found.table.words)
+        tracker.log_evaluation(journal.rows[key], found.table.words)
     tracker.tag_roles({found.table.rows[outcome.WINNER]: Role(outcome.WINNER)})
     tracker.log_stage(
         flat_metrics(data)

@@ -3,9 +3,11 @@
     python -m stages.search.explain 7.mlp      # in words
     python -m stages.search.explain            # every site, a line each, the dearest next cut first
 
-Read from what a run left: the predictor's forecasts of the winner with that site cut one width further, given
-one back, or left whole. A search that minimises the objective at a budget cuts until what every site would
-cost next, a parameter, is about alike: sites whose next cut is dear stay as they are.
+The search writes it. What the forecast of the winner lies above the dense model's is the sum of what each
+site adds: by its damage curve, by what the pairs taught of that curve, and by the trees, whose part is
+divided by their SHAP values (Lundberg & Lee 2017, as xgboost computes them exactly). What one width more or
+less would cost is forecast. A search that minimises the objective at a budget cuts until what every site
+would cost next, a parameter, is about alike: sites whose next cut is dear stay as they are.
 """
 
 from __future__ import annotations
@@ -15,94 +17,124 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
-from stages.build_dataset.features import ALONE, Features
-from stages.config.params import Params, load_params
-from stages.evaluate.results.damage import DamageCurves
-from stages.files import InputError
-from stages.metrics.objective import objective_of
-from stages.sample import designs
-from stages.sample.space import options
-from stages.search import narrowed_space, outcome
-from stages.search.narrowed_space import NarrowedSite
+from stages.files import InputError, numbers, read_csv, write_text
 from stages.stage import DATA, command
-from stages.train_predictor.predictor import Predictor
+
+if TYPE_CHECKING:
+    from stages.build_dataset.features import Features
+    from stages.search.narrowed_space import NarrowedSite
+    from stages.train_predictor.predictor import Predictor
+
+EXPLAINED = Path("search") / "explained.csv"
+_FIGURES = ("ratio", "curve", "pairs", "trees", "alone", "rank", "low", "high")
+_PRICES = ("next_price", "last_price")
+_COLUMNS = ("site", "dense", "kept", "label", *_FIGURES, *_PRICES)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is forecast around one site's width: costs are of the objective, prices a million parameters."""
+    """What is forecast of one site's width: costs are of the objective, prices a million parameters."""
 
     site: Site
     dense: Width
     kept: Width
     ratio: float
-    cost: float
-    """What the forecast rises by, because the site is cut as it is."""
+    curve: float
+    """What the cut adds to the forecast by the site's damage curve as it was expected."""
+    pairs: float
+    """What the pairs corrected of that."""
+    trees: float
+    """What the trees, or whatever else forecasts beside curves, add."""
+    alone: float | None
+    """What cutting the site alone by `ALONE` costs, in nats a token, by its damage curve, if it has one."""
+    rank: int
+    """Its place among all sites by that, the dearest first; 0 without a curve."""
+    label: str
+    """What narrowing found it."""
+    interval: tuple[float, float]
+    """The ratios that narrowing left to the search."""
     next_price: float | None
-    """What the next width below would cost; None where the site is gone."""
+    """What the next width below would cost; None where the site is gone, or its width between two."""
     last_price: float | None
     """What the last width that was given up has cost; None where the site is whole."""
-    alone: float | None
-    """What cutting the site alone by `ALONE` costs, in nats a token, by its damage curve."""
-    rank: int
-    """Its place among all sites by that, the dearest first."""
-    narrowed: NarrowedSite | None
+
+    @property
+    def rise(self) -> float:
+        """What the cut adds to the forecast objective: over all sites, what the winner lies above dense."""
+        return self.curve + self.pairs + self.trees
 
 
-def explanations(data: Path, params: Params) -> list[Explanation]:
-    """One of every site, in the order in which data passes.
+def explanations(
+    predictor: Predictor,
+    features: Features,
+    winner: Architecture,
+    granularity: int,
+    narrowed: Sequence[NarrowedSite],
+    weights: Mapping[str, float],
+) -> list[Explanation]:
+    """One of every site, in the order in which data passes; `weights` are the objective's."""
+    from stages.build_dataset.features import ALONE
 
-    Raises:
-        InputError: a file of the run is missing, damaged or of another release.
-    """
-    shape, _ = designs.read(data / "sample" / "architectures.json")
-    predictor = Predictor.load(data / "train_predictor" / "predictor")
-    curves = DamageCurves.read(data / "build_dataset" / "damage.json", stage="build-dataset")
-    scores = data / "evaluate" / "importance.safetensors"
-    features = Features.of_model(shape, params.build_dataset.band, scores, curves)
-    candidates = outcome.read(data / "search" / "outcome.json")
-    winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
-    left = {n.site: n for n in narrowed_space.read(data / "search" / "narrowed_space.json").sites}
-    sites = list(shape.sites())
-    alone = {} if curves is None else {site: curves.damage(site, ALONE) for site in sites}
+    shape, sites = features.shape, list(features.shape.sites())
+    left = {n.site: n for n in narrowed}
+    alone = {} if features.curves is None else {s: features.curves.damage(s, ALONE) for s in sites}
     dearest = sorted(alone, key=lambda site: -alone[site])
-    asked: dict[tuple[Site, int], Architecture] = {}
-    for site in sites:
-        widths = [option.width for option in options(shape, site, params.sample.mlp_granularity)]
-        kept = winner.widths[site.layer].of(site.kind)
-        place = widths.index(kept) if kept in widths else None
-        asked[site, 0] = _with(winner, site, shape.width(site))
-        if place is not None:
-            for step in (-1, 1):
-                if 0 <= place + step < len(widths):
-                    asked[site, step] = _with(winner, site, widths[place + step])
-    worth = _objectives(predictor, features, [winner, *asked.values()], params.search.objective)
-    base, costs = worth[0], dict(zip(asked, worth[1:], strict=True))
-    found = []
-    for site in sites:
-        kept = winner.widths[site.layer].of(site.kind)
-        prices = {
-            step: step * (costs[site, step] - base) / _millions(shape, asked[site, step], winner)
-            for step in (-1, 1)
-            if (site, step) in costs
-        }
-        found.append(
-            Explanation(
-                site=site,
-                dense=shape.width(site),
-                kept=kept,
-                ratio=winner.site_ratio(shape, site),
-                cost=base - costs[site, 0],
-                next_price=prices.get(1),
-                last_price=prices.get(-1),
-                alone=alone.get(site),
-                rank=dearest.index(site) + 1 if site in alone else 0,
-                narrowed=left.get(site),
-            )
+    parts = predictor.contributions(features, winner, weights)
+    prices = _prices(predictor, features, winner, granularity, weights)
+    return [
+        Explanation(
+            site=site,
+            dense=shape.width(site),
+            kept=winner.widths[site.layer].of(site.kind),
+            ratio=winner.site_ratio(shape, site),
+            curve=parts["curve"][site],
+            pairs=parts["pairs"][site],
+            trees=parts["trees"][site],
+            alone=alone.get(site),
+            rank=dearest.index(site) + 1 if site in alone else 0,
+            label=left[site].label,
+            interval=left[site].interval,
+            next_price=prices.get((site, 1)),
+            last_price=prices.get((site, -1)),
         )
-    return found
+        for site in sites
+    ]
+
+
+def _prices(
+    predictor: Predictor,
+    features: Features,
+    winner: Architecture,
+    granularity: int,
+    weights: Mapping[str, float],
+) -> dict[tuple[Site, int], float]:
+    """What one width less (1) or more (-1) of a site changes the forecast by, a million parameters."""
+    from stages.metrics.objective import objective_of
+    from stages.sample.space import options
+
+    shape = features.shape
+    asked: dict[tuple[Site, int], Architecture] = {}
+    for site in shape.sites():
+        widths = [option.width for option in options(shape, site, granularity)]
+        kept = winner.widths[site.layer].of(site.kind)
+        if kept not in widths:  # between two of this granularity
+            continue
+        place = widths.index(kept)
+        for step in (-1, 1):
+            if 0 <= place + step < len(widths):
+                asked[site, step] = _with(winner, site, widths[place + step])
+    forecasts = predictor.forecast(features.matrix([winner, *asked.values()]))
+    base, *others = (
+        objective_of({target: values[i] for target, values in forecasts.items()}, weights)
+        for i in range(len(asked) + 1)
+    )
+    return {
+        key: key[1] * float(other - base) / _millions(shape, asked[key], winner)
+        for key, other in zip(asked, others, strict=True)
+    }
 
 
 def _with(architecture: Architecture, site: Site, width: Width) -> Architecture:
@@ -118,35 +150,74 @@ def _millions(shape: ModelShape, one: Architecture, other: Architecture) -> floa
     return abs(one.kept_parameters(shape) - other.kept_parameters(shape)) / 1e6
 
 
-def _objectives(
-    predictor: Predictor,
-    features: Features,
-    architectures: Sequence[Architecture],
-    weights: Mapping[str, float],
-) -> list[float]:
-    forecasts = predictor.forecast(features.matrix(architectures))
-    return [
-        float(objective_of({target: values[i] for target, values in forecasts.items()}, weights))
-        for i in range(len(architectures))
-    ]
+def write(path: Path, every: Sequence[Explanation]) -> None:
+    """Write a row a site; what is not known is left empty."""
+    rows = [",".join(_COLUMNS)]
+    for one in every:
+        low, high = one.interval
+        values = {**one.__dict__, "low": low, "high": high}
+        values |= {name: "x".join(map(str, values[name])) for name in ("dense", "kept")}
+        rows.append(",".join("" if values[name] is None else str(values[name]) for name in _COLUMNS))
+    write_text(path, "\n".join(rows) + "\n")
 
 
-def words(one: Explanation, all_of_them: Sequence[Explanation]) -> list[str]:
+def read(path: Path) -> list[Explanation]:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is missing or damaged, or lacks a column.
+    """
+    return [_read(path, row) for row in read_csv(path, _COLUMNS, "search")]
+
+
+def _read(path: Path, row: Mapping[str, str]) -> Explanation:
+    words = {key: row[key] for key in ("site", "dense", "kept", "label")}
+    values = numbers({key: row[key] for key in (*_FIGURES, *_PRICES)}, path, "search")
+    try:
+        layer, kind = words["site"].split(".")
+        dense, kept = (tuple(map(int, words[name].split("x"))) for name in ("dense", "kept"))
+        return Explanation(
+            site=Site(int(layer), Kind(kind)),
+            dense=dense,
+            kept=kept,
+            ratio=values["ratio"],
+            curve=values["curve"],
+            pairs=values["pairs"],
+            trees=values["trees"],
+            alone=values.get("alone"),
+            rank=int(values["rank"]),
+            label=words["label"],
+            interval=(values["low"], values["high"]),
+            next_price=values.get("next_price"),
+            last_price=values.get("last_price"),
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: the row of {row['site']} is damaged; run `dvc repro search`") from error
+
+
+def going_rate(every: Sequence[Explanation]) -> float:
+    """The median price of all sites' next cuts; 0 where there is none."""
+    return median([e.next_price for e in every if e.next_price is not None] or [0.0])
+
+
+def words(one: Explanation, every: Sequence[Explanation]) -> list[str]:
     """The explanation of one site, in sentences."""
-    rate = median(e.next_price for e in all_of_them if e.next_price is not None)
+    rate = going_rate(every)
     cuts = f"{100 * one.ratio:.0f} % of its parameters are removed" if one.ratio else "nothing is removed"
-    found = [f"{one.site}: {_told(one.kept)} are kept, of {_told(one.dense)}; {cuts}."]
-    if one.narrowed is not None:
-        low, high = one.narrowed.interval
-        label = "left dense" if one.narrowed.label == "exempt" else f"{one.narrowed.label}"
-        found.append(f"Narrowing found it {label}: ratios of {low:g} to {high:g} were left to the search.")
+    found = [f"{one.site}: {told(one.kept)} are kept, of {told(one.dense)}; {cuts}."]
+    low, high = one.interval
+    label = "left dense" if one.label == "exempt" else one.label
+    found.append(f"Narrowing found it {label}: ratios of {low:g} to {high:g} were left to the search.")
     if one.alone is not None:
         found.append(
-            f"Cut alone by {100 * ALONE:.0f} % it costs {one.alone:.4f} nats a token by its damage curve: "
-            f"place {one.rank} of {len(all_of_them)}, the dearest first."
+            f"Cut alone by 30 % it costs {one.alone:.4f} nats a token by its damage curve: "
+            f"place {one.rank} of {len(every)}, the dearest first."
         )
     if one.ratio:
-        found.append(f"As it is cut, it adds {one.cost:+.4f} to the forecast objective.")
+        found.append(
+            f"As it is cut, it adds {one.rise:+.4f} to the forecast objective: {one.curve:+.4f} by its "
+            f"damage curve, {one.pairs:+.4f} by what the pairs taught of it, {one.trees:+.4f} by the trees."
+        )
     if one.last_price is not None:
         found.append(f"Its last cut cost {one.last_price:.4f} a million parameters.")
     if one.next_price is None:
@@ -160,24 +231,25 @@ def words(one: Explanation, all_of_them: Sequence[Explanation]) -> list[str]:
     return found
 
 
-def _told(width: Width) -> str:
+def told(width: Width) -> str:
+    """A width in words."""
     return f"{width[0]:,} channels" if len(width) == 1 else f"{width[0]} x {width[1]} heads"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.search.explain", description=__doc__)
     parser.add_argument("site", nargs="?", help="such as 7.mlp or 12.attention; without it, all")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+    parser.add_argument("--data", type=Path, default=DATA, help="default: data")
     arguments = parser.parse_args()
-    every = explanations(DATA, load_params(arguments.params))
+    every = read(arguments.data / EXPLAINED)
     if arguments.site is None:
-        print(f"{'site':14}{'kept':>16}{'ratio':>8}{'cost':>10}{'last price':>12}{'next price':>12}")
+        print(f"{'site':14}{'kept':>16}{'ratio':>8}{'adds':>10}{'last price':>12}{'next price':>12}")
         for one in sorted(every, key=lambda e: -(e.next_price or 0.0)):
             last, following = (
                 "–" if price is None else f"{price:.4f}" for price in (one.last_price, one.next_price)
             )
-            kept = _told(one.kept)
-            print(f"{one.site!s:14}{kept:>16}{one.ratio:>8.2f}{one.cost:>10.4f}{last:>12}{following:>12}")
+            kept = told(one.kept)
+            print(f"{one.site!s:14}{kept:>16}{one.ratio:>8.2f}{one.rise:>10.4f}{last:>12}{following:>12}")
         return
     by_name = {str(one.site): one for one in every}
     if arguments.site not in by_name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from stages.metrics.objective import objective_of
 from stages.sample import designs
 from stages.sample.limits import Limit
 from stages.search import outcome, tables
-from stages.search.outcome import FRONT, Candidate
+from stages.search.outcome import FRONT, Candidate, Step
 from stages.search.rounds import Metrics, Round
 from stages.tracking.records import Role, SearchRound
 from stages.tracking.tracker import Tracker
@@ -75,17 +76,20 @@ def write(
     params: Params,
     rounds: Sequence[Round],
     candidates: Sequence[Candidate],
+    steps: Sequence[Step],
     protocol: Sequence[Mapping[str, Any]],
     limits: Sequence[Limit] = (),
 ) -> None:
-    """Write the trials, a row a round, the outcome, and the metrics that DVC shows.
+    """Write the trials, a row a round, the outcome with its `steps`, and the search's metrics.
 
     Among those, what each candidate takes of what the budget limits, as forecast by its table.
     """
     tables.write_trials(here / tables.TRIALS, rounds)
     errors = tables.round_errors(rounds, params.search.objective)
     tables.write_rounds(here / tables.ROUNDS, errors)
-    outcome.write(here / "outcome.json", candidates, [t for t in tables.TABLES if (here / t).is_file()])
+    outcome.write(
+        here / "outcome.json", candidates, [t for t in tables.TABLES if (here / t).is_file()], steps
+    )
     by_name = {c.name: c for c in reversed(candidates)}
     selection = {
         name: {"overall_ratio": c.overall_ratio, "objective": c.objective, **c.metrics}
@@ -109,8 +113,8 @@ def log_round(tracker: Tracker, params: Params, found: Round) -> None:
         seed=section.seed,
         trials=len(found.trials),
         measured=len(found.measured),
-        best_forecast=min(t.objective for t in found.trials),
-        errors=errors,
+        best_forecast=found.best_trial.objective,
+        errors=errors | ({"gain": found.gain} if math.isfinite(found.gain) else {}),
     )
     with tempfile.TemporaryDirectory() as folder:
         found.predictor.save(Path(folder) / "predictor")
@@ -120,5 +124,5 @@ def log_round(tracker: Tracker, params: Params, found: Round) -> None:
 def tell(tracker: Tracker, here: Path, candidates: Sequence[Candidate], rows: Mapping[str, Row]) -> None:
     """Tell each candidate's role, and hand over the search's files."""
     tracker.tag_roles({rows[c.architecture.id].key: Role(c.name, c.objective) for c in candidates})
-    names = ("trials.csv", "rounds.csv", "narrowed_space.json", "outcome.json", "front.csv")
+    names = (*tables.TABLES, "narrowed_space.json", "outcome.json")
     tracker.log_stage(artifacts=[here / name for name in names])

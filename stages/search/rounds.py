@@ -8,6 +8,7 @@ study of methods, so that both spend real evaluations alike.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ Metrics = Mapping[str, float]
 Measure = Callable[[Sequence[Architecture], int], Mapping[Architecture, Metrics]]
 """Measures architectures for real, in a round of that number; what is measured already costs nothing.
 What failed is not among its results."""
+ONE_SHOT = -1
+"""The number of a trial that no study asked: the cheapest cut by the damage curves."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ class Round:
     trials: Sequence[Trial]
     chosen: Sequence[Trial]
     measured: Mapping[Architecture, Metrics]
+    gain: float = math.inf
+    """What the best measured objective of the budget fell by; infinite where none was measured before."""
+
+    @property
+    def one_shot(self) -> Architecture | None:
+        """What the damage curves alone say is best, uncorrected by pairs; the first round measures it."""
+        return next((t.architecture for t in self.chosen if t.number == ONE_SHOT), None)
+
+    @property
+    def best_trial(self) -> Trial:
+        """The first of the lowest forecast."""
+        return min(self.trials, key=lambda trial: (trial.objective, trial.number))
 
     def errors(self, weights: Mapping[str, float]) -> dict[str, float]:
         """Errors of the forecasts of architectures that the predictor had not seen, before they join.
@@ -102,7 +117,7 @@ class GuidedSearch:
 
         Returns the rounds and everything that is measured by then. Started again after a kill, it
         repeats no measurement, and no trial of a study that `storage` holds. A round whose trials hold
-        nothing new is the last.
+        nothing new is the last, and so is one that gains less than ``search.min_gain``.
 
         Raises:
             InputError: no architecture of the budget is found, and none was measured before.
@@ -125,12 +140,28 @@ class GuidedSearch:
             measured = self.measure(asked, number) if chosen else {}
             failed += [architecture for architecture in asked if architecture not in measured]
             chosen = [t for t in chosen if t.architecture in measured]
-            rounds.append(Round(number, predictor, trials, chosen, measured))
-            after(rounds[-1])
+            before = self._lowest(known)
             known |= measured
-            if not asked:
+            gain = before - self._lowest(known) if math.isfinite(before) else math.inf
+            rounds.append(Round(number, predictor, trials, chosen, measured, gain))
+            after(rounds[-1])
+            if not asked or (number < self.search.rounds and self._ends(number, gain)):
                 break
         return rounds, known
+
+    def _lowest(self, known: Mapping[Architecture, Metrics]) -> float:
+        """The lowest measured objective within the budget; infinite where there is none."""
+        best = self.best(known)
+        return objective_of(known[best[0]], self.search.objective) if best else math.inf
+
+    def _ends(self, number: int, gain: float) -> bool:
+        """Whether a round gained too little for another to follow it, which is said."""
+        least = self.search.min_gain
+        if gain >= least:
+            return False
+        told = f"round {number} lowered the best measured objective by {gain:.4f}"
+        print(f"{told}, less than search.min_gain {least:g}: no further round follows", flush=True)
+        return True
 
     def _tell(self, number: int, trials: int, new: int, known: Mapping[Architecture, Metrics]) -> None:
         """Say that a round measures fewer architectures than asked for; an error where there is not one."""
@@ -192,7 +223,7 @@ class GuidedSearch:
         found = space.project(wishes, ratio, self.budget.tolerance, at_least=True)
         forecasts = predictor.forecast(self.features.row(found)[None])
         forecast = {target: float(values[0]) for target, values in forecasts.items()}
-        return [Trial(-1, found, forecast, objective_of(forecast, self.search.objective))]
+        return [Trial(ONE_SHOT, found, forecast, objective_of(forecast, self.search.objective))]
 
     def _damage(self, predictor: Predictor, space: Space) -> Damage:
         """What a predictor says that each width costs alone: the objective's rise, never falling."""
@@ -224,12 +255,15 @@ class GuidedSearch:
 
         As many as there are finalists.
         """
-        shape, weights = self.features.shape, self.search.objective
-        ratio = self.budget.overall_ratio if overall_ratio is None else overall_ratio
-        tolerance = self.budget.tolerance + 1e-9
-        if overall_ratio is None and self.limits:
-            near = [a for a in known if all(limit.allows(a) for limit in self.limits)]
-        else:
-            assert ratio is not None  # a budget without limits states one
-            near = [a for a in known if 0 <= a.overall_ratio(shape) - ratio + 1e-9 <= tolerance]
+        weights = self.search.objective
+        near = [a for a in known if self.meets(a, overall_ratio)]
         return sorted(near, key=lambda a: (objective_of(known[a], weights), a.id))[: self.search.finalists]
+
+    def meets(self, architecture: Architecture, overall_ratio: float | None = None) -> bool:
+        """Whether an architecture is within the budget, or of another overall ratio."""
+        if overall_ratio is None and self.limits:
+            return all(limit.allows(architecture) for limit in self.limits)
+        ratio = self.budget.overall_ratio if overall_ratio is None else overall_ratio
+        assert ratio is not None  # a budget without limits states one
+        found = architecture.overall_ratio(self.features.shape)
+        return 0 <= found - ratio + 1e-9 <= self.budget.tolerance + 1e-9

@@ -27,7 +27,7 @@ from stages.metrics.registered import shown
 from stages.sample import designs
 from stages.sample.designs import Designed
 from stages.sample.limits import Limited, limits_of
-from stages.search import front, narrowed_space, narrowing, outcome, results, tables
+from stages.search import course, explain, front, narrowed_space, narrowing, outcome, results, tables
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.stage import DATA
 from stages.tracking.tracker import open_tracker
@@ -70,7 +70,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
 
         def log_by(evaluator: Evaluator) -> Callable[[Row], None]:
             words = evaluator.selection.words()
-            return lambda row: tracker.log_evaluation(row, shape, words)
+            return lambda row: tracker.log_evaluation(row, words)
 
         def measure(architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
             work = [Work(a, f"round-{number}", may_fail=True) for a in architectures]
@@ -84,6 +84,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
             measure, HERE / "studies.log", limits,
         )  # fmt: skip
         known = _known(designed, pairs, targets)
+        pairs_known = known
         rounds, known = guided.run(known, first, lambda r: results.log_round(tracker, params, r))
         last = guided.learn(known)
         sites, space = narrowing.narrowed(section, granularity, last, features, guided.table(known))
@@ -99,7 +100,12 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)
         tables.write_front(HERE / tables.FRONT, front.rows(candidates, shape, limits))
-        results.write(HERE, params, rounds, candidates, finally_.protocol, limits)
+        course.write(HERE / tables.COURSE, course.course(guided, pairs_known, rounds))
+        winner = outcome.candidate_of(candidates, outcome.WINNER).architecture
+        around = explain.explanations(last, features, winner, granularity, sites, section.objective)
+        explain.write(HERE / tables.EXPLAINED, around)
+        steps = course.steps(guided, pairs_known, rounds)
+        results.write(HERE, params, rounds, candidates, steps, finally_.protocol, limits)
         results.tell(tracker, HERE, candidates, rows)
     for candidate in candidates:
         decisive = ", ".join(f"{k} {v:.2f}" for k, v in shown(candidate.metrics, Shown.VERDICT).items())

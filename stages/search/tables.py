@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from stages.search.rounds import Round
 
 STAGE = "search"
-FRONT, ROUNDS, TRIALS = TABLES = ("front.csv", "rounds.csv", "trials.csv")
+COURSE, EXPLAINED, FRONT, ROUNDS, TRIALS = TABLES = (
+    "course.csv",
+    "explained.csv",
+    "front.csv",
+    "rounds.csv",
+    "trials.csv",
+)
 SCHEMA, VERSION = "prunecast.search-metrics", 2
 _FORECAST, _TAKES = "forecast.", "takes."
 _FRONT = ["name", "architecture", "overall_ratio", "parameters", "objective", "dominated"]
@@ -127,8 +134,17 @@ def read_history(path: Path) -> list[float]:
 
 
 def round_errors(rounds: Sequence[Round], weights: Mapping[str, float]) -> list[dict[str, float]]:
-    """A mapping a round: "round", "measured", and the errors of its forecasts (`Round.errors`)."""
-    return [{"round": r.number, "measured": len(r.measured), **r.errors(weights)} for r in rounds]
+    """A mapping a round: "round", "measured", and the errors of its forecasts (`Round.errors`).
+
+    Among them how many "trials" there were, which of them was the first of the lowest forecast
+    ("best_trial", from 1), and by how much the best measured objective fell ("gain"), where that is known.
+    """
+    return [
+        {"round": r.number, "measured": len(r.measured), **r.errors(weights)}
+        | {"trials": len(r.trials), "best_trial": r.trials.index(r.best_trial) + 1}
+        | ({"gain": r.gain} if math.isfinite(r.gain) else {})
+        for r in rounds
+    ]
 
 
 def write_rounds(path: Path, errors: Sequence[Mapping[str, float]]) -> None:

@@ -15,6 +15,8 @@ from pathlib import PurePath
 
 import psutil
 
+WRITTEN = ("dvc.lock", "data/summary.json")
+"""Files in git that a run of the pipeline writes."""
 CLOCK_SLACK_S = 5.0
 """Start times are derived from the wall clock, which may be adjusted while a process runs."""
 
@@ -108,9 +110,14 @@ def user() -> str:
 
 
 def git_commit() -> tuple[str, bool] | None:
-    """The commit that is checked out, and whether tracked files differ from it; None outside git."""
+    """The commit that is checked out, and whether tracked files differ from it; None outside git.
+
+    What a run writes itself is no difference: of every clone, DVC rewrites the lock.
+    """
     commit = _git("rev-parse", "HEAD")
-    return None if not commit else (commit, bool(_git("status", "--porcelain", "--untracked-files=no")))
+    others = (":/", *(f":(exclude,top){path}" for path in WRITTEN))
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *others)
+    return None if not commit else (commit, bool(changed))
 
 
 def _git(*arguments: str) -> str:

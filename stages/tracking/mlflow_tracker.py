@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from stages.architecture import ModelShape
 from stages.config.params import Params
 from stages.files import InputError, digest
+from stages.metrics.objective import objective_of
 from stages.tracking import names, pipeline_run, registry, sqlite_store, store
 from stages.tracking.delivery import Delivery
 from stages.tracking.mlflow_writer import MlflowWriter
@@ -91,14 +91,15 @@ class MlflowTracker:
             self._outbox.close()
             self._settings.close()
 
-    def log_evaluation(self, row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> None:
+    def log_evaluation(self, row: MeasuredRow, protocol: Mapping[str, str]) -> None:
         """Log a measured architecture as a run of its own, unless its key is logged already.
 
         Raises:
             ValueError: a metric is not a finite number.
         """
         if row.key not in self._told and not self._writer.is_logged(self._begin, row.key):
-            self._put_run(Kind.RUN, names.evaluation(row, shape, protocol))
+            about = names.evaluation(row, protocol, self._params.model.source, self._objective(row.metrics))
+            self._put_run(Kind.RUN, about)
         self._told.add(row.key)
 
     def tag_roles(self, roles: Mapping[str, Role]) -> None:
@@ -108,7 +109,8 @@ class MlflowTracker:
 
     def log_round(self, found: SearchRound, predictor: Path) -> None:
         """Log a round of the search as a run of its own, with its predictor's folder, once for its key."""
-        self._put_run(Kind.RUN, names.search_round(found), [predictor])
+        title = names.title(self._params.model.source, self._params.budget.overall_ratio)
+        self._put_run(Kind.RUN, names.search_round(found, title), [predictor])
 
     def log_predictor(
         self,
@@ -129,7 +131,7 @@ class MlflowTracker:
             The same predictor with the same errors is stored once.
         """
         known = digest(asdict(fitted), registry.digest_of(folder))
-        about = names.predictor(fitted, known)
+        about = names.predictor(fitted, known, self._params.model.source)
         tables = {"example": example.astype("float64"), "forecast": forecast}  # integers would refuse floats
         content: dict[str, Any] = {"registered": names.registered(fitted.target, self._params.model.source)}
         content["digest"] = known
@@ -170,6 +172,11 @@ class MlflowTracker:
     def run(self) -> str:
         """The id of the run of the pipeline; nothing where nothing is tracked, or not yet."""
         return self._writer.run
+
+    def _objective(self, metrics: Numbers) -> float | None:
+        """The search's objective of what was measured; None where a corpus of it was not."""
+        weights = self._params.search.objective
+        return objective_of(metrics, weights) if weights.keys() <= metrics.keys() else None
 
     def _put_run(
         self, kind: Kind, about: NamedRun, files: Sequence[Path] = (), content: Mapping[str, Any] = NONE

@@ -14,7 +14,7 @@ from typing import Any
 from stages.tracking import registry, sqlite_store, store
 from stages.tracking.names import KEY, MEASURED, NONE, OBJECTIVE, RECORD
 from stages.tracking.outbox import Begin, Kind, Letter
-from stages.tracking.pipeline_run import COMMIT, DIRTY, PROCESS, Experiment
+from stages.tracking.pipeline_run import COMMIT, DIRTY, PROCESS, Experiment, compared
 from stages.tracking.sqlite_store import StoreError
 
 PARENT = "mlflow.parentRunId"
@@ -119,7 +119,7 @@ class MlflowWriter:
             found = self._experiment(begin).of(begin)
             run = found.info.run_id if found else self._created(begin, begin.name, begin.tags, begin.at)
             if found is None or not found.data.params:
-                self._log(run, begin.at, begin.params)
+                self._log(run, begin.at, compared(begin.params))
             self._parents[begin] = run
         return self._parents[begin]
 
@@ -132,6 +132,7 @@ class MlflowWriter:
 
     def _begin(self, letter: Letter) -> str:
         begin = letter.begin
+        self._experiment(begin).show(begin.views)
         before = self._experiment(begin).of(begin)
         run = self._parent(begin)
         if before is not None:

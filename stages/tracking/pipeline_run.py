@@ -5,18 +5,19 @@ Works on the client that it is given, and imports no mlflow.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stages.config.params import Params
-from stages.tracking import invocation, store
+from stages.tracking import invocation, names, store, views
 from stages.tracking.invocation import ProcessIdentity
 from stages.tracking.names import KEY, RECORD
 from stages.tracking.outbox import Begin
 from stages.tracking.sqlite_store import StoreError
+from stages.tracking.views import TAG
 
 PROCESS = "prunecast.process"
 """Tag of every run: the process that writes it."""
@@ -24,6 +25,19 @@ INVOCATION = "prunecast.invocation"
 """Tag of the run of the pipeline: the process of dvc."""
 COMMIT = "mlflow.source.git.commit"
 DIRTY = "prunecast.git.dirty"
+PARAMS = "prunecast.params"
+"""Tag of the run of the pipeline: all params, as JSON."""
+OBJECTIVES = "search.objective."
+COMPARED = {
+    "profile", "model.source", "model.revision",
+    "budget.overall_ratio", "budget.size_bytes", "budget.prefill_ms", "budget.decode_ms",
+    "sample.seed", "sample.bundled", "sample.free", "sample.spread", "sample.single_site_ratios",
+    "evaluate.importance", "evaluate.reconstruction.method", "evaluate.calibration.samples",
+    "evaluate.calibration.sequence_length", "evaluate.measurement.windows",
+    "train_predictor.model", "search.sampler", "search.trials", "search.rounds", "search.per_round",
+    "search.seed", "search.repair_again", "export.recovery.method", "export.recovery.tokens", "export.dtype",
+}  # fmt: skip
+"""The params, as `store.flatten` names them, that a run of the pipeline shows."""
 
 
 def describe(stage: str, run_params: Params) -> Begin:
@@ -35,18 +49,26 @@ def describe(stage: str, run_params: Params) -> Begin:
     commit = invocation.git_commit()
     if commit is not None:
         own |= {COMMIT: commit[0], DIRTY: str(commit[1]).lower()}
-    titles = {"repro": "repro", "exp": f"exp {os.environ.get('DVC_EXP_NAME', '')}".strip()}
+    title = names.title(run_params.model.source, run_params.budget.overall_ratio)
+    titles = {"repro": title, "exp": f"{title} · exp {os.environ.get('DVC_EXP_NAME', '')}".strip()}
+    every = json.dumps(run_params.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
     source = {"mlflow.source.name": f"dvc {ours.command}"} if ours.command else {}
     return Begin(
         experiment=run_params.tracking.experiment,
         stage=stage,
         invocation=str(ours.identity),
-        name=f"{titles.get(ours.command, stage)} {datetime.now():%Y-%m-%d %H:%M}",
-        tags=own | source | {INVOCATION: str(ours.identity)},
+        name=titles.get(ours.command, f"{title} · {stage}"),
+        tags=own | source | {INVOCATION: str(ours.identity), PARAMS: every[: names.TAG_LENGTH]},
         own=own,
         params=store.flatten(run_params.model_dump(mode="json")),
         at=int(time.time() * 1000),
+        views=views.views(run_params),
     )
+
+
+def compared(params: Mapping[str, str]) -> dict[str, str]:
+    """The params that runs are compared by; all of them are in the run's tag `PARAMS`."""
+    return {key: value for key, value in params.items() if key in COMPARED or key.startswith(OBJECTIVES)}
 
 
 class Experiment:
@@ -78,6 +100,13 @@ class Experiment:
         self.id = str(found.experiment_id)
         if not self.id:
             raise StoreError("its answers are not those of MLflow")
+
+    def show(self, views: Mapping[str, str]) -> None:
+        """Keep the views as tags of the experiment, where they are not there yet."""
+        there = self._client.get_experiment(self.id).tags
+        for name, state in views.items():
+            if there.get(f"{TAG}{name}") != state:
+                self._client.set_experiment_tag(self.id, f"{TAG}{name}", state)
 
     def search(self, condition: str) -> Iterator[Any]:
         """The runs that are not deleted and meet the condition, oldest first."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from stages.architecture import ModelShape
 from stages.config.params import Params
 from stages.tracking.mlflow_tracker import MlflowTracker
 from stages.tracking.nothing import Nothing
@@ -48,8 +47,8 @@ class Tracker(Protocol):
     def run(self) -> str:
         """The id of the run of the pipeline; nothing where nothing is tracked."""
 
-    def log_evaluation(self, row: MeasuredRow, shape: ModelShape, protocol: Mapping[str, str]) -> None:
-        """Keep a measured architecture of a model of that shape, once for its key.
+    def log_evaluation(self, row: MeasuredRow, protocol: Mapping[str, str]) -> None:
+        """Keep a measured architecture, once for its key.
 
         `protocol` says in words how the figures of each corpus were measured.
         """

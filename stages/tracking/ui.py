@@ -10,15 +10,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import sqlite3
 import sys
+import time
+import webbrowser
 from pathlib import Path
 
 from stages.files import InputError
 from stages.stage import command
 from stages.tracking import store
+from stages.tracking.views import WORDS
 
 HOST = "127.0.0.1"
+UP_S = 60
+"""Seconds that the server may take to answer."""
 
 
 def address(database: Path, port: int) -> str:
@@ -43,16 +49,43 @@ def address(database: Path, port: int) -> str:
     return f"http://{HOST}:{port}/#/experiments/{row[0]}/runs"
 
 
+def view(runs: str, name: str) -> str:
+    """The address of a saved view of the runs."""
+    return f"{runs}?viewStateShareKey={name}&compareRunsMode=TABLE"
+
+
+def _open_when_up(where: str, port: int) -> None:
+    """Open a browser there, from a process of its own, once the server answers; nothing without a screen."""
+    if not (sys.stdout.isatty() and (sys.platform == "darwin" or os.environ.get("DISPLAY"))):
+        return
+    if os.fork():
+        return
+    for _ in range(UP_S):
+        with contextlib.suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            webbrowser.open(where)
+            break
+        time.sleep(1)
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.tracking.ui")
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
-    port = parser.parse_args().port
+    parser.add_argument(
+        "--no-open", dest="open", action="store_false", help="do not open a browser, where there is a screen"
+    )
+    arguments = parser.parse_args()
+    port = arguments.port
     where = store.uri()
     database = store.sqlite_file(where)
     if where.startswith("http"):
         raise InputError(f"the runs are at {store.without_password(where)}, which has a UI of its own")
     if database is not None:
-        print(f"the runs: {address(database, port)}", flush=True)
+        runs = address(database, port)
+        for name, words in WORDS.items():
+            print(f"{words + ':':36}{view(runs, name)}", flush=True)
+        if arguments.open:
+            _open_when_up(view(runs, next(iter(WORDS))), port)
     environment = os.environ | store.QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     asked = ["--backend-store-uri", where, "--host", HOST, "--port", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *asked, "--workers", "1"], environment)

@@ -98,12 +98,13 @@ class Curves:
         return total
 
     def by_site(self, damages: Array) -> Array:
-        """What each site adds to the forecast, (m, S)."""
+        """What each site adds to the forecast, (m, S); with a constant their sum is the forecast."""
+        refined = self.slope + (self.slope * _SLOPE) ** 2 * float(self.damages.sum(axis=1) @ self.weights)
         found = []
         for rows in _blocks(damages):
             likeness = _alike(rows, self.damages, self.length)
             factors = np.einsum("mns,ns,n->ms", likeness, self.damages, self.weights)
-            found.append(rows * (self.slope + (self.slope * self.tau) ** 2 * factors))
+            found.append(rows * (refined + (self.slope * self.tau) ** 2 * factors))
         return np.concatenate(found)
 
     def _covariance(self, damages: Array, shared: Array) -> Array:

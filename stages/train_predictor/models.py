@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
-from xgboost import XGBRegressor
+from xgboost import DMatrix, XGBRegressor
 from xgboost.core import XGBoostError
 
 from stages.build_dataset.features import is_of_site, is_trusted
@@ -138,6 +138,28 @@ class TargetModel:
             caused = self.curves.by_site(features[:, self.roles.damages])
             gains[self.roles.damages] += caused.var(axis=0) * len(features)
         return gains / gains.sum() if gains.sum() > 0 else gains
+
+    def contributions(self, features: Array) -> dict[str, Array]:
+        """What each feature adds to the forecasts, (n, F), by the part that says so.
+
+        "curve" is of the damage curves as they were expected, "pairs" what the pairs corrected of them, and
+        "trees" of trees (their SHAP values) and additive model. Over all parts and features they add up to
+        the forecasts, but for a constant.
+        """
+        plain, damages = self.roles.plain, features[:, self.roles.damages]
+        parts = {name: np.zeros(features.shape) for name in ("curve", "pairs", "trees")}
+        if self.curves is not None:
+            expected = self.curves.slope * damages
+            parts["curve"][:, self.roles.damages] = expected
+            parts["pairs"][:, self.roles.damages] = self.curves.by_site(damages) - expected
+        if self.additive is not None:
+            half, known = len(self.additive.weights) // 2, features[:, plain]
+            terms = known * self.additive.weights[:half] + known**2 * self.additive.weights[half:]
+            parts["trees"][:, plain] += terms
+        if self.trees is not None:
+            values = self.trees.get_booster().predict(DMatrix(features[:, plain]), pred_contribs=True)
+            parts["trees"][:, plain] += values[:, :-1]
+        return parts
 
     def to_bytes(self) -> bytes:
         """Everything that the forecasts depend on, as bytes."""

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
+from stages.architecture import Architecture, Site
 from stages.build_dataset.features import Array, Features
 from stages.config.params import TrainPredictor
 from stages.files import check_seals, read_document, seals, write_json
@@ -77,6 +78,29 @@ class Predictor:
                 shares[str(site)] += float(gain) * share
         total = sum(shares.values())
         return {site: share / total if total else 1 / len(shares) for site, share in shares.items()}
+
+    def contributions(
+        self, features: Features, architecture: Architecture, weights: Mapping[str, float]
+    ) -> dict[str, dict[Site, float]]:
+        """What each site adds to an architecture's forecast objective above the dense model's, by part.
+
+        The parts are those of `TargetModel.contributions`, and their sum over parts and sites is the whole
+        rise. A feature of several sites shares its part equally among those that are cut.
+        """
+        rows = features.matrix([features.shape.dense(), architecture])
+        cut = {site for site in features.shape.sites() if architecture.site_ratio(features.shape, site)}
+        found: dict[str, dict[Site, float]] = {}
+        for target, weight in weights.items():
+            sign = 1 if metric_of(target).lower_is_better else -1
+            signed = sign * weight / sum(weights.values())
+            for part, values in self.models[target].contributions(rows).items():
+                of_sites = found.setdefault(part, dict.fromkeys(features.shape.sites(), 0.0))
+                for name, value in zip(self.features, values[1] - values[0], strict=True):
+                    spoken_of = features.sites_of(name)
+                    sharing = [site for site in spoken_of if site in cut] or spoken_of
+                    for site in sharing:
+                        of_sites[site] += signed * float(value) / len(sharing)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write one UBJ file a target that has trees, and predictor.json, which has their checksums.

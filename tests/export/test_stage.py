@@ -12,12 +12,13 @@ from stages.evaluate.results import division
 from stages.export import stage
 from stages.files import InputError
 from stages.sample import designs
-from stages.search import narrowed_space, outcome, tables
+from stages.search import course, explain, narrowed_space, outcome, tables
 from stages.train_predictor import results
 from tests.small import COMMITTED
 
 SHOWN = [
-    (outcome, "check_tables"), (outcome, "read"), (division, "read"), (narrowed_space, "read"),
+    (outcome, "check_tables"), (outcome, "read"), (outcome, "read_steps"), (division, "read"),
+    (narrowed_space, "read"), (course, "read"), (explain, "read"),
     (tables, "read_front"), (tables, "read_history"), (tables, "read_rounds"),
     (results, "read_errors"), (results, "read_forecasts"), (results, "read_judged"),
 ]  # fmt: skip

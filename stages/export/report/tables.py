@@ -8,7 +8,8 @@ from typing import Any
 
 from stages.architecture import Kind, Width
 from stages.export.report.data import ReportData
-from stages.export.report.verdict import percent
+from stages.export.report.verdict import percent, signed_percent
+from stages.export.results.final_table import SearchStep
 from stages.metrics.registered import metric_of
 
 LIMITED = {
@@ -85,6 +86,8 @@ def round_rows(data: ReportData) -> list[dict[str, Any]]:
         {
             "round": figure(row, "round", ".0f"),
             "measured": figure(row, "measured", ".0f"),
+            "best_trial": f"{figure(row, 'best_trial', ',.0f')} of {figure(row, 'trials', ',.0f')}",
+            "gain": figure(row, "gain", ".4f"),
             "spearman": figure(row, "spearman.objective"),
             "errors": [
                 (target, figure(row, f"bias.{target}", "+.3f"), figure(row, f"rmse.{target}"))
@@ -93,6 +96,74 @@ def round_rows(data: ReportData) -> list[dict[str, Any]]:
         }
         for row in data.trust.rounds
     ]
+
+
+def step_rows(data: ReportData) -> list[dict[str, Any]]:
+    """A row a step of the search: what it would have ended with there, and what that is worth."""
+    return [
+        {
+            "name": step.name,
+            "id": step.architecture,
+            "evaluations": f"{step.evaluations:,}",
+            "objective": f"{step.objective:.4f}",
+            "texts": [(format(v, ",.2f"), _step_change(step, key)) for key, v in step.metrics.items()],
+        }
+        for step in data.steps
+    ]
+
+
+def _step_change(step: SearchStep, key: str) -> str:
+    if key not in step.change_percent:
+        return ""
+    error = step.change_errors.get(key)
+    return signed_percent(step.change_percent[key]) + ("" if error is None else f" ± {error:.1f}")
+
+
+def search_words(data: ReportData) -> list[str]:
+    """What pairs and rounds bought, in sentences: on the text that chose, and on text that did not."""
+    if len(data.steps) < 2:
+        return []
+    first, last = data.steps[0], data.steps[-1]
+    than = "the damage curves alone (one-shot)" if first.evaluations == 0 else f"{first.name}"
+    found = [
+        f"{last.evaluations} measured architectures lowered the objective on the selection part from "
+        f"{first.objective:.4f}, {than}, to {last.objective:.4f}."
+    ]
+    if last.architecture == first.architecture:
+        return [*found, "They chose the same architecture: nothing was bought."]
+    judged = {}
+    for key in last.change_percent:
+        error = last.change_errors.get(key)
+        change = last.change_percent[key]
+        judged[key] = None if error is None else 0 if abs(change) <= 2 * error else 1 if change < 0 else -1
+    changes = ", ".join(f"{_step_change(last, k)} on {metric_of(k).corpus}" for k in last.change_percent)
+    told = f"On the report part, which chose nothing, perplexity changed by {changes}"
+    if None in judged.values():
+        return [*found, f"{told}; one window has no error, so nothing can be said of it."]
+    if all(value == 0 for value in judged.values()):
+        return [*found, f"{told}: within two standard errors of nothing."]
+    better, worse = ([k for k, v in judged.items() if v == sign] for sign in (1, -1))
+    parts = [f"a gain on {' and '.join(metric_of(k).corpus for k in better)}"] if better else []
+    parts += [f"a loss on {' and '.join(metric_of(k).corpus for k in worse)}"] if worse else []
+    return [*found, f"{told}: {', '.join(parts)}."]
+
+
+def explained_rows(data: ReportData) -> list[dict[str, Any]]:
+    """A row a site: what its cut adds to the forecast, part by part, and the prices around its width."""
+    return [
+        {
+            "site": f"{one.site.layer} {'MLP' if one.site.kind is Kind.MLP else 'attention'}",
+            "kept": _width(one.kept),
+            "ratio": percent(one.ratio, 0),
+            "parts": [_signed(value) for value in (one.rise, one.curve, one.pairs, one.trees)],
+            "prices": [UNKNOWN if p is None else _signed(p) for p in (one.last_price, one.next_price)],
+        }
+        for one in data.explained
+    ]
+
+
+def _signed(value: float) -> str:
+    return f"{value:.4f}".replace("-", "−")
 
 
 def narrowing_rows(data: ReportData) -> list[dict[str, Any]]:

@@ -89,6 +89,25 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class SearchStep:
+    """What the search would have ended with at one of its steps (`stages.search.outcome.Step`).
+
+    `objective` is of the selection part. `metrics` are perplexities of the report part, by key, of the
+    architecture as the pairs are measured: cut and repaired once. `change_percent` is relative to the first
+    step, empty for that itself, and `change_errors` has its standard errors in percentage points, from
+    differences paired window by window, where they are known.
+    """
+
+    name: str
+    architecture: str
+    evaluations: int
+    objective: float
+    metrics: Mapping[str, float]
+    change_percent: Mapping[str, float]
+    change_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class FinalTable:
     """All contenders, and how they were measured.
 
@@ -102,6 +121,7 @@ class FinalTable:
         words: the same in a sentence a corpus (`Selection.words`).
         rows: the keys of the contenders' rows in the journal, by contender.
         curves: the course of each training, by the contender that it made.
+        steps: what the search bought from step to step.
     """
 
     contenders: Sequence[Contender]
@@ -113,3 +133,4 @@ class FinalTable:
     words: Mapping[str, str]
     rows: Mapping[str, str]
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    steps: Sequence[SearchStep] = ()

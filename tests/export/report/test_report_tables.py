@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from stages.architecture import Kind, Site
 from stages.export.report import from_files, narrowing_chart, page, pictures, tables
-from stages.export.report.data import ReportData, Trust, metrics
+from stages.export.report.data import ReportData, Trust, metrics, write_summary
 from stages.export.report.page import build_report
 from stages.sample.space import options
 from stages.search import front
@@ -56,7 +57,7 @@ def test_all_that_is_asked_of_a_predictor_is_on_the_page(report_data: ReportData
     folds = "log_ppl.news log PPL, nats a token 0.902 0.951 84 pairs 0.823 21 pairs 85 % of the top 20"
     accuracy = "mmlu-dev.accuracy accuracy, 0 to 1 −0.213 0.070 84 pairs – 3 pairs 30 % of the top 20"
     ablation = "log_ppl.news without damages 81 0.744 0.090 0.951 0.823 85 %"
-    for row in (held_out, folds, accuracy, ablation, "round 2 8 0.600 +0.050 0.050 +0.050 0.050"):
+    for row in (held_out, folds, accuracy, ablation, "round 2 8 3 of 60 0.0120 0.600 +0.050 0.050"):
         assert row in text
     assert "80 % interval" in text
     assert "mmlu-dev.accuracy: hardly forecast at all" in text
@@ -183,3 +184,48 @@ def test_ranking_by_the_predictors_gain_is_called_so(report_data: ReportData) ->
     narrowing_chart.draw_narrowing(figure, data)
     assert figure.axes[0].get_ylabel() == "share of gain, %"
     assert "share of the predictor's gain" in pictures.pictures(data)["narrowing"].caption
+
+
+def test_what_the_search_bought_is_said_of_both_parts(report_data: ReportData) -> None:
+    assert tables.search_words(report_data) == [
+        "100 measured architectures lowered the objective on the selection part from 3.7100, the damage "
+        "curves alone (one-shot), to 3.6900.",
+        "On the report part, which chose nothing, perplexity changed by −7.5 % ± 1.1 on wikipedia, "
+        "+0.9 % ± 0.6 on news: a gain on wikipedia.",
+    ]
+    first, _, last = report_data.steps
+    cases = {
+        "within two standard errors of nothing": replace(
+            last, change_errors={"ppl.wikipedia": 4.0, "ppl.news": 1.0}
+        ),
+        "one window has no error, so nothing can be said of it": replace(last, change_errors={}),
+        "a loss on news": replace(last, change_percent={"ppl.news": 5.0}, change_errors={"ppl.news": 1.0}),
+        "nothing was bought": replace(last, architecture=first.architecture),
+    }
+    for words, step in cases.items():
+        said = tables.search_words(replace(report_data, steps=[first, step]))
+        assert said[-1].rstrip(".").endswith(words)
+    assert tables.search_words(replace(report_data, steps=[])) == []
+
+
+def test_a_row_a_step_and_a_row_a_site(report_data: ReportData) -> None:
+    first, second, _ = tables.step_rows(report_data)
+    assert first["texts"] == [("40.00", ""), ("43.00", "")]
+    assert second["texts"] == [("38.00", "−5.0 % ± 1.2"), ("42.90", "−0.2 % ± 0.9")]
+    assert second["evaluations"] == "92"
+    rows = tables.explained_rows(report_data)
+    assert [row["site"] for row in rows[:2]] == ["0 attention", "0 MLP"]
+    assert rows[0]["prices"][0] == tables.UNKNOWN
+
+
+def test_the_summary_is_small_and_rounded(report_data: ReportData, tmp_path: Path) -> None:
+    write_summary(tmp_path / "s.json", report_data)
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert {"dense", "uniform", "simple", "winner"} < set(found)
+    winner = report_data.winner
+    assert found["winner"]["ppl.news"] == round(winner.metrics["ppl.news"], 2)
+    assert set(found["winner"]) == {
+        "overall_ratio",
+        *(k for k in winner.metrics if k.startswith("ppl.") or k.endswith("accuracy")),
+    }
+    assert len((tmp_path / "s.json").read_text()) < 1500
