@@ -291,11 +291,32 @@ class ProofSection(Section):
     windows: Count
 
 
+GGUFType = Literal["F16", "Q8_0", "Q4_0"]
+
+
+class AnswersSection(Section):
+    """What dense and pruned model are asked, how many tokens of an answer are shown, and windows of text on
+    which their predictions are compared."""
+
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    tokens: Count
+    windows: Count
+
+
+class AlternativesSection(Section):
+    """The types of weights in which dense and pruned model are compared, and the windows of each text."""
+
+    types: Annotated[list[GGUFType], Field(min_length=1)]
+    windows: Count
+
+
 class Export(Section):
     dtype: Dtype
     recovery: RecoverySection
-    gguf: list[Literal["F16", "Q8_0", "Q4_0"]]
+    gguf: list[GGUFType]
     proof: ProofSection | None
+    answers: AnswersSection | None
+    alternatives: AlternativesSection | None
     measurement: Measurement
 
     @model_validator(mode="after")

@@ -14,16 +14,25 @@ from stages.evaluate.measure.run import measure_all
 from stages.evaluate.results.errors import standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench
+from stages.export.answers import answers
+from stages.export.benchmark.alternatives import alternatives
 from stages.export.benchmark.limits import taken
 from stages.export.question_groups import question_groups
-from stages.export.results.final_table import Contender, FinalTable, SearchStep, recovered_of, subject_of
+from stages.export.results.final_table import (
+    RECOVERED,
+    Contender,
+    FinalTable,
+    SearchStep,
+    recovered_of,
+    subject_of,
+)
 from stages.export.weights.export import weights_of
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
 from stages.recovery.recovered import Recovered
 from stages.sample import designs
 from stages.sample.designs import BASELINES, DENSE
-from stages.search.outcome import WINNER, Candidate, Step
+from stages.search.outcome import WINNER, Candidate, Step, candidate_of
 from stages.stage import DATA
 from stages.tracking.tracker import Tracker
 
@@ -65,6 +74,21 @@ def measure(
             for row in measure_all(evaluator, Local(), own, journal, log, recovered_of(name)).values()
         }
     found_steps = _steps(bench, steps, journal, tracker)
+    exported = weights_of(bench, candidate_of(chosen, WINNER))
+    compared = {WINNER: exported}
+    if RECOVERED in rows:
+        compared[RECOVERED] = recovered[WINNER].weights
+    section = params.export
+    others = []
+    if section.alternatives is not None:
+        models = {DENSE: bench.weights(shape.dense(), again=False)}
+        name, weights = list(compared.items())[-1]  # what is exported
+        others = alternatives(bench, section.alternatives, models | {name: weights}, journal, tracker)
+    said = None
+    if section.answers is not None:
+        windows = section.measurement.model_copy(update={"windows": section.answers.windows})
+        texts_alone = replace(bench, questions={}).evaluator("report", windows).selection
+        said = answers(bench, section.answers, texts_alone, compared)
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
         "finalists": bench.evaluator("selection", params.search.measurement),
@@ -81,6 +105,8 @@ def measure(
         rows={name: row.key for name, row in rows.items()},
         curves={recovered_of(name): after.curve for name, after in recovered.items()},
         steps=found_steps,
+        alternatives=others,
+        answers=said,
     )
 
 

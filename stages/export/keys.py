@@ -69,6 +69,7 @@ def keys(
             digest_of_file(data / "sample" / "architectures.json"),
             params.search.measurement.model_dump(),
             export.measurement.model_dump(),
+            [None if s is None else s.model_dump() for s in (export.answers, export.alternatives)],
             *(["baselines recovered"] if recovers and export.recovery.baselines else []),
         ),
         ExportPart.PROOF: _key(

@@ -73,8 +73,8 @@ class TokenCounter:
         self._tokenizer, self._context_tokens = reader.tokenizer, reader.context_tokens
         self._texts, self._questions = load_texts(params.corpora), load_questions(params.corpora)
 
-    def __call__(self, part: Part, measurement: Measurement) -> TokenCount:
-        """What an evaluation on that part reads.
+    def __call__(self, part: Part, measurement: Measurement, texts_alone: bool = False) -> TokenCount:
+        """What an evaluation on that part reads; questions too, unless of `texts_alone`.
 
         Raises:
             InputError: a corpus is too small for the measurement.
@@ -84,9 +84,8 @@ class TokenCounter:
         from stages.evaluate.text.selection import select
 
         limit = TOKENS_PER_BATCH[self._device]
-        selection = select(
-            self._texts, self._questions, part, self._tokenizer, measurement, self._context_tokens
-        )
+        questions = {} if texts_alone else self._questions
+        selection = select(self._texts, questions, part, self._tokenizer, measurement, self._context_tokens)
         batches = []
         for rows in selection.windows.values():
             batches += perplexity.batches(rows.tokens, limit, rows.predicted)
@@ -203,16 +202,25 @@ def _row(edge: str | None, rows: int, otherwise: int) -> int:
 
 
 def token_counts(params: Params, device: str, batch_tokens: int, count: bool) -> Mapping[str, TokenCount]:
-    """What an evaluation reads as a pair, as a finalist and for the final table."""
+    """What an evaluation reads as a pair, as a finalist and for the final table; and on its texts alone.
+
+    "steps" are those of the search, "alternatives" other types of weights.
+    """
     counter = TokenCounter(params, device) if count else None
 
-    def count_of(part: Part, measurement: Measurement) -> TokenCount:
+    def count_of(part: Part, measurement: Measurement, texts_alone: bool = False) -> TokenCount:
         if counter is not None:
-            return counter(part, measurement)
-        return estimated(params.corpora, part, measurement, batch_tokens)
+            return counter(part, measurement, texts_alone)
+        corpora = params.corpora.model_copy(update={"questions": {}}) if texts_alone else params.corpora
+        return estimated(corpora, part, measurement, batch_tokens)
+
+    final, others = params.export.measurement, params.export.alternatives
+    fewer = final if others is None else final.model_copy(update={"windows": others.windows})
 
     return {
         "pair": count_of("selection", params.evaluate.measurement),
         "finalist": count_of("selection", params.search.measurement),
-        "final table": count_of("report", params.export.measurement),
+        "final table": count_of("report", final),
+        "steps": count_of("report", final, texts_alone=True),
+        "alternatives": count_of("report", fewer, texts_alone=True),
     }

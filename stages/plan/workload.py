@@ -7,7 +7,7 @@ search are not, and count as the uniform baseline of the budget, sharing nothing
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -39,6 +39,8 @@ GGUF_S = {"F16": 6e-9, "Q8_0": 12e-9, "Q4_0": 24e-9}
 OWN_S = 9e-9
 """Seconds a parameter to cut weights of an architecture's own, in float32, and to bring them to the device:
 8 of LLaMA-2-7B's shape took 374 s beside one H100, of which the repair itself was a twentieth."""
+_PROMPT_TOKENS = 40
+"""Tokens of a short prompt in a chat's template."""
 GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
 LORA = 0.1
@@ -286,6 +288,15 @@ def _export(
         found.append(_repair(params, shape, "export", [uniform] * contenders))
     table = contenders + _recovered(params, contenders)
     found.append(_alone("export", "measure the final table", shape, uniform, count, table))
+    ends = params.search.rounds + bool(params.evaluate.curvature_tokens or params.sample.single_site_ratios)
+    found.append(_alone("export", "measure the search's steps", shape, uniform, token_counts["steps"], ends))
+    if section.alternatives is not None:
+        models, read = 2 * len(section.alternatives.types), token_counts["alternatives"]
+        own = models * shape.total_parameters * OWN_S
+        rounded = _alone("export", "measure other types of weights", shape, shape.dense(), read, models)
+        found.append(replace(rounded, cpu_s=own))
+    if section.answers is not None:
+        found.append(_answers(params, shape, 2 + _recovered(params, 2)))
     if section.proof is not None:
         if on_gpu and section.proof.device != "cpu":
             both = (shape.total_parameters + kept) * itemsize
@@ -293,6 +304,20 @@ def _export(
         else:
             found.append(Step("export", "prove speed, on the CPU", cpu_s=proof_s(params, shape, uniform)))
     return found
+
+
+def _answers(params: Params, shape: ModelShape, models: int) -> Step:
+    """Prompts answered without a cache, and the windows on which models are compared."""
+    asked, length = params.export.answers, params.export.measurement.text.sequence_length
+    assert asked is not None
+    each = _PROMPT_TOKENS + asked.tokens // 2
+    said = asked.tokens * len(asked.prompts) * each
+    compared = asked.windows * len(params.corpora.texts) * length
+    dense = shape.dense().widths
+    flops = said * token_flops(shape, dense, each / 2) + compared * token_flops(shape, dense, length / 2)
+    flops += head_flops(shape, compared + asked.tokens * len(asked.prompts))
+    calls = asked.tokens + asked.windows * len(params.corpora.texts)
+    return Step("export", "answer prompts", flops=models * flops, layers=models * calls * shape.layers)
 
 
 def _baselines(params: Params, shape: ModelShape) -> int:

@@ -11,8 +11,9 @@ import pytest
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site
 from stages.config.params import PARTS
 from stages.evaluate.results.division import DividedCorpus, DividedPart
+from stages.export.report import page
 from stages.export.report.data import FrontPoint, MeasuredPoint, ReportData, Trust
-from stages.export.results.final_table import Contender, QuestionGroup, SearchStep
+from stages.export.results.final_table import Alternative, Answers, Contender, QuestionGroup, SearchStep
 from stages.sample.space import Interval, options
 from stages.search.course import Evaluation
 from stages.search.explain import Explanation
@@ -72,6 +73,12 @@ def divided(source: str, note: str, *counts: int) -> DividedCorpus:
         if count
     }
     return DividedCorpus(source, 1000 + sum(counts), sum(counts), note, parts)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words: drawing takes most of the time."""
+    monkeypatch.setattr(page, "pictures", lambda data: {})
 
 
 def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> ReportData:
@@ -191,6 +198,26 @@ def build_report_data(layers: int = 30, pairs: int = 84, seed: int = 0) -> Repor
                 {"ppl.wikipedia": 1.1, "ppl.news": 0.6},
             ),
         ],
+        alternatives=[
+            Alternative(
+                model, kind, round(size), {f"ppl.{t}": ppl for t in TEXTS}, {f"ppl.{t}": 1.5 for t in TEXTS}
+            )
+            for model, kind, size, ppl in (
+                ("dense", "F16", 269e6, 20.9),
+                ("winner", "F16", 216e6, 32.4),
+                ("dense", "Q8_0", 143e6, 20.88),
+                ("winner", "Q8_0", 115e6, 32.5),
+                ("dense", "Q4_0", 90e6, 25.3),
+                ("winner", "Q4_0", 75e6, 42.4),
+            )
+        ],
+        answers=Answers(
+            ["What is the capital of France?"],
+            {"dense": ["The capital of France is Paris."], "winner": ["Paris,\n<b>a city</b>."]},
+            {"winner": {"wikipedia": 0.632, "news": 0.46}},
+            {"winner": {"wikipedia": 0.033}},
+            "Each prompt, answered greedily.",
+        ),
         explained=[world.explain(site, winner) for site in shape.sites()],
         export_check=[
             ("max |logit difference|", "3.1e-05"),

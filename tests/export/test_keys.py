@@ -67,6 +67,8 @@ def changed(before: dict[ExportPart, str], after: dict[ExportPart, str]) -> set[
         ("export", {"dtype": "float16"}, ALL),
         ("export", {"gguf": []}, ALL),
         ("export", {"proof": None}, {ExportPart.PROOF}),
+        ("export", {"answers": None}, {ExportPart.TABLE}),
+        ("export", {"alternatives": None}, {ExportPart.TABLE}),
         ("search", {"repair_again": False}, ALL),
         ("export", {"recovery": recovery(method="distill")}, ALL),
         ("export", {"recovery": recovery(method="none", tokens=7, baselines=True)}, set()),

@@ -19,7 +19,7 @@ from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_ord
 from stages.evaluate.text import perplexity
 from stages.plan import memory, workload
 from stages.plan.machines import GPUS
-from stages.plan.token_counts import TokenCount, estimated
+from stages.plan.token_counts import TokenCount, estimated, token_counts
 from tests import tiny
 from tests.small import COMMITTED, SMOLLM2
 
@@ -116,8 +116,7 @@ def plan_of(**changes: Any) -> list[workload.Step]:
 
 
 def steps_of(loaded: Params) -> list[workload.Step]:
-    names = {"pair": loaded.evaluate, "finalist": loaded.search, "final table": loaded.export}
-    measured = {n: estimated(loaded.corpora, "selection", s.measurement, 1024) for n, s in names.items()}  # type: ignore[attr-defined]
+    measured = token_counts(loaded, "cpu", 1024, count=False)
     return workload.steps(loaded, SMOLLM2, measured, torch.float32)
 
 
@@ -126,15 +125,25 @@ def evaluations(steps: list[workload.Step]) -> list[int]:
 
 
 def test_evaluations_of_the_default() -> None:
-    """The README: 27 pairs, 12 measurements in two rounds; then three finalists and three baselines."""
-    assert evaluations(plan_of()) == [27, 12, 6, 4]
+    """27 pairs, 12 measurements in two rounds; three finalists, three baselines and two of the front.
+
+    Then the final table, three steps of the search on texts alone, and two models in three types.
+    """
+    assert evaluations(plan_of()) == [27, 12, 8, 4, 3, 6]
+    without = COMMITTED.export.model_copy(update={"answers": None, "alternatives": None})
+    found = steps_of(COMMITTED.model_copy(update={"export": without}))
+    assert evaluations(found) == [27, 12, 8, 4, 3]
+    assert {s.what for s in plan_of()} - {s.what for s in found} == {
+        "answer prompts",
+        "measure other types of weights",
+    }
 
 
 def test_what_the_search_asks_for_is_in_the_plan() -> None:
-    assert evaluations(plan_of(rounds=1, front=[0.2, 0.3])) == [27, 6, 8, 4]
+    assert evaluations(plan_of(rounds=1, front=[0.2])) == [27, 6, 7, 4, 2, 6]
     same = COMMITTED.evaluate.measurement  # finalists measured as in the rounds are in the journal
-    assert evaluations(plan_of(measurement=same, repair_again=False)) == [27, 12, 3, 4]
-    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 12, 6, 4]
+    assert evaluations(plan_of(measurement=same, repair_again=False)) == [27, 12, 5, 4, 3, 6]
+    assert evaluations(plan_of(measurement=same, repair_again=True)) == [27, 12, 8, 4, 3, 6]
     again = [step for step in plan_of(repair_again=True) if step.what == "repair finalists again"]
     assert again[0].flops > 0
 
@@ -158,7 +167,7 @@ def test_a_recovery_is_in_the_plan() -> None:
     tried = COMMITTED.export.recovery.model_copy(update={"method": "distill"})
     in_search = {step.what: step for step in plan_of(recovery=tried)}
     assert in_search[training].stage == "search"
-    assert in_search[training].flops == pytest.approx(5 * once[training].flops, rel=1e-3)  # no dense one
+    assert in_search[training].flops == pytest.approx(7 * once[training].flops, rel=1e-3)  # no dense one
 
 
 def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
@@ -166,7 +175,7 @@ def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
         export = COMMITTED.export.model_copy(update={"proof": proof})
         loaded = COMMITTED.model_copy(update={"export": export})
         count = estimated(loaded.corpora, "report", export.measurement, 1024)
-        measured = dict.fromkeys(("pair", "finalist", "final table"), count)
+        measured = dict.fromkeys(("pair", "finalist", "final table", "steps", "alternatives"), count)
         found = workload.steps(loaded, SMOLLM2, measured, torch.float32)
         return [step.cpu_s for step in found if step.what.startswith("prove speed")]
 

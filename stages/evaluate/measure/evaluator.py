@@ -20,7 +20,7 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix
 from stages.evaluate.network.repair import Repair
-from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
+from stages.evaluate.network.weights import PrunedWeights, ready
 from stages.evaluate.text import mmlu, perplexity
 from stages.evaluate.text.selection import Selection
 from stages.files import InputError, digest
@@ -171,7 +171,7 @@ class Evaluator:
     ) -> list[Tensor]:
         if weights is None or weights.is_view:
             return self._prefix.log_likelihoods(architecture, branches)
-        network = PrunedNetwork(architecture, weights.make(self.network.dtype), self.network)
+        network = ready(weights, self.network)
         return [network.log_likelihoods(architecture, batch) for batch in self._batches]
 
 

@@ -20,6 +20,8 @@ from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.layers import Layer, OneAtATime, layer_of
 from stages.files import digest
 
+FITS = 0.8
+"""The part of a GPU's free memory that weights beside others may take."""
 State = Mapping[str, Tensor]
 """Tensors under the family's Hugging Face names: original layer numbers, nothing of a dropped sublayer, and
 no head where it is tied to the embedding."""
@@ -51,6 +53,14 @@ class PrunedWeights:
     def then(self, step: Mapping[str, Any], make: Callable[[torch.dtype], State]) -> PrunedWeights:
         """The weights that a further step makes of these."""
         return replace(self, made=(*self.made, step), make=make)
+
+
+def ready(weights: PrunedWeights, like: Decoder) -> PrunedNetwork:
+    """The weights as a network beside `like`, its layers one at a time where a GPU does not hold them all."""
+    state = weights.make(like.dtype)
+    size = sum(tensor.numel() * like.dtype.itemsize for tensor in state.values())
+    tight = like.device.type == "cuda" and size > FITS * torch.cuda.mem_get_info(like.device)[0]
+    return PrunedNetwork(weights.architecture, state, like, one_at_a_time=tight)
 
 
 class PrunedNetwork(Decoder):

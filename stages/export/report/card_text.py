@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from stages.architecture import Kind
+from stages.export.report import alternatives
 from stages.export.report.data import ReportData
 from stages.export.report.page import millions
 from stages.export.report.verdict import percent
 from stages.export.results.final_table import RECOVERED, Contender
 from stages.export.results.record import BaseModel
 from stages.metrics.perplexity import LOG_PPL
-from stages.metrics.registered import by_corpus
+from stages.metrics.registered import by_corpus, metric_of
 
 LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -122,6 +123,33 @@ def serving(own_code: bool, gguf: Sequence[str], registered: str) -> str:
             f"```sh\nmlflow models serve -m models:/{registered}@champion --env-manager local\n```"
         )
     return "\n\n".join(ways)
+
+
+def answers(data: ReportData) -> str:
+    """Prompts that the dense model and this one answered."""
+    if data.answers is None:
+        return ""
+    blocks = []
+    for prompt, found in alternatives.said(data):
+        quoted = [f"- *{name}*: {line(text) or '(nothing)'}" for name, text in found]
+        blocks.append("\n".join([f"**{line(prompt)}**", "", *quoted]))
+    told = [
+        markdown_text(sentence) for sentence in (*alternatives.divergence_words(data), data.answers.words)
+    ]
+    return "\n\n".join([*blocks, " ".join(told)])
+
+
+def types(data: ReportData) -> str:
+    """Dense and pruned model in llama.cpp's types, in a table."""
+    if not data.alternatives:
+        return ""
+    labels = [metric_of(key).label for key in data.alternatives[0].metrics]
+    table = [["model, type", "weights", *labels], ["---", *["---:"] * (1 + len(labels))]]
+    for row in alternatives.rows(data):
+        values = [f"{value} {error}".strip() for value, error in row["texts"]]
+        table.append([row["name"], row["size"], *values])
+    drawn = "\n".join("| " + " | ".join(line(cell) for cell in row) + " |" for row in table)
+    return "\n\n".join([drawn, markdown_text(" ".join(alternatives.words(data)))])
 
 
 def choice(data: ReportData) -> str:

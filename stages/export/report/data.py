@@ -14,6 +14,8 @@ from stages.export.benchmark.comparison import Proof
 from stages.export.results.final_table import (
     PRUNED_BASELINES,
     RECOVERED,
+    Alternative,
+    Answers,
     Contender,
     QuestionGroup,
     SearchStep,
@@ -127,6 +129,8 @@ class ReportData:
     """Every architecture that the search measured, pairs first, in order."""
     steps: Sequence[SearchStep] = ()
     """What the search would have ended with at each of its steps, on the report part."""
+    alternatives: Sequence[Alternative] = ()
+    answers: Answers | None = None
     explained: Sequence[Explanation] = ()
     """Why the winner's widths are as they are, site by site."""
     name: str = ""

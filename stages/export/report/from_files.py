@@ -116,6 +116,8 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
         curves=table.curves,
         course=found.course,
         steps=table.steps,
+        alternatives=table.alternatives,
+        answers=table.answers,
         explained=found.explained,
         name=record.base.name,
     )

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.architecture import Kind, Site
 from stages.config.params import PARTS
-from stages.export.report import glossary, proof_tables, tables
+from stages.export.report import alternatives, glossary, proof_tables, tables
 from stages.export.report.charts import COLOURS
 from stages.export.report.data import ReportData, change_percent, inseparable, judge
 from stages.export.report.pictures import Panel, Picture, pictures
@@ -75,6 +75,7 @@ def build_report(data: ReportData) -> str:
         widths=_winner_widths(data),
         corpora=_corpora(data),
         tables=tables,
+        alternatives=alternatives,
         parts=PARTS,
         taken=[_taken(data, t) for t in data.taken],
         limits_note=LIMITS_NOTE,

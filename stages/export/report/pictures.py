@@ -17,8 +17,9 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
-from stages.export.report import charts, front_chart, narrowing_chart, search_charts
+from stages.export.report import alternatives_chart, charts, front_chart, narrowing_chart, search_charts
 from stages.export.report.data import MeasuredPoint, ReportData
+from stages.metrics.registered import metric_of
 from stages.search.outcome import FRONT
 
 STYLE: dict[Any, Any] = {
@@ -91,7 +92,18 @@ class Picture:
 
 def pictures(data: ReportData) -> dict[str, Picture]:
     """The pictures for which there is data, by name, in the order of the report."""
-    makers = (_widths, _explained, _tradeoff, _front, _forecast, _narrowing, _course, _search, _recovery)
+    makers = (
+        _alternatives,
+        _widths,
+        _explained,
+        _tradeoff,
+        _front,
+        _forecast,
+        _narrowing,
+        _course,
+        _search,
+        _recovery,
+    )
     drawn = [make(data) for make in makers]
     return {picture.name: picture for picture in drawn if picture.panels}
 
@@ -189,6 +201,27 @@ def _front(data: ReportData) -> Picture:
         "it before. The line joins what is not dominated: no other mark removes as much at a perplexity "
         "that is on no text higher.",
         tuple(panel(text) for text in texts) if asked else (),
+    )
+
+
+def _alternatives(data: ReportData) -> Picture:
+    keys = list(dict.fromkeys(key for one in data.alternatives for key in one.metrics))
+
+    def sizes(key: str) -> Panel:
+        alt = f"Size of the weights against {metric_of(key).label}, dense and pruned in each type"
+        return Panel(alt, PANEL, lambda figure: alternatives_chart.draw_sizes(figure, data, key))
+
+    def speeds(key: str) -> Panel:
+        alt = f"Tokens a second against {metric_of(key).label}, dense and pruned in each type"
+        return Panel(alt, PANEL, lambda figure: alternatives_chart.draw_speeds(figure, data, key))
+
+    with_speeds = keys if alternatives_chart.has_speeds(data) else []
+    return Picture(
+        "alternatives",
+        "Down and to the left is better in size. Hollow: another one is no larger and on no text worse. "
+        "Perplexity is of few windows of the report part, with weights rounded as llama.cpp's files hold "
+        "them.",
+        (*map(sizes, keys), *map(speeds, with_speeds)),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from stages.export.report import alternatives
 from stages.export.report.data import ReportData, change_percent, inseparable, judge
 from stages.export.results.final_table import PRUNED_BASELINES, RECOVERED, Contender, recovered_of, subject_of
 from stages.metrics.formats import percent as percent
@@ -40,7 +41,7 @@ def verdict(data: ReportData) -> Verdict:
     else:
         headline = f"{ratio} the winner {_clauses(standings)}.{_advice(data, standings)}"
     details = [s for name in standings for s in _figures(data, name, f"against {name} pruning")]
-    details += _cost(data, data.winner, "") + _recovery(data)
+    details += _cost(data, data.winner, "") + _recovery(data) + alternatives.words(data)[:1]
     return Verdict(_lead(data), headline, tuple(details), tuple(_caveats(data) + _lost(data)))
 
 

@@ -108,6 +108,37 @@ class SearchStep:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """Dense or exported model with its weights rounded to a type of llama.cpp's.
+
+    `model` is a contender's name; `metrics` are perplexities of the report part by key, on few windows, with
+    their `standard_errors`. `size_bytes` is what the weights take in a GGUF file.
+    """
+
+    model: str
+    type: str
+    size_bytes: int
+    metrics: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What models say to the same prompts, greedily, and how far they are from the dense model.
+
+    `texts` has an answer a prompt by contender. `divergence` is the mean Kullback-Leibler divergence of the
+    dense model's predictions from a contender's, in nats a token of the report part, by contender and
+    text, with `divergence_errors` where they are known. `words` say how they were asked.
+    """
+
+    prompts: Sequence[str]
+    texts: Mapping[str, Sequence[str]]
+    divergence: Mapping[str, Mapping[str, float]]
+    divergence_errors: Mapping[str, Mapping[str, float]]
+    words: str
+
+
+@dataclass(frozen=True)
 class FinalTable:
     """All contenders, and how they were measured.
 
@@ -122,6 +153,8 @@ class FinalTable:
         rows: the keys of the contenders' rows in the journal, by contender.
         curves: the course of each training, by the contender that it made.
         steps: what the search bought from step to step.
+        alternatives: dense and exported model in other types of weights.
+        answers: what dense and pruned models say.
     """
 
     contenders: Sequence[Contender]
@@ -134,3 +167,5 @@ class FinalTable:
     rows: Mapping[str, str]
     curves: Mapping[str, Curve] = field(default_factory=dict)
     steps: Sequence[SearchStep] = ()
+    alternatives: Sequence[Alternative] = ()
+    answers: Answers | None = None

@@ -16,20 +16,23 @@ import pytest
 from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Comparison, Conditions, Figures, Proof, Spread
 from stages.export.report import charts, pictures
-from stages.export.report import page as report_page
 from stages.export.report.data import ReportData, metrics
 from stages.export.report.page import build_report, format_metric
 from stages.export.report.pictures import write_pictures
 from stages.export.report.verdict import verdict
 from stages.export.results.final_table import Contender, Taken
 
-NAMES = ("widths", "explained", "tradeoff", "front", "forecast", "narrowing", "course", "search")
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of words: drawing takes most of the time."""
-    monkeypatch.setattr(report_page, "pictures", lambda data: {})
+NAMES = (
+    "alternatives",
+    "widths",
+    "explained",
+    "tradeoff",
+    "front",
+    "forecast",
+    "narrowing",
+    "course",
+    "search",
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_embedded_pictures_need_nothing_from_elsewhere(page: str) -> None:
 
 def test_every_picture_has_alternative_text_and_a_caption(page: str) -> None:
     parsed = _Page(page)
-    assert len(parsed.images) == 1 + 1 + 2 + 2 + 2 + 1 + 1 + 1  # a panel a text
+    assert len(parsed.images) == 2 + 1 + 1 + 2 + 2 + 2 + 1 + 1 + 1  # a panel a text
     assert parsed.captions == len(NAMES)
     alternatives = [image["alt"] or "" for image in parsed.images]
     assert all(len(text) > 20 for text in alternatives)

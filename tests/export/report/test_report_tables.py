@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from stages.architecture import Kind, Site
-from stages.export.report import from_files, narrowing_chart, page, pictures, tables
+from stages.export.report import from_files, narrowing_chart, pictures, tables
 from stages.export.report.data import ReportData, Trust, metrics, write_summary
 from stages.export.report.page import build_report
 from stages.sample.space import options
@@ -24,11 +24,6 @@ from stages.search import tables as search_tables
 from stages.search.narrowed_space import Class, NarrowedSite
 from stages.search.outcome import FRONT, WINNER, Candidate
 from tests.small import SMALL, SMOLLM2, random_architectures
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "pictures", lambda data: {})
 
 
 def words(page: str) -> str:
