@@ -2,9 +2,11 @@
 
     python -m tests.benchmarks.scale llama-2-7b work --stages sample evaluate
     python -m tests.benchmarks.scale llama-2-7b work --stages sample evaluate --gpu-memory-gib 22
+    python -m tests.benchmarks.scale qwen2.5-1.5b work --params params.gpu-1b.yaml --proof
 
 The weights are made in `work/model` if they are not there yet. Every stage runs as a user runs it, in a
 process of its own, without tracking unless it is asked for; what lies in `work` is kept for later stages.
+A profile is run as it is but for its corpora, which are made here, and its recovery, which is left out.
 """
 
 from __future__ import annotations
@@ -73,23 +75,29 @@ def write_model(shape: str, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
 
 
-def write_rest(work: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """Corpora, and the committed params with this model and as many tokens as the bars are stated for."""
+def write_rest(work: Path, profile: Path | None, changes: dict[str, dict[str, Any]]) -> None:
+    """Corpora, and the committed params with this model and as many tokens as the bars are stated for.
+
+    Of a `profile`, as many as that says.
+    """
     for name, step in (("prose", 3), ("verse", 5)):
         (work / f"{name}.txt").write_text("\n\n".join(paragraphs(1600, step)))
-    rows = [json.dumps(question) + "\n" for question in questions(200)]
+    rows = [json.dumps(question) + "\n" for question in questions(200 if profile is None else 4000)]
     (work / "quiz.jsonl").write_text("".join(rows))
-    params = dict(yaml.safe_load(PARAMS.read_text()))
+    params = dict(yaml.safe_load((profile or PARAMS).read_text()))
     params["model"]["source"] = "model"
     params["corpora"] |= {
         "texts": {"prose": "prose.txt", "verse": "verse.txt"},
         "questions": {"quiz": "quiz.jsonl"},
     }
-    params["sample"]["spread_overall_ratios"] = [0.1, 0.38]  # what 28 layers reach too
+    params["export"]["recovery"]["method"] = "none"
+    if profile is None:
+        params["sample"]["spread_overall_ratios"] = [0.1, 0.38]  # what 28 layers reach too
     params["search"]["objective"] = {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0}
     for section in ("evaluate", "search", "export"):
-        # Of each text, 512 tokens each: 16,384. Questions have a token a letter here.
-        params[section]["measurement"] |= {"windows": 16, "question_tokens": None}
+        params[section]["measurement"]["question_tokens"] = None  # they have a token a letter here
+        if profile is None:
+            params[section]["measurement"]["windows"] = 16  # of each text, 512 tokens each: 16,384
     for section, values in changes.items():
         params[section] |= values
     (work / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -172,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--gpu-memory-gib", type=float)
     parser.add_argument("--executor", default="local", choices=("local", "ray"), help="who measures")
-    parser.add_argument("--gguf", nargs="*", default=["Q8_0"])
+    parser.add_argument("--gguf", nargs="*", help="default: what the profile says, or Q8_0")
+    parser.add_argument("--params", type=Path, help="a profile, in place of the default and its windows")
     parser.add_argument("--tracking", action="store_true")
     parser.add_argument("--proof", action="store_true", help="the proof of speed, on the GPU, too")
     parser.add_argument("--profile", action="store_true", help="cProfile, to STAGE.prof in the folder")
@@ -183,11 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.monotonic()
         write_model(asked.shape, work / "model")
         print(f"wrote {size_of(work / 'model') / 1e9:.1f} GB in {time.monotonic() - began:.0f} s", flush=True)
-    export: dict[str, Any] = {"gguf": asked.gguf, "dtype": "bfloat16"}
+    export: dict[str, Any] = {"dtype": "bfloat16"}
+    if asked.gguf or asked.params is None:
+        export["gguf"] = asked.gguf or ["Q8_0"]
     if not asked.proof:
         export["proof"] = None
     evaluate = {"gpu_memory_gib": asked.gpu_memory_gib, "executor": asked.executor}
-    write_rest(work, {"evaluate": evaluate, "export": export})
+    write_rest(work, asked.params, {"evaluate": evaluate, "export": export})
     found = []
     for stage in asked.stages:
         used = run(stage, work, asked.tracking, asked.profile)
