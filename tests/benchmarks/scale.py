@@ -81,7 +81,7 @@ def write_rest(work: Path, profile: Path | None, changes: dict[str, dict[str, An
     Of a `profile`, as many as that says.
     """
     for name, step in (("prose", 3), ("verse", 5)):
-        (work / f"{name}.txt").write_text("\n\n".join(paragraphs(1600, step)))
+        (work / f"{name}.txt").write_text("\n\n".join(paragraphs(1600 if profile is None else 4000, step)))
     rows = [json.dumps(question) + "\n" for question in questions(200 if profile is None else 4000)]
     (work / "quiz.jsonl").write_text("".join(rows))
     params = dict(yaml.safe_load((profile or PARAMS).read_text()))
