@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 WORDS = ["the", "model", "keeps", "what", "it", "needs", "and", "drops", "all", "that", "does", "not"]
 WORDS += ["help", "while", "readers", "look"]
 MLFLOW_EXPERIMENT = "pipeline-test"
-STEPS = {"one-shot", "round 1", "round 2"}
-"""Architectures that the search would have ended with, measured on texts alone."""
+TEXTS_ALONE = {"one-shot", "round 1", "round 2", "dense Q8_0", "winner Q8_0"}
+"""Steps of the search and other types of weights, which answer no question."""
 REGISTERED = "prunecast-a-model-with-spaces-model-25pct"
 
 pytestmark = pytest.mark.timeout(900)  # six stages start six interpreters; a busy machine takes its time
@@ -71,7 +71,11 @@ class Repository:
                 "min_distance": 1,
                 "measurement": MEASUREMENT,
             },
-            export={"measurement": MEASUREMENT, "proof": None},
+            export={
+                "measurement": MEASUREMENT,
+                "proof": None,
+                "alternatives": {"types": ["Q8_0"], "windows": 3},
+            },
             tracking={"experiment": MLFLOW_EXPERIMENT},
         )
         self.change(
@@ -312,7 +316,17 @@ def test_pictures_and_predictor_are_in_the_report_and_in_mlflow(repository: Repo
 
     export = repository.path / "data" / "export"
     names = {path.name for path in (export / "pictures").iterdir()}
-    shown = ("widths", "explained", "tradeoff", "front", "forecast", "narrowing", "course", "search")
+    shown = (
+        "alternatives",
+        "widths",
+        "explained",
+        "tradeoff",
+        "front",
+        "forecast",
+        "narrowing",
+        "course",
+        "search",
+    )
     assert names == {f"{n}.png" for n in shown}
     (run,) = [r for r in repository.mlflow_runs() if "mlflow.parentRunId" not in r.data.tags]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{repository.path}/mlflow.db")
@@ -374,7 +388,7 @@ def test_every_measurement_is_in_mlflow_once(repository: Repository) -> None:
         one.data.metrics
     )
     for run in evaluations:
-        told, of_step = run.data.tags["prunecast.protocol"], run.data.tags["prunecast.design"] in STEPS
+        told, of_step = run.data.tags["prunecast.protocol"], run.data.tags["prunecast.design"] in TEXTS_ALONE
         part = "report" if run.data.tags["dvc.stage"] == "export" else "selection"
         for name in ("prose", "verse", *(() if of_step else ("quiz", "quiz.letter"))):
             assert f"{name}: {part} part; " in told

@@ -262,7 +262,7 @@ def _search(
     what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
     found.append(_alone("search", what, shape, uniform, token_counts["pair"], chosen))
     if section.repair_again:
-        found.append(_repair_again(params, shape, uniform, last - 1))
+        found.append(_repair_again("search", params, shape, uniform, last - 1))
     if section.recovery is not None:
         found += _trainings("search", section.recovery, shape, uniform, last - 1, on_gpu)
     count = token_counts["finalist"]
@@ -286,6 +286,8 @@ def _export(
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
         found.append(_repair(params, shape, "export", [uniform] * contenders))
+    if params.search.repair_again:
+        found.append(_repair_again("export", params, shape, uniform, contenders - 1))
     table = contenders + _recovered(params, contenders)
     found.append(_alone("export", "measure the final table", shape, uniform, count, table))
     ends = params.search.rounds + bool(params.evaluate.curvature_tokens or params.sample.single_site_ratios)
@@ -333,8 +335,11 @@ def _alone(
     return Step(stage, what, evaluations, evaluations * count.tokens, flops, layers=layers)
 
 
-def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
-    """`search.repair_again`: the calibration text once through the dense and each pruned network."""
+def _repair_again(stage: str, params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
+    """`search.repair_again`: the calibration text once through the dense and each pruned network.
+
+    Nothing of it is kept: `export` makes again what it needs.
+    """
     section = params.evaluate.calibration
     tokens = section.samples * section.sequence_length
     dense, forward = (
@@ -347,10 +352,13 @@ def _repair_again(params: Params, shape: ModelShape, like: Architecture, finalis
         n = channels if site.kind is Kind.MLP else groups * heads * shape.head_dim
         grams += 2.0 * tokens * n * (n + shape.hidden)
         solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
-    flops, layers = dense + finalists * (forward + grams), (finalists + 1) * shape.layers
+    flops, layers = dense + finalists * forward, (finalists + 1) * shape.layers
     own = finalists * like.total_parameters(shape) * OWN_S
     what = "repair finalists again"
-    return Step("search", what, flops=flops, flops64=finalists * solves, layers=layers, cpu_s=own)
+    return Step(
+        stage, what, flops=flops, flops32=finalists * grams, flops64=finalists * solves, layers=layers,
+        cpu_s=own,
+    )  # fmt: skip
 
 
 def _recovered(params: Params, contenders: int) -> int:

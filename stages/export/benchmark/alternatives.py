@@ -6,6 +6,7 @@ and no llama.cpp is needed. Its kernels round activations too, which moves perpl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -47,25 +48,31 @@ def alternatives(
     evaluator = replace(bench, questions={}).evaluator("report", measurement)
     family, shape, words = bench.network.family, bench.network.shape, evaluator.selection.words()
     found = []
-    for kind in asked.types:
-        work = [
-            Work(w.architecture, f"{name} {kind}", rounded_weights(w, kind, family, shape), may_fail=True)
-            for name, w in models.items()
-        ]
-        rows = measure_all(
-            evaluator, Local(), work, journal, lambda row: tracker.log_evaluation(row, words), f"as {kind}"
-        )
-        for name, weights in models.items():
-            if (row := rows.get(weights.architecture.id)) is None:
-                continue
+    for name, weights in models.items():
+        made = _once(weights)
+        for kind in asked.types:
+            work = [Work(weights.architecture, f"{name} {kind}", rounded_weights(made, kind, family, shape))]
+            (row,) = measure_all(
+                evaluator,
+                Local(),
+                work,
+                journal,
+                lambda row: tracker.log_evaluation(row, words),
+                work[0].design,
+            ).values()
             metrics = shown(row.metrics, Shown.VERDICT)
             errors = {}
             for key in metrics:
                 metric = metric_of(key)
                 errors[key] = metric.slope(row.metrics) * standard_error(row.samples[metric.sampled.key])
-            size = size_bytes(weights.make(torch.bfloat16), kind, family, shape)
+            size = size_bytes(made.make(bench.network.dtype), kind, family, shape)
             found.append(Alternative(name, kind, size, metrics, errors))
     return found
+
+
+def _once(weights: PrunedWeights) -> PrunedWeights:
+    """The weights, whose tensors are made once for all types."""
+    return replace(weights, make=functools.cache(weights.make))
 
 
 def rounded_weights(
