@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from stages.config.params import Measurement, Params, Part
+from stages.config.params import Params
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
+from stages.evaluate.measurements import measured_on
 from stages.evaluate.results import context, division
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import divided
+from stages.evaluate.text.prompts import check_prompts
 from stages.evaluate.workbench import open_workbench
 from stages.metrics.metric import Shown
 from stages.metrics.registered import shown
 from stages.sample import designs
 from stages.stage import DATA
+from stages.tracking.records import Use
 from stages.tracking.tracker import open_tracker
 
 
@@ -28,16 +31,17 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         Journal(here / "journal.jsonl") as journal,
         open_tracker("evaluate", params, enabled=not arguments.no_tracking) as tracker,
     ):
-        sections = (params.evaluate, params.search)
-        needed: list[tuple[Part, Measurement]] = [("selection", s.measurement) for s in sections]
-        needed.append(("report", params.export.measurement))
+        needed = [(part, measurement) for _, part, measurement, _ in measured_on(params)]
         bench = open_workbench(params, here / "importance.safetensors", needed)
+        if params.export.answers is not None:
+            loaded = bench.checkpoint
+            check_prompts(loaded.tokenizer, params.export.answers.prompts, loaded.context_tokens)
         evaluator = bench.evaluator("selection", params.evaluate.measurement)
         division.write(here / "division.json", divided({**bench.texts, **bench.questions}))
         context.write(here / "context.json", Context(evaluator.digest, evaluator.context))
 
         def log(row: Row) -> None:
-            tracker.log_evaluation(row, evaluator.selection.words())
+            tracker.log_evaluation(row, evaluator.selection.words(), Use.PAIR)
 
         bench.calibration.curves(bench.network, bench.repair, here / "curvature.json")
         work = [Work(d.architecture, d.design, may_fail=d.design not in designs.BASELINES) for d in designed]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,15 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.weights import PrunedWeights, ready
 from stages.evaluate.results.errors import standard_error
+from stages.evaluate.text.prompts import chats, prompt_tokens
 from stages.evaluate.text.selection import Selection
 from stages.evaluate.workbench import Workbench
 from stages.export.results.final_table import Answers
 from stages.progress import Progress
 from stages.sample.designs import DENSE
 
-LogProbabilities = Callable[[Tensor], Tensor]
+AT_ONCE = 256
+"""Tokens whose distributions over the vocabulary are held at once."""
 
 
 def answers(
@@ -28,58 +30,36 @@ def answers(
 ) -> Answers:
     """The dense model's answers and the `contenders`', and their divergences on the selection's windows.
 
-    One model is held beside the dense one at a time.
+    One model is held beside the dense one at a time, and of each window the dense model's hidden states.
     """
-    loaded, shape = bench.checkpoint, bench.network.shape
+    loaded, dense = bench.checkpoint, bench.network
+    whole = dense.shape.dense()
     prompts = [prompt_tokens(loaded.tokenizer, prompt) for prompt in asked.prompts]
     stops = _stops(loaded.tokenizer, loaded.generation_config)
-    room = loaded.context_tokens - max(map(len, prompts))
-    steps = max(0, min(asked.tokens, room))
-    windows = {name: list(rows.tokens) for name, rows in selection.windows.items()}
+    steps = max(0, min(asked.tokens, loaded.context_tokens - max(map(len, prompts))))
+    windows = [(name, row) for name, rows in selection.windows.items() for row in rows.tokens]
+    known = [last_states(dense, whole, row) for _, row in windows]
     texts: dict[str, list[str]] = {}
-    divergence: dict[str, dict[str, float]] = {}
-    errors: dict[str, dict[str, float]] = {}
-
-    def said(network: Decoder, architecture: Architecture) -> list[str]:
+    samples: dict[str, dict[str, list[float]]] = {}
+    for name, weights in Progress([(DENSE, None), *contenders.items()], desc="answers", unit="model"):
+        network, architecture = (
+            (dense, whole) if weights is None else (ready(weights, dense), weights.architecture)
+        )
         found = greedy(network, architecture, prompts, steps, stops)
-        return [str(t) for t in loaded.tokenizer.batch_decode(found, skip_special_tokens=True)]
-
-    dense: dict[str, list[Tensor]] = {}
-    for name, architecture, weights in Progress(
-        [(DENSE, shape.dense(), None), *((n, w.architecture, w) for n, w in contenders.items())],
-        desc="answers", unit="model",
-    ):  # fmt: skip
-        network = bench.network if weights is None else ready(weights, bench.network)
-        texts[name] = said(network, architecture)
-        logs = {
-            t: [log_probabilities(network, architecture, row) for row in rows] for t, rows in windows.items()
-        }
-        if weights is None:
-            dense = logs
-            continue
-        for text, found in logs.items():
-            each = [divergences(p, q) for p, q in zip(dense[text], found, strict=True)]
-            divergence.setdefault(name, {})[text] = sum(each) / len(each)
-            errors.setdefault(name, {})[text] = standard_error(each)
-    chat = " in the model's chat template" if _chats(loaded.tokenizer) else ""
+        texts[name] = [str(t) for t in loaded.tokenizer.batch_decode(found, skip_special_tokens=True)]
+        if weights is not None:
+            for (text, row), states in zip(windows, known, strict=True):
+                value = divergence(dense, states, network, last_states(network, architecture, row))
+                samples.setdefault(name, {}).setdefault(text, []).append(value)
+        del network  # before the next is made
+    chat = " in the model's chat template" if chats(loaded.tokenizer) else ""
     words = (
         f"Each prompt{chat}, answered greedily: always the likeliest next token, at most {asked.tokens} of "
         f"them. Divergence on {asked.windows} windows of each text."
     )
-    return Answers(asked.prompts, texts, divergence, errors, words)
-
-
-def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's tokens: as a user's turn of a chat where the tokenizer has a template, else as it stands."""
-    if _chats(tokenizer):
-        turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(prompt)["input_ids"])
-
-
-def _chats(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
+    means = {n: {t: sum(values) / len(values) for t, values in by.items()} for n, by in samples.items()}
+    errors = {n: {t: standard_error(values) for t, values in by.items()} for n, by in samples.items()}
+    return Answers(asked.prompts, texts, means, errors, words)
 
 
 def _stops(tokenizer: Any, generation: Any) -> set[int]:
@@ -118,13 +98,24 @@ def greedy(
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def log_probabilities(network: Decoder, architecture: Architecture, tokens: Tensor) -> Tensor:
-    """Natural-log probabilities (L, V) in float32 after each token of a sequence (L,), on the CPU."""
+def last_states(network: Decoder, architecture: Architecture, tokens: Tensor) -> Tensor:
+    """The last hidden states (L, D) of a sequence (L,), on the CPU."""
     with torch.inference_mode():
         hidden, _ = network.hidden_states(architecture, Batch.unasked(tokens[None].to(network.device)))
-        return torch.log_softmax(network.logits(hidden[0]).float(), -1).cpu()
+        return hidden[0].cpu()
 
 
-def divergences(dense: Tensor, other: Tensor) -> float:
-    """The mean Kullback-Leibler divergence of `other` from `dense`, log-probabilities (L, V), in nats."""
-    return float((dense.exp() * (dense - other)).sum(-1).mean())
+def divergence(dense: Decoder, states: Tensor, other: Decoder, others: Tensor) -> float:
+    """The mean Kullback-Leibler divergence of `other` from `dense`, in nats a token.
+
+    From the last hidden states (L, D) of both, some tokens at once: logits are as wide as the vocabulary.
+    """
+    total = 0.0
+    with torch.inference_mode():
+        for p_rows, q_rows in zip(states.split(AT_ONCE), others.split(AT_ONCE), strict=True):
+            p, q = (
+                torch.log_softmax(network.logits(rows.to(network.device)).float(), -1)
+                for network, rows in ((dense, p_rows), (other, q_rows))
+            )
+            total += float((p.exp() * (p - q)).sum())
+    return total / len(states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from stages.sample import designs
 from stages.sample.designs import BASELINES, DENSE
 from stages.search.outcome import WINNER, Candidate, Step, candidate_of
 from stages.stage import DATA
+from stages.tracking.records import Use
 from stages.tracking.tracker import Tracker
 
 
@@ -63,7 +65,7 @@ def measure(
     work = [Work(c.architecture, c.name, weights_of(bench, c)) for c in chosen]
 
     def log(row: Row) -> None:
-        tracker.log_evaluation(row, words)
+        tracker.log_evaluation(row, words, Use.FINAL_TABLE)
 
     measured = measure_all(evaluator, bench.executor, work, journal, log, "final table")
     rows = {name: measured[architecture.id] for name, architecture in contenders.items()}
@@ -121,7 +123,7 @@ def _steps(bench: Workbench, steps: Sequence[Step], journal: Journal, tracker: T
     words = evaluator.selection.words()
 
     def log(row: Row) -> None:
-        tracker.log_evaluation(row, words)
+        tracker.log_evaluation(row, words, Use.STEP)
 
     rows = measure_all(evaluator, bench.executor, work, journal, log, "steps of the search")
     found: list[SearchStep] = []
@@ -176,7 +178,7 @@ def change_errors(ours: Row, other: Row, keys: Iterable[str]) -> dict[str, float
         metric, theirs = metric_of(key), other.metrics[key]
         both = (row.samples[metric.sampled.key] for row in (ours, other))
         error = metric.slope(ours.metrics) * standard_error([a - b for a, b in zip(*both, strict=True)])
-        if theirs:
+        if theirs and math.isfinite(error):  # of one window there is none
             errors[key] = 100 * error / abs(theirs)
     return errors
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.config.params import ModelSection, Params
 from stages.evaluate.results import context
+from stages.export.benchmark import alternatives
 from stages.export.benchmark.runtimes import has_llama_cpp
 from stages.export.results.record import ExportPart
 from stages.files import digest, digest_of_file
@@ -63,13 +64,14 @@ def keys(
             ExportPart.TABLE,
             weights,
             [c.architecture.id for c in candidates if c.name in BASELINES],
-            [(step.name, step.architecture.id) for step in steps],
+            [(step.name, step.architecture.id, step.evaluations, step.objective) for step in steps],
             params.corpora.model_dump(),
             params.budget.model_dump(),
             digest_of_file(data / "sample" / "architectures.json"),
             params.search.measurement.model_dump(),
             export.measurement.model_dump(),
             [None if s is None else s.model_dump() for s in (export.answers, export.alternatives)],
+            alternatives.VERSION,
             *(["baselines recovered"] if recovers and export.recovery.baselines else []),
         ),
         ExportPart.PROOF: _key(

@@ -32,7 +32,7 @@ from stages.search import outcome
 from stages.search.outcome import Candidate, Step
 from stages.stage import DATA
 from stages.tracking import names
-from stages.tracking.records import ExportedModel, Role
+from stages.tracking.records import ExportedModel, Role, Use
 from stages.tracking.tracker import Tracker, open_tracker
 
 HERE = DATA / "export"
@@ -134,7 +134,7 @@ def _tell(
 ) -> None:
     """Log the final table, where it is not logged yet, and register the model."""
     for key in found.table.rows.values():
-        tracker.log_evaluation(journal.rows[key], found.table.words)
+        tracker.log_evaluation(journal.rows[key], found.table.words, Use.FINAL_TABLE)
     tracker.tag_roles({found.table.rows[outcome.WINNER]: Role(outcome.WINNER)})
     tracker.log_stage(
         flat_metrics(data)

@@ -18,8 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.config.params import Corpora, Measurement, Params, Part, load_params
+from stages.config.params import Corpora, Params, load_params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
+from stages.evaluate.measurements import measured_on
 from stages.evaluate.text.corpora import (
     Corpus,
     Document,
@@ -28,6 +29,7 @@ from stages.evaluate.text.corpora import (
     load_questions,
     load_texts,
 )
+from stages.evaluate.text.prompts import check_prompts
 from stages.evaluate.text.selection import select
 from stages.evaluate.workbench import calibration_batches
 from stages.families import Description
@@ -141,12 +143,10 @@ def _lengths(
     if len(texts) == len(params.corpora.texts):
         with found.noting("calibration: the texts are long enough"):
             calibration_batches(reader, texts, section.calibration, section.measurement.text)
-    asked: dict[str, tuple[Part, Measurement]] = {
-        "evaluate": ("selection", section.measurement),
-        "search": ("selection", params.search.measurement),
-        "export": ("report", params.export.measurement),
-    }
-    for name, (part, measurement) in asked.items():
+    if params.export.answers is not None:
+        with found.noting("export.answers: the prompts are taken"):
+            check_prompts(reader.tokenizer, params.export.answers.prompts, reader.context_tokens)
+    for name, part, measurement, texts_alone in measured_on(params):
         choose: Callable[..., Any] = partial(
             select, part=part, tokenizer=reader.tokenizer, measurement=measurement,
             context_tokens=reader.context_tokens,
@@ -155,13 +155,13 @@ def _lengths(
         for corpus, text in texts.items():
             with found.noting():
                 choose({corpus: text}, {})
-        for corpus, question in questions.items():
+        for corpus, question in () if texts_alone else questions.items():
             with found.noting():
                 choose({}, {corpus: question})
         problems = dict.fromkeys(found.problems[before:])  # one of all texts is said once
-        found.problems[before:] = [f"{name}.measurement: {problem}" for problem in problems]
+        found.problems[before:] = [f"{name}: {problem}" for problem in problems]
         if not problems:
-            found.good.append(f"{name}.measurement: the {part} parts are long enough")
+            found.good.append(f"{name}: the {part} parts are long enough")
 
 
 def _packages(params: Params, found: Findings) -> None:

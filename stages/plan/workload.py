@@ -286,8 +286,8 @@ def _export(
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
         found.append(_repair(params, shape, "export", [uniform] * contenders))
-    if params.search.repair_again:
-        found.append(_repair_again("export", params, shape, uniform, contenders - 1))
+    if params.search.repair_again and (again := _repaired_anew(params, shape, contenders - 1)):
+        found.append(_repair_again("export", params, shape, uniform, again))
     table = contenders + _recovered(params, contenders)
     found.append(_alone("export", "measure the final table", shape, uniform, count, table))
     ends = params.search.rounds + bool(params.evaluate.curvature_tokens or params.sample.single_site_ratios)
@@ -335,11 +335,21 @@ def _alone(
     return Step(stage, what, evaluations, evaluations * count.tokens, flops, layers=layers)
 
 
-def _repair_again(stage: str, params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
-    """`search.repair_again`: the calibration text once through the dense and each pruned network.
+def _repaired_anew(params: Params, shape: ModelShape, pruned: int) -> int:
+    """How often `export` repairs again: never what the cache holds, and, if it holds none, at every use.
 
-    Nothing of it is kept: `export` makes again what it needs.
+    The winner is used for its folder, the final table, other types of weights and the prompts.
     """
+    each = 4 * sum(shape.hidden * elements(shape, site) for site in shape.sites())
+    limit, export = params.evaluate.cache_mb * 2**20, params.export
+    if (pruned + params.search.finalists + len(params.search.front)) * each <= limit:
+        return 0
+    uses = 1 + (export.alternatives is not None) + (export.answers is not None)
+    return pruned if each <= limit else pruned + uses
+
+
+def _repair_again(stage: str, params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
+    """`search.repair_again`: the calibration text once through the dense and each pruned network."""
     section = params.evaluate.calibration
     tokens = section.samples * section.sequence_length
     dense, forward = (

@@ -17,8 +17,8 @@ import torch
 
 from stages.architecture import Architecture
 from stages.config.recovery import RecoverySection
-from stages.evaluate.calibrate.memory import free_on
 from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.network.device import free_on
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
 from stages.files import InputError, cache_folder, digest

@@ -17,8 +17,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import cache
-from stages.evaluate.calibrate.memory import free_on
 from stages.evaluate.measure.evaluator import Evaluator
+from stages.evaluate.network.device import free_on
 from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.workbench import Workbench
 from stages.files import InputError

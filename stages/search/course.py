@@ -57,7 +57,12 @@ def course(
     """Every measured architecture: the pairs in the order of their ids, then round after round."""
     shape, weights = guided.features.shape, guided.search.objective
     ordered = [(0, a, pairs[a]) for a in sorted(pairs, key=lambda a: a.id)]
-    ordered += [(r.number, t.architecture, r.measured[t.architecture]) for r in rounds for t in r.chosen]
+    ordered += [
+        (r.number, t.architecture, r.measured[t.architecture])
+        for r in rounds
+        for t in r.chosen
+        if t.architecture not in pairs  # one-shot may be one
+    ]
     one_shot = rounds[0].one_shot if rounds else None
     found, best = [], math.inf
     for count, (number, architecture, measured) in enumerate(ordered, 1):

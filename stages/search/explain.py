@@ -221,7 +221,8 @@ def words(one: Explanation, every: Sequence[Explanation]) -> list[str]:
     if one.last_price is not None:
         found.append(f"Its last cut cost {one.last_price:.4f} a million parameters.")
     if one.next_price is None:
-        found.append("There is nothing left to cut.")
+        nothing = "There is nothing left to cut." if not any(one.kept) else "Its width lies between two."
+        found.append(nothing)
     else:
         than = "dearer" if one.next_price > rate else "cheaper"
         found.append(

@@ -30,6 +30,7 @@ from stages.sample.limits import Limited, limits_of
 from stages.search import course, explain, front, narrowed_space, narrowing, outcome, results, tables
 from stages.search.rounds import GuidedSearch, Metrics
 from stages.stage import DATA
+from stages.tracking.records import Use
 from stages.tracking.tracker import open_tracker
 from stages.train_predictor.predictor import Predictor
 
@@ -68,14 +69,14 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         finally_ = bench.evaluator("selection", section.measurement)
         context.write(HERE / "context.json", Context(finally_.digest, finally_.context))
 
-        def log_by(evaluator: Evaluator) -> Callable[[Row], None]:
+        def log_by(evaluator: Evaluator, use: Use) -> Callable[[Row], None]:
             words = evaluator.selection.words()
-            return lambda row: tracker.log_evaluation(row, words)
+            return lambda row: tracker.log_evaluation(row, words, use)
 
         def measure(architectures: Sequence[Architecture], number: int) -> dict[Architecture, Metrics]:
             work = [Work(a, f"round-{number}", may_fail=True) for a in architectures]
             label = f"round {number} of {section.rounds}"
-            rows = measure_all(as_pairs, bench.executor, work, journal, log_by(as_pairs), label)
+            rows = measure_all(as_pairs, bench.executor, work, journal, log_by(as_pairs, Use.PAIR), label)
             return {a: rows[a.id].metrics for a in architectures if a.id in rows}
 
         guided = GuidedSearch(
@@ -95,7 +96,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         if section.repair_again:
             again = bench.repaired_again([bench.weights(w.architecture, again=False) for w in work])
             work = [replace(w, weights=weights) for w, weights in zip(work, again, strict=True)]
-        rows = measure_all(finally_, *_to_measure(bench, work), journal, log_by(finally_), "finalists")
+        rows = measure_all(
+            finally_, *_to_measure(bench, work), journal, log_by(finally_, Use.FINALIST), "finalists"
+        )
         work = [w for w in work if w.architecture.id in rows]
         before = {t.architecture: t.forecast for r in rounds for t in r.chosen}
         candidates = results.ranked(work, rows, last, before, features, section.objective)

@@ -1,4 +1,4 @@
-"""The tables that `search` leaves, of trials, rounds and the front, and the figures that DVC shows."""
+"""The tables that `search` leaves, of trials, rounds and the front, and the search's figures."""
 
 from __future__ import annotations
 
@@ -169,6 +169,6 @@ def write_metrics(
     errors: Sequence[Mapping[str, float]],
     protocol: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write what DVC shows: what baselines and winner measured, the rounds' errors, and how."""
+    """Write the figures for machines: what baselines and winner measured, the rounds' errors, and how."""
     content = {"selection": selection, "rounds": [*errors], "protocol": [*protocol]}
     write_json(path, SCHEMA, VERSION, content)

@@ -31,6 +31,7 @@ from stages.tracking.records import (
     Numbers,
     Role,
     SearchRound,
+    Use,
 )
 
 if TYPE_CHECKING:
@@ -91,14 +92,16 @@ class MlflowTracker:
             self._outbox.close()
             self._settings.close()
 
-    def log_evaluation(self, row: MeasuredRow, protocol: Mapping[str, str]) -> None:
+    def log_evaluation(self, row: MeasuredRow, protocol: Mapping[str, str], use: Use) -> None:
         """Log a measured architecture as a run of its own, unless its key is logged already.
 
         Raises:
             ValueError: a metric is not a finite number.
         """
         if row.key not in self._told and not self._writer.is_logged(self._begin, row.key):
-            about = names.evaluation(row, protocol, self._params.model.source, self._objective(row.metrics))
+            about = names.evaluation(
+                row, protocol, use, self._params.model.source, self._objective(row.metrics)
+            )
             self._put_run(Kind.RUN, about)
         self._told.add(row.key)
 

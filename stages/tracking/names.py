@@ -20,6 +20,7 @@ from stages.tracking.records import (
     Numbers,
     Role,
     SearchRound,
+    Use,
     Values,
 )
 
@@ -28,6 +29,8 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 KEY = "prunecast.key"
 """Tag of an evaluation's run: the key of its row in the journal."""
+USE = "prunecast.use"
+"""Tag of an evaluation's run: what it was measured for."""
 OBJECTIVE, MEASURED = "prunecast.objective", "prunecast.measured"
 """Tags of an exported model: how good it is, and a digest of how that was measured."""
 RECORD = "prunecast.record"
@@ -63,7 +66,7 @@ def title(source: str, overall_ratio: float | None) -> str:
 
 
 def evaluation(
-    row: MeasuredRow, protocol: Mapping[str, str], source: str, objective: float | None = None
+    row: MeasuredRow, protocol: Mapping[str, str], use: Use, source: str, objective: float | None = None
 ) -> NamedRun:
     """A measured architecture of the model from that `source`: widths, protocol and ids as tags.
 
@@ -78,6 +81,7 @@ def evaluation(
         metrics if objective is None else metrics | {"objective": objective},
         {
             KEY: row.key,
+            USE: use.value,
             "prunecast.widths": json.dumps(row.architecture.to_json(), separators=(",", ":")),
             "prunecast.protocol": words[:TAG_LENGTH],
             "prunecast.architecture": row.architecture.id,

@@ -26,7 +26,7 @@ INVOCATION = "prunecast.invocation"
 COMMIT = "mlflow.source.git.commit"
 DIRTY = "prunecast.git.dirty"
 PARAMS = "prunecast.params"
-"""Tag of the run of the pipeline: all params, as JSON."""
+"""Tag of the run of the pipeline: all params as JSON, as far as a tag is long."""
 OBJECTIVES = "search.objective."
 COMPARED = {
     "profile", "model.source", "model.revision",

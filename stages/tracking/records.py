@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from stages.architecture import Architecture
@@ -40,6 +41,16 @@ class MeasuredRow(Protocol):
     def weights(self) -> str: ...
     @property
     def failed(self) -> str: ...
+
+
+class Use(StrEnum):
+    """What an architecture was measured for: figures of one use compare, of two they may not."""
+
+    PAIR = "pair"
+    FINALIST = "finalist"
+    FINAL_TABLE = "final table"
+    STEP = "step of the search"
+    TYPE = "type of weights"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from stages.tracking.records import (
     Numbers,
     Role,
     SearchRound,
+    Use,
 )
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Tracker(Protocol):
     def run(self) -> str:
         """The id of the run of the pipeline; nothing where nothing is tracked."""
 
-    def log_evaluation(self, row: MeasuredRow, protocol: Mapping[str, str]) -> None:
-        """Keep a measured architecture, once for its key.
+    def log_evaluation(self, row: MeasuredRow, protocol: Mapping[str, str], use: Use) -> None:
+        """Keep a measured architecture, once for its key, and what it was measured for.
 
         `protocol` says in words how the figures of each corpus were measured.
         """

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 
 from stages.config.params import Params
 from stages.metrics.perplexity import PPL
-from stages.tracking.names import KEY, RECORD
+from stages.tracking.names import RECORD, USE
+from stages.tracking.records import Use
 
 TAG = "mlflow.sharedViewState."
 RUNS, ARCHITECTURES, ROUNDS, FINAL = "runs", "architectures", "rounds", "final-table"
+NAME_WIDTH = 330
+"""Pixels of the names of runs, which are cut otherwise."""
+_NAME = "attributes.`Run Name`"
 WORDS = {
     RUNS: "runs of the pipeline",
     ARCHITECTURES: "all architectures, the best first",
@@ -37,15 +41,22 @@ def views(params: Params) -> dict[str, str]:
             ["metrics.`winner.overall_ratio`", *of_winner, "tags.`mlflow.source.git.commit`"],
         ),
         ARCHITECTURES: _state(
-            f"tags.`{KEY}` LIKE '%' AND tags.`prunecast.design` != 'dense'",
+            f"tags.`{USE}` = '{Use.PAIR}' AND metrics.overall_ratio > 0",
             [ratio, "metrics.`objective`", *perplexities, "tags.`prunecast.design`", role],
             "metrics.`objective`",
             ascending=True,
         ),
-        ROUNDS: _state(f"tags.`{RECORD}` LIKE 'round %'", [*rounds, *errors, "params.`trials`"]),
+        ROUNDS: _state(
+            f"tags.`{RECORD}` LIKE 'round %'",
+            [*rounds, *errors, "params.`trials`"],
+            rounds[0],
+            ascending=True,
+        ),
         FINAL: _state(
-            f"tags.`{KEY}` LIKE '%' AND tags.`dvc.stage` = 'export'",
+            f"tags.`{USE}` = '{Use.FINAL_TABLE}'",
             [ratio, *perplexities, "tags.`prunecast.design`"],
+            ratio,
+            ascending=True,
         ),
     }
 
@@ -53,6 +64,7 @@ def views(params: Params) -> dict[str, str]:
 def _state(
     search: str, columns: Sequence[str], order: str = "attributes.start_time", ascending: bool = False
 ) -> str:
+    """Runs are shown flat where they are ordered by a metric, and below the run of the pipeline by time."""
     return json.dumps(
         {
             "searchFilter": search,
@@ -63,5 +75,7 @@ def _state(
             "modelVersionFilter": "All Runs",
             "datasetsFilter": [],
             "selectedColumns": [*columns],
+            "columnOrder": [_NAME],
+            "columnWidths": {_NAME: NAME_WIDTH},
         }
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from stages.architecture import Architecture
+from stages.evaluate.text.prompts import check_prompts, prompt_tokens
 from stages.export import answers
+from stages.files import InputError
 from tests import tiny
 from tests.conftest import TinyFolder
 from tests.export.deployable import trained_tokenizer
@@ -38,35 +39,39 @@ def test_an_answer_ends_before_its_stop(tiny_folder: TinyFolder) -> None:
     assert answers.greedy(network, network.shape.dense(), PROMPTS, 0, ()) == [[], [], []]
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 10_000))
-def test_divergence_is_that_of_torch_and_never_negative(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    p, q = (torch.randn(5, 30, generator=generator).log_softmax(-1) for _ in range(2))
-    found = answers.divergences(p, q)
-    expected = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
-    assert math.isclose(found, float(expected), rel_tol=1e-5)
-    assert found > 0
-    assert abs(answers.divergences(p, p)) < 1e-6
-
-
-def test_log_probabilities_are_the_models(tiny_folder: TinyFolder) -> None:
+@pytest.mark.parametrize("at_once", [1, 4, 256])
+def test_divergence_is_that_of_torch_and_of_itself_nothing(
+    tiny_folder: TinyFolder, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "AT_ONCE", at_once)
     folder = tiny_folder("llama")
     network, tokens = tiny.network_of(folder), torch.tensor(PROMPTS[2])
-    found = answers.log_probabilities(network, network.shape.dense(), tokens)
-    expected = tiny.reference_logits(tiny.reference(folder), tokens[None])[0].log_softmax(-1)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    pruned = Architecture.from_json([[1, 1, 8]] * network.shape.layers)
-    other = answers.log_probabilities(network, pruned, tokens)
-    assert answers.divergences(found, other) > 1e-3
+    dense, pruned = network.shape.dense(), Architecture.from_json([[1, 1, 8]] * network.shape.layers)
+    states, others = (answers.last_states(network, a, tokens) for a in (dense, pruned))
+    p = tiny.reference_logits(tiny.reference(folder), tokens[None])[0].log_softmax(-1)
+    q = tiny.elastic_logits(network, pruned, tokens[None])[0].log_softmax(-1)
+    expected = F.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+    assert math.isclose(answers.divergence(network, states, network, others), float(expected), rel_tol=1e-3)
+    assert expected > 1e-3
+    assert abs(answers.divergence(network, states, network, states)) < 1e-6
 
 
 def test_a_prompt_is_a_turn_of_a_chat_where_there_is_a_template() -> None:
     tokenizer = trained_tokenizer(bos=True)
     turn = [{"role": "user", "content": "llamas"}]
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    found = answers.prompt_tokens(tokenizer, "llamas")
+    found = prompt_tokens(tokenizer, "llamas")
     assert tokenizer.decode(found) == text
     assert found[0] != tokenizer.bos_token_id  # which the template writes if it is to stand there
     tokenizer.chat_template = None
-    assert answers.prompt_tokens(tokenizer, "llamas") == tokenizer("llamas")["input_ids"]
+    assert prompt_tokens(tokenizer, "llamas") == tokenizer("llamas")["input_ids"]
+
+
+def test_prompts_that_cannot_be_asked_are_told_before_any_work() -> None:
+    tokenizer = trained_tokenizer()
+    check_prompts(tokenizer, ["llamas"], 100)
+    with pytest.raises(InputError, match=r"the prompt 'llamas' has \d+ tokens; expected from 1 to 1, as"):
+        check_prompts(tokenizer, ["llamas"], 2)
+    tokenizer.chat_template = "{{ raise_exception('no users here') }}"
+    with pytest.raises(InputError, match=r"does not take 'llamas' .*no users here.*export.answers to null"):
+        check_prompts(tokenizer, ["llamas"], 100)

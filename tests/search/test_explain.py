@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.architecture import Architecture
+from stages.architecture import Architecture, Kind
 from stages.evaluate.results.damage import DamageCurves
 from stages.files import InputError
 from stages.sample.space import options
@@ -55,6 +55,26 @@ def test_every_site_is_explained_and_a_file_holds_it(tmp_path: Path, kind: str):
         assert all(one.curve > 0 for one in every if one.ratio)
 
 
+@pytest.mark.parametrize("step", [-1, 1])
+def test_prices_are_differences_of_forecasts_a_million_parameters(tmp_path: Path, step: int):
+    search, winner, every = case(tmp_path, "curves+xgboost")
+    known = {a: truth(a) for a in random_architectures(SMALL, 40)}
+    predictor = search.learn(known)
+    checked = 0
+    for one in every:
+        price = one.next_price if step == 1 else one.last_price
+        if price is None or one.site.kind is not Kind.MLP:
+            continue
+        widths = [list(w) for w in winner.to_json()]
+        widths[one.site.layer][2] -= 4 * step
+        other = Architecture.from_json(widths)
+        values = predictor.forecast(search.features.matrix([winner, other]))["log_ppl.a"]
+        parameters = winner.kept_parameters(SMALL) - other.kept_parameters(SMALL)
+        assert price == pytest.approx(1e6 * (values[1] - values[0]) / parameters)
+        checked += 1
+    assert checked
+
+
 def test_words_name_the_parts_and_the_price(tmp_path: Path):
     _, _, every = case(tmp_path, "curves+xgboost")
     one = replace(
@@ -64,7 +84,9 @@ def test_words_name_the_parts_and_the_price(tmp_path: Path):
     assert "it adds +0.2100 to the forecast objective: +0.2500 by its damage curve, -0.0500 by" in said
     assert "Its last cut cost 1.5000 a million parameters. Its next cut would cost 900000.0000" in said
     assert said.endswith("so it stays.")
-    gone = replace(one, next_price=None)
+    between = replace(one, next_price=None)
+    assert explain.words(between, every)[-1] == "Its width lies between two."
+    gone = replace(between, kept=tuple(0 for _ in one.kept))
     assert explain.words(gone, every)[-1] == "There is nothing left to cut."
 
 

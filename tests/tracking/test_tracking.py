@@ -30,7 +30,7 @@ from stages.tracking import registry as tracking_registry
 from stages.tracking import store as tracking_store
 from stages.tracking.mlflow_tracker import MlflowTracker
 from stages.tracking.nothing import Nothing
-from stages.tracking.records import ExportedModel, FittedPredictor, Role, SearchRound
+from stages.tracking.records import ExportedModel, FittedPredictor, Role, SearchRound, Use
 from stages.tracking.tracker import Tracker, open_tracker
 from stages.train_predictor.predictor import Predictor
 
@@ -47,7 +47,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, pid: int, command: str = "repro") ->
 SHAPE = ModelShape("llama", 30, 32, 2, 2, 8, 64, 100, tied_embeddings=True)
 
 
-def evaluation(number: int, **changes: Any) -> tuple[Row, dict[str, str]]:
+def evaluation(number: int, **changes: Any) -> tuple[Row, dict[str, str], Use]:
     """A row of the journal as `log_evaluation` takes it."""
     draw = random.Random(number)
     widths = [LayerWidth(draw.randint(1, 2), 2, draw.randint(1, 64)) for _ in range(SHAPE.layers)]
@@ -62,7 +62,7 @@ def evaluation(number: int, **changes: Any) -> tuple[Row, dict[str, str]]:
         "seconds": 0.25,
         "measured_at": "2024-01-01T00:00:00+00:00",
     }
-    return Row(**(content | changes)), {"mmlu": "16 questions"}
+    return Row(**(content | changes)), {"mmlu": "16 questions"}, Use.PAIR
 
 
 NAMED = names.evaluation(*evaluation(1), PARAMS.model.source)
@@ -354,9 +354,9 @@ def test_metric_that_is_no_number_is_named(root: Path, value: Any) -> None:
 
 def test_a_model_of_many_layers_and_a_long_protocol(root: Path) -> None:
     shape = replace(SHAPE, layers=120)
-    row, _ = evaluation(1, architecture=shape.dense())
+    row, *_ = evaluation(1, architecture=shape.dense())
     with MlflowTracker("evaluate", PARAMS) as tracker:
-        tracker.log_evaluation(row, {"long": "x" * 7000})
+        tracker.log_evaluation(row, {"long": "x" * 7000}, Use.PAIR)
     (run,) = evaluations()
     assert json.loads(run.data.tags["prunecast.widths"]) == row.architecture.to_json()
     assert len(run.data.tags["prunecast.protocol"]) == names.TAG_LENGTH

@@ -157,11 +157,3 @@ def memory_at_hand(device: torch.device, limit_gib: float | None, sharing: int =
     limit = on_device if limit_gib is None else min(on_device, limit_gib * 2**30)
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / whole))  # of the current device
     return limit * SPARE["cuda"], free * HOST_PART
-
-
-def free_on(device: torch.device) -> float:
-    """Bytes of a GPU that this process may still take, within what it was bounded to."""
-    on_device, whole = torch.cuda.mem_get_info(device)
-    taken, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-    bound = torch.cuda.get_per_process_memory_fraction(device) * whole
-    return min(float(on_device), bound - taken) + taken - used

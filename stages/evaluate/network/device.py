@@ -47,6 +47,14 @@ def device_named(wanted: str, key: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
+def free_on(device: torch.device) -> float:
+    """Bytes of a GPU that this process may still take, within what it was bounded to."""
+    on_device, whole = torch.cuda.mem_get_info(device)
+    taken, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    bound = torch.cuda.get_per_process_memory_fraction(device) * whole
+    return min(float(on_device), bound - taken) + taken - used
+
+
 def _check_triton() -> None:
     """Triton, in which the GPU's kernels are written, comes with PyTorch on Linux and compiles C."""
     if not find_spec("triton"):

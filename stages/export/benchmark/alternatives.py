@@ -27,6 +27,7 @@ from stages.export.results.final_table import Alternative
 from stages.families import Family
 from stages.metrics.metric import Shown
 from stages.metrics.registered import metric_of, shown
+from stages.tracking.records import Use
 from stages.tracking.tracker import Tracker
 
 BLOCK = 32
@@ -51,15 +52,25 @@ def alternatives(
     for name, weights in models.items():
         made = _once(weights)
         for kind in asked.types:
-            work = [Work(weights.architecture, f"{name} {kind}", rounded_weights(made, kind, family, shape))]
-            (row,) = measure_all(
+            work = [
+                Work(
+                    weights.architecture,
+                    f"{name} {kind}",
+                    rounded_weights(made, kind, family, shape),
+                    may_fail=True,
+                )
+            ]
+            rows = measure_all(
                 evaluator,
                 Local(),
                 work,
                 journal,
-                lambda row: tracker.log_evaluation(row, words),
+                lambda row: tracker.log_evaluation(row, words, Use.TYPE),
                 work[0].design,
-            ).values()
+            )
+            if not rows:  # a weight or an activation overflowed, which is said
+                continue
+            row = rows[weights.architecture.id]
             metrics = shown(row.metrics, Shown.VERDICT)
             errors = {}
             for key in metrics:
@@ -90,21 +101,27 @@ def rounded_weights(
 def type_of(name: str, tensor: Tensor, kind: GGUFType, family: Family, shape: ModelShape) -> str:
     """The type that a file of that `kind` stores a tensor in, as `gguf.writer` writes it.
 
-    Norms and biases stay in float32, and the output matrix is not rounded below eight bits.
+    Norms and biases stay in float32, rows that are no whole number of blocks in F16, but for those of an
+    MLP's channels, which the file pads; and the output matrix is not rounded below eight bits.
     """
     if tensor.dim() < 2:
         return "F32"
+    if tensor.shape[-1] % BLOCK and not name.endswith(f"{family.down}.weight"):
+        return "F16"
     output = family.embedding if shape.tied_embeddings else family.head
     return "Q8_0" if kind == "Q4_0" and name == output else kind
 
 
 def size_bytes(state: State, kind: GGUFType, family: Family, shape: ModelShape) -> int:
-    """What the tensors take in a file of that type; rows are padded to whole blocks."""
-    total = 0.0
+    """What the tensors take in a file of that type, which pads an MLP's channels to whole blocks."""
+    total, wider = 0.0, tuple(f"{name}.weight" for name in (family.gate, family.up))
     for name, tensor in state.items():
-        stored = type_of(name, tensor, kind, family, shape)
-        columns = tensor.shape[-1] if stored in ("F32", "F16") else -(-tensor.shape[-1] // BLOCK) * BLOCK
-        total += tensor.numel() // tensor.shape[-1] * columns * BYTES[stored]
+        rows, columns = tensor.shape if tensor.dim() > 1 else (1, len(tensor))
+        if name.endswith(f"{family.down}.weight"):
+            columns += -columns % BLOCK
+        elif name.endswith(wider):
+            rows += -rows % BLOCK
+        total += rows * columns * BYTES[type_of(name, tensor, kind, family, shape)]
     return round(total)
 
 

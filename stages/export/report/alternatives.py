@@ -41,9 +41,10 @@ def words(data: ReportData) -> list[str]:
     if not dense or not ours:
         return []
     found = []
-    lost = beaten(data.alternatives)
+    better = {one.type: [other for other in dense if _beats(other, one)] for one in ours}
+    by_type = {kind: min(b, key=lambda other: other.size_bytes) for kind, b in better.items() if b}
     for by in dense:
-        than = [one for one in ours if lost.get((one.model, one.type)) is by]
+        than = [one for one in ours if by_type.get(one.type) is by]
         if than:
             told = " and ".join(f"{one.type} ({_size(one)})" for one in than)
             found.append(

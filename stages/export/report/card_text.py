@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from stages.architecture import Kind
@@ -131,8 +132,8 @@ def answers(data: ReportData) -> str:
         return ""
     blocks = []
     for prompt, found in alternatives.said(data):
-        quoted = [f"- *{name}*: {line(text) or '(nothing)'}" for name, text in found]
-        blocks.append("\n".join([f"**{line(prompt)}**", "", *quoted]))
+        quoted = [f"- *{name}*: {verbatim(text) if text else '(nothing)'}" for name, text in found]
+        blocks.append("\n".join([verbatim(prompt), "", *quoted]))
     told = [
         markdown_text(sentence) for sentence in (*alternatives.divergence_words(data), data.answers.words)
     ]
@@ -211,6 +212,13 @@ def licence(base: BaseModel) -> str:
 
 def flat(text: str) -> str:
     return " ".join(str(text).split())
+
+
+def verbatim(text: str) -> str:
+    """Text of someone else's on one line, as code: nothing in it is markup."""
+    found = flat(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", found)), default=0))
+    return f"{fence} {found} {fence}" if len(fence) > 1 else f"`{found}`"
 
 
 def line(text: str) -> str:

@@ -21,6 +21,7 @@ TERMS: Mapping[str, str] = {
     "is the winner",
     "winner": "the architecture that is exported: the best finalist on text that chose it, which this page "
     "compares on text that chose nothing",
+    "one-shot": "what the damage curves alone would choose: no pair, no predictor, no round",
     "uniform": "the baseline that cuts attention and MLP of the inner layers alike, repaired as the winner",
     "simple": "the baseline that cuts the MLPs of all layers by one ratio, repaired as the winner",
     "dense": "the model as it came, with nothing removed",
@@ -30,12 +31,13 @@ TERMS: Mapping[str, str] = {
     "held out": "not shown to the predictor while it learned, to see how far it is off",
     "rank correlation": "1 where two orders are the same, 0 where they have nothing to do with each other",
     "damage": "what cutting a site alone costs, in nats a token",
+    "objective": "what the search lowers: by default the mean log perplexity of all texts, in nats a token",
     "interval": "the range around a forecast that holds a promised share of what is then measured",
     "standard error": "how far a figure would vary if other text of the same kind had been measured",
 }
 """What each word means, for a reader who has not read how Prunecast works."""
 _TAG = re.compile(r"(<[^>]+>)")
-_LEFT_ALONE = ("a", "code", "dt", "h1", "h2", "h3", "script", "style", "summary", "title")
+_LEFT_ALONE = ("a", "code", "dt", "h1", "h2", "h3", "samp", "script", "style", "summary", "title")
 _PATTERN = re.compile(
     rf"\b({'|'.join(sorted(map(re.escape, TERMS), key=len, reverse=True))})(s?)\b", re.IGNORECASE
 )

@@ -52,7 +52,7 @@ def draw_course(figure: FigureBase, data: ReportData) -> None:
         linewidth=1.4,
         label="best so far",
     )
-    for rule in (e for e in data.course if e.one_shot):
+    for rule in [e for e in data.course if e.one_shot][:1]:
         axes.axhline(
             rule.objective,
             color=COLOURS["simple"],
@@ -69,7 +69,7 @@ def draw_course(figure: FigureBase, data: ReportData) -> None:
         )  # fmt: skip
     pairs = sum(e.round == 0 for e in data.course)
     axes.set_xlabel(f"measured architectures, {pairs} pairs first")
-    axes.set_ylabel("measured objective, nats a token")
+    axes.set_ylabel("measured objective")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02, y=0.12)
     figure.legend(loc="outside lower center", ncols=4)
@@ -110,13 +110,14 @@ def _parts(axes: Axes, sites: list[Explanation]) -> None:
         down = [d + min(value, 0.0) for d, value in zip(down, values, strict=True)]
     axes.axhline(0, color="#9aa0a6", linewidth=0.7)
     axes.grid(False, axis="x")
-    axes.set_ylabel("adds, nats")
+    axes.set_ylabel("adds")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
 def _prices(axes: Axes, sites: list[Explanation], rate: float) -> None:
     """Bars of what the next cut would cost, with the median of all sites."""
-    top = _TALLEST * rate if rate > 0 else 1.0
+    highest = max((one.next_price or 0.0 for one in sites), default=0.0)
+    top = _TALLEST * rate if rate > 0 else highest or 1.0
     for one in sites:
         if one.next_price is None:
             continue
@@ -129,5 +130,5 @@ def _prices(axes: Axes, sites: list[Explanation], rate: float) -> None:
     axes.axhline(rate, color="#3c4043", linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_ylim(min(0.0, *(one.next_price or 0.0 for one in sites), 0.0), 1.12 * top)
     axes.grid(False, axis="x")
-    axes.set_ylabel("nats a\nmillion")
+    axes.set_ylabel("a million\nparameters")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))

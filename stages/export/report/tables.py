@@ -125,12 +125,13 @@ def search_words(data: ReportData) -> list[str]:
         return []
     first, last = data.steps[0], data.steps[-1]
     than = "the damage curves alone (one-shot)" if first.evaluations == 0 else f"{first.name}"
+    more = last.evaluations - first.evaluations
+    if last.architecture == first.architecture:
+        return [f"{more} measured architectures bought nothing: the best of them is that of {than}."]
     found = [
-        f"{last.evaluations} measured architectures lowered the objective on the selection part from "
+        f"{more} measured architectures lowered the objective on the selection part from "
         f"{first.objective:.4f}, {than}, to {last.objective:.4f}."
     ]
-    if last.architecture == first.architecture:
-        return [*found, "They chose the same architecture: nothing was bought."]
     judged = {}
     for key in last.change_percent:
         error = last.change_errors.get(key)

@@ -13,6 +13,7 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.architecture import Architecture
 from stages.config.params import GGUFType
 from stages.evaluate.network.weights import PrunedWeights
 from stages.export.benchmark import alternatives
@@ -53,6 +54,17 @@ def test_rows_that_are_no_whole_blocks_are_padded_and_norms_stay() -> None:
     padded = torch.nn.functional.pad(row, (0, 24))
     assert torch.equal(alternatives.rounded(row, "Q8_0"), alternatives.rounded(padded, "Q8_0")[:, :40])
     assert torch.equal(alternatives.rounded(row, "F32"), row)
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
+def test_sizes_and_types_of_odd_widths_are_those_of_the_file(tmp_path: Path, kind: GGUFType) -> None:
+    """One head of 16 in a layer, whose output rows are half a block, and channels that the file pads."""
+    odd = Architecture.from_json([[1, 1, 33], [2, 3, 128], [1, 3, 95], [2, 1, 64]])
+    model = pruned_model(tmp_path, odd, tie_word_embeddings=False)
+    write_file(tmp_path / "model.gguf", model, kind)
+    tensors = GGUFReader(tmp_path / "model.gguf").tensors
+    found = alternatives.size_bytes(model.state, kind, FAMILIES["llama"], model.shape)
+    assert found == sum(int(t.n_bytes) for t in tensors)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -26,6 +26,16 @@ def test_the_smallest_that_beats_is_named(report_data: ReportData) -> None:
     assert alternatives.words(report_data)[0] in verdict(report_data).details
 
 
+def test_a_dense_type_that_beats_is_said_whatever_else_beats(report_data: ReportData) -> None:
+    """Also where by chance a smaller pruned one measures a hair better than the larger ones."""
+    lucky = [
+        replace(a, metrics=dict.fromkeys(a.metrics, 32.39)) if (a.model, a.type) == ("winner", "Q4_0") else a
+        for a in report_data.alternatives
+    ]
+    said = alternatives.words(replace(report_data, alternatives=lucky))
+    assert "dense model in Q4_0 takes 90 MB and is on no text worse than the pruned one in F16" in said[0]
+
+
 def test_where_pruning_is_the_better_way_nothing_else_is_said(report_data: ReportData) -> None:
     better = [
         replace(a, metrics=dict.fromkeys(a.metrics, 10.0)) if a.model == "winner" else a
@@ -72,8 +82,9 @@ def test_speeds_of_llama_cpp_stand_beside_where_it_ran(report_data: ReportData) 
 @pytest.mark.usefixtures("no_pictures")
 def test_answers_stand_on_the_page_and_the_card_and_are_no_markup(report_data: ReportData) -> None:
     page, card = build_report(report_data), card_text.answers(report_data)
-    assert "Paris,\n&lt;b&gt;a city&lt;/b&gt;." in page
-    assert "- *winner*: Paris, &lt;b>a city&lt;/b>." in card
+    assert "<samp>Paris,\n&lt;b&gt;a city&lt;/b&gt;.</samp>" in page
+    assert "- *winner*: `Paris, <b>a city</b>.`" in card
+    assert card_text.verbatim("a ``b`` c") == "``` a ``b`` c ```"
     for text in (page, card):
         assert "0.632 ± 0.033 nats a token on wikipedia and 0.460 nats a token on news" in text
     assert "| dense, Q8_0 | 143.0 MB | 20.88 ± 1.50 | 20.88 ± 1.50 |" in card_text.types(report_data)
