@@ -30,10 +30,11 @@ RUN = {
     "prunecast check": "tests/plan/test_check.py",
     "prunecast --help": "tests/test_cli.py",
     "prunecast explain": "tests/test_pipeline.py",
-    "prunecast report": "tests/test_pipeline.py",
+    "prunecast repro": "tests/test_cli.py",
     "prunecast ui": "tests/tracking/test_ui.py",
     "python -m stages.evaluate": "tests/test_pipeline.py",
     "python -m stages.sample.latency": "tests/sample/test_latency.py",
+    "python -m stages.plan.check": "tests/plan/test_check.py",
     "python -m stages.export.by_id": "tests/export/test_by_id.py",
     "python -m stages.tracking.champion": "tests/tracking/test_tracking.py",
     "python -m tests.house": "tests/test_house.py",
@@ -75,6 +76,7 @@ NOT_RUN = {
     "curl": "asks the server above",
     "pre-commit": "writes git hooks",
     "git log": "is git's",
+    "git add": "is git's",
     "cd": "is the shell's",
     ".": "is the shell's",
 }
@@ -89,7 +91,7 @@ def commands() -> Iterator[tuple[str, str]]:
         for language, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL):
             shown = block.splitlines()
             lines += [x[2:] for x in shown if x.startswith("$ ")] + (shown if language == "sh" else [])
-        sentences = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        sentences = re.sub(r"```.*?```|``.*?``", "", text, flags=re.DOTALL)
         quoted = (" ".join(found.split()) for found in re.findall(r"`([^`]+)`", sentences))
         lines += [found for found in quoted if found.split(" ")[0] in PROGRAMS and " " in found]
         for line in lines:
