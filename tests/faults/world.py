@@ -257,7 +257,11 @@ def _small_params() -> dict[str, Any]:
     params["train_predictor"] |= {"trees": 20, "folds": 2}
     params["search"] |= {
         "objective": {"log_ppl.prose": 1.0, "log_ppl.verse": 1.0}, "trials": 40, "rounds": 1, "per_round": 2,
-        "finalists": 2, "min_distance": 1, "bundle": 1, "measurement": dict(MEASUREMENT),
+        "finalists": 2, "min_distance": 1, "bundle": 1, "front": [], "measurement": dict(MEASUREMENT),
     }  # fmt: skip
-    params["export"] |= {"gguf": ["F16"], "proof": None, "measurement": dict(MEASUREMENT)}
+    params["export"] |= {
+        "gguf": ["F16"], "proof": None, "measurement": dict(MEASUREMENT),
+        "alternatives": {"types": ["Q8_0"], "windows": 1},
+    }  # fmt: skip
+    params["export"]["answers"] |= {"tokens": 8, "windows": 1}
     return params

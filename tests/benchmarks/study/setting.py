@@ -22,7 +22,7 @@ from stages.metrics.perplexity import LOG_PPL
 SELECTED = 0.3
 """The last part of a validation split that selection sees; what is before it calibrates."""
 TEXTS = ("wikitext2", "ptb")
-SEARCH = {"rounds": 5, "per_round": 8, "finalists": 6, "repair_again": False}
+SEARCH = {"rounds": 5, "min_gain": 0.0, "per_round": 8, "finalists": 6, "repair_again": False}
 """What *ours* spends, whatever the default is: 67 evaluations; the second repair is a step of its own."""
 LENGTHS = {"wikitext2": 2048, "ptb": 1024}
 """Tokens a window in the final table; in the search 1,024 for both."""
