@@ -51,7 +51,8 @@ def params_of(**changes: Any) -> Params:
 
 
 def asked(shape: ModelShape = SMALL, **changes: Any) -> list[str]:
-    return check(Request(params_of(**changes), described(shape)))
+    """What is told of params that ask for no further overall ratio, unless `changes` do."""
+    return check(Request(params_of(**{"search__front": [], **changes}), described(shape)))
 
 
 WIDE = {"sensitive_ratios": [0.0, 1.0], "insensitive_ratios": [0.0, 1.0], "other_ratios": [0.0, 1.0]}
