@@ -27,6 +27,8 @@ from stages.config.params import ModelSection, load_params
 from stages.evaluate.network import checkpoint
 from stages.evaluate.text.corpora import load_texts
 from stages.export.results import record
+from stages.metrics.metric import Shown
+from stages.metrics.registered import shown
 from tests.benchmarks.machine import Machine
 from tests.small import PARAMS, REPOSITORY
 
@@ -116,7 +118,8 @@ def show(name: str, folder: Path) -> None:
     """Perplexities, divergences and answers of a run."""
     table = record.read(folder / "data" / "export" / record.RECORD).table
     for c in table.contenders:
-        figures = ", ".join(f"{key} {value:.2f}" for key, value in c.metrics.items() if key[:4] == "ppl.")
+        values = shown(c.metrics, Shown.VERDICT)
+        figures = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
         print(f"{name}: {c.name}: {figures}")
     assert table.answers is not None
     print(f"{name}: divergence {table.answers.divergence}, errors {table.answers.divergence_errors}")
