@@ -19,6 +19,7 @@ import yaml
 
 from stages.config.params import load_params
 from stages.metrics.objective import objective_of
+from tests.export.report.test_report import NAMES
 from tests.small import PARAMS
 
 ROOT = Path(__file__).parent.parent
@@ -316,18 +317,7 @@ def test_pictures_and_predictor_are_in_the_report_and_in_mlflow(repository: Repo
 
     export = repository.path / "data" / "export"
     names = {path.name for path in (export / "pictures").iterdir()}
-    shown = (
-        "alternatives",
-        "widths",
-        "explained",
-        "tradeoff",
-        "front",
-        "forecast",
-        "narrowing",
-        "course",
-        "search",
-    )
-    assert names == {f"{n}.png" for n in shown}
+    assert names == {f"{n}.png" for n in NAMES}
     (run,) = [r for r in repository.mlflow_runs() if "mlflow.parentRunId" not in r.data.tags]
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{repository.path}/mlflow.db")
     stored = {

@@ -48,13 +48,14 @@ class Workbench:
     questions: Mapping[str, Corpus[Question]]
     executor: Executor
 
-    def evaluator(self, part: Part, measurement: Measurement) -> Evaluator:
-        """Measures on one part of the corpora.
+    def evaluator(self, part: Part, measurement: Measurement, texts_alone: bool = False) -> Evaluator:
+        """Measures on one part of the corpora, or of the texts among them alone.
 
         Raises:
             InputError: a corpus is too small for the measurement.
         """
-        selection = chosen(self.checkpoint, self.texts, self.questions, part, measurement)
+        questions = {} if texts_alone else self.questions
+        selection = chosen(self.checkpoint, self.texts, questions, part, measurement)
         cache_bytes = self.params.evaluate.prefix_cache_mb * 2**20
         return Evaluator(self.network, self.repair, selection, self.identity, cache_bytes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from stages.architecture import ModelShape
@@ -12,7 +11,7 @@ from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.measure.executors import Local
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
-from stages.evaluate.results.errors import standard_error
+from stages.evaluate.results.errors import metric_errors, standard_error
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.workbench import Workbench
 from stages.export.answers import answers
@@ -76,20 +75,19 @@ def measure(
             for row in measure_all(evaluator, Local(), own, journal, log, recovered_of(name)).values()
         }
     found_steps = _steps(bench, steps, journal, tracker)
-    exported = weights_of(bench, candidate_of(chosen, WINNER))
-    compared = {WINNER: exported}
+    compared = {WINNER: weights_of(bench, candidate_of(chosen, WINNER))}
     if RECOVERED in rows:
         compared[RECOVERED] = recovered[WINNER].weights
+    exported = RECOVERED if RECOVERED in compared else WINNER
     section = params.export
     others = []
     if section.alternatives is not None:
-        models = {DENSE: bench.weights(shape.dense(), again=False)}
-        name, weights = list(compared.items())[-1]  # what is exported
-        others = alternatives(bench, section.alternatives, models | {name: weights}, journal, tracker)
+        models = {DENSE: bench.weights(shape.dense(), again=False), exported: compared[exported]}
+        others = alternatives(bench, section.alternatives, models, journal, tracker)
     said = None
     if section.answers is not None:
         windows = section.measurement.model_copy(update={"windows": section.answers.windows})
-        texts_alone = replace(bench, questions={}).evaluator("report", windows).selection
+        texts_alone = bench.evaluator("report", windows, texts_alone=True).selection
         said = answers(bench, section.answers, texts_alone, compared)
     evaluators = {
         "pairs": bench.evaluator("selection", params.evaluate.measurement),
@@ -116,8 +114,7 @@ def _steps(bench: Workbench, steps: Sequence[Step], journal: Journal, tracker: T
     """What the search would have ended with at each step, on the texts of the report part alone."""
     if not steps or not bench.texts:
         return []
-    texts_alone = replace(bench, questions={})
-    evaluator = texts_alone.evaluator("report", bench.params.export.measurement)
+    evaluator = bench.evaluator("report", bench.params.export.measurement, texts_alone=True)
     named = {step.architecture: step.name for step in reversed(steps)}
     work = [Work(architecture, name, may_fail=True) for architecture, name in named.items()]
     words = evaluator.selection.words()
@@ -145,12 +142,9 @@ def _steps(bench: Workbench, steps: Sequence[Step], journal: Journal, tracker: T
 
 
 def contender(name: str, row: Row, shape: ModelShape) -> Contender:
-    """A row of the final table; a metric on another scale than its samples carries their error, scaled."""
+    """A row of the final table."""
     metrics = shown(row.metrics, Shown.REPORT)
-    errors = {
-        key: metric.slope(row.metrics) * standard_error(row.samples[metric.sampled.key])
-        for key, metric in ((key, metric_of(key)) for key in metrics)
-    }
+    errors = metric_errors(row, metrics)
     return Contender(
         name, row.architecture, row.overall_ratio, row.architecture.total_parameters(shape), metrics, errors
     )

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.architecture import Architecture
-from stages.files import InputError, numbers, read_csv, write_text
+from stages.files import InputError, numbers, read_csv
 from stages.metrics.objective import objective_of
 from stages.search.outcome import Step
+from stages.search.tables import write_rows
 
 if TYPE_CHECKING:
     from stages.search.rounds import GuidedSearch, Metrics, Round
@@ -97,11 +98,8 @@ def steps(guided: GuidedSearch, pairs: Mapping[Architecture, Metrics], rounds: S
 
 def write(path: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write a row an evaluation; a best that is not known yet is left empty."""
-    rows = [",".join(_COLUMNS)]
-    for e in evaluations:
-        cells = [getattr(e, name) for name in _COLUMNS]
-        rows.append(",".join("" if cell == math.inf else str(cell) for cell in cells))
-    write_text(path, "\n".join(rows) + "\n")
+    known = ({**e.__dict__, "best": e.best if math.isfinite(e.best) else None} for e in evaluations)
+    write_rows(path, _COLUMNS, known)
 
 
 def read(path: Path) -> list[Evaluation]:

@@ -20,7 +20,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from stages.architecture import Architecture, Kind, LayerWidth, ModelShape, Site, Width
-from stages.files import InputError, numbers, read_csv, write_text
+from stages.files import InputError, numbers, read_csv
+from stages.search.tables import EXPLAINED, write_rows
 from stages.stage import DATA, command
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from stages.search.narrowed_space import NarrowedSite
     from stages.train_predictor.predictor import Predictor
 
-EXPLAINED = Path("search") / "explained.csv"
 _FIGURES = ("ratio", "curve", "pairs", "trees", "alone", "rank", "low", "high")
 _PRICES = ("next_price", "last_price")
 _COLUMNS = ("site", "dense", "kept", "label", *_FIGURES, *_PRICES)
@@ -152,13 +152,12 @@ def _millions(shape: ModelShape, one: Architecture, other: Architecture) -> floa
 
 def write(path: Path, every: Sequence[Explanation]) -> None:
     """Write a row a site; what is not known is left empty."""
-    rows = [",".join(_COLUMNS)]
+    rows = []
     for one in every:
         low, high = one.interval
         values = {**one.__dict__, "low": low, "high": high}
-        values |= {name: "x".join(map(str, values[name])) for name in ("dense", "kept")}
-        rows.append(",".join("" if values[name] is None else str(values[name]) for name in _COLUMNS))
-    write_text(path, "\n".join(rows) + "\n")
+        rows.append(values | {name: "x".join(map(str, values[name])) for name in ("dense", "kept")})
+    write_rows(path, _COLUMNS, rows)
 
 
 def read(path: Path) -> list[Explanation]:
@@ -202,6 +201,8 @@ def going_rate(every: Sequence[Explanation]) -> float:
 
 def words(one: Explanation, every: Sequence[Explanation]) -> list[str]:
     """The explanation of one site, in sentences."""
+    from stages.build_dataset.features import ALONE
+
     rate = going_rate(every)
     cuts = f"{100 * one.ratio:.0f} % of its parameters are removed" if one.ratio else "nothing is removed"
     found = [f"{one.site}: {told(one.kept)} are kept, of {told(one.dense)}; {cuts}."]
@@ -210,7 +211,7 @@ def words(one: Explanation, every: Sequence[Explanation]) -> list[str]:
     found.append(f"Narrowing found it {label}: ratios of {low:g} to {high:g} were left to the search.")
     if one.alone is not None:
         found.append(
-            f"Cut alone by 30 % it costs {one.alone:.4f} nats a token by its damage curve: "
+            f"Cut alone by {100 * ALONE:.0f} % it costs {one.alone:.4f} nats a token by its damage curve: "
             f"place {one.rank} of {len(every)}, the dearest first."
         )
     if one.ratio:
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("site", nargs="?", help="such as 7.mlp or 12.attention; without it, all")
     parser.add_argument("--data", type=Path, default=DATA, help="default: data")
     arguments = parser.parse_args()
-    every = read(arguments.data / EXPLAINED)
+    every = read(arguments.data / "search" / EXPLAINED)
     if arguments.site is None:
         print(f"{'site':14}{'kept':>16}{'ratio':>8}{'adds':>10}{'last price':>12}{'next price':>12}")
         for one in sorted(every, key=lambda e: -(e.next_price or 0.0)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,12 @@ class FrontRow:
     forecast: Mapping[str, float]
     takes: Mapping[str, float]
     dominated: bool
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write some columns of rows, none of whose cells holds a comma; what is None is left empty."""
+    cells = [["" if row[name] is None else str(row[name]) for name in columns] for row in rows]
+    write_text(path, "".join(f"{','.join(line)}\n" for line in [columns, *cells]))
 
 
 def front_table(rows: Sequence[FrontRow]) -> pd.DataFrame:

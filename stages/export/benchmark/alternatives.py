@@ -20,13 +20,13 @@ from stages.evaluate.measure.executors import Local
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
 from stages.evaluate.network.weights import PrunedWeights, State
-from stages.evaluate.results.errors import standard_error
+from stages.evaluate.results.errors import metric_errors
 from stages.evaluate.results.journal import Journal
 from stages.evaluate.workbench import Workbench
 from stages.export.results.final_table import Alternative
 from stages.families import Family
 from stages.metrics.metric import Shown
-from stages.metrics.registered import metric_of, shown
+from stages.metrics.registered import shown
 from stages.tracking.records import Use
 from stages.tracking.tracker import Tracker
 
@@ -46,7 +46,7 @@ def alternatives(
 ) -> list[Alternative]:
     """Each of the `models`, by contender, in each type, on the texts of the report part alone."""
     measurement = bench.params.export.measurement.model_copy(update={"windows": asked.windows})
-    evaluator = replace(bench, questions={}).evaluator("report", measurement)
+    evaluator = bench.evaluator("report", measurement, texts_alone=True)
     family, shape, words = bench.network.family, bench.network.shape, evaluator.selection.words()
     found = []
     for name, weights in models.items():
@@ -72,10 +72,7 @@ def alternatives(
                 continue
             row = rows[weights.architecture.id]
             metrics = shown(row.metrics, Shown.VERDICT)
-            errors = {}
-            for key in metrics:
-                metric = metric_of(key)
-                errors[key] = metric.slope(row.metrics) * standard_error(row.samples[metric.sampled.key])
+            errors = metric_errors(row, metrics)
             size = size_bytes(made.make(bench.network.dtype), kind, family, shape)
             found.append(Alternative(name, kind, size, metrics, errors))
     return found

@@ -74,7 +74,7 @@ def rows(data: ReportData) -> list[dict[str, Any]]:
     largest = max((one.size_bytes for one in ordered if one.model == DENSE), default=0)
     return [
         {
-            "name": f"{'dense' if one.model == DENSE else 'pruned'}, {one.type}",
+            "name": f"{who(one.model)}, {one.type}",
             "size": f"{one.size_bytes / 1e6:,.1f} MB",
             "share": f"{100 * one.size_bytes / largest:.0f} % of the largest dense" if largest else "",
             "texts": [
@@ -93,8 +93,13 @@ def _speeds(figures: Figures | None) -> list[str]:
     return [f"{s.median:,.0f}" if s.median >= 100 else f"{s.median:.3g}" for s in spreads]
 
 
+def who(model: str) -> str:
+    """What the reader knows a contender as: everything that is not dense was pruned."""
+    return "dense" if model == DENSE else "pruned"
+
+
 def _name(one: Alternative) -> str:
-    return f"{'dense' if one.model == DENSE else 'pruned'} {one.type}"
+    return f"{who(one.model)} {one.type}"
 
 
 def _error(error: float) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from stages.export.report.alternatives import beaten, measured
-from stages.export.report.charts import COLOURS, MARKS, log_ticks
+from stages.export.report.alternatives import beaten, measured, who
+from stages.export.report.charts import COLOURS, MARKS, round_log_ticks
 from stages.export.report.data import ReportData
 from stages.export.results.final_table import Alternative
 from stages.metrics.registered import metric_of
@@ -43,7 +42,7 @@ def _draw(axes: Axes, data: ReportData, key: str, place: Callable[[Alternative],
         name = DENSE if model == DENSE else "winner"
         points = [one for one in data.alternatives if one.model == model and key in one.metrics]
         xs, ys = [place(one) for one in points], [one.metrics[key] for one in points]
-        label = "dense" if model == DENSE else "pruned"
+        label = who(model)
         axes.plot(xs, ys, color=COLOURS[name], linewidth=0.9, alpha=0.5, zorder=1)
         for one, x, y in zip(points, xs, ys, strict=True):
             hollow = (one.model, one.type) in lost
@@ -56,10 +55,7 @@ def _draw(axes: Axes, data: ReportData, key: str, place: Callable[[Alternative],
             axes.annotate(one.type, (x, y), (7, 5), textcoords="offset points", fontsize=7.5, color="#3c4043")
     axes.set_yscale("log")
     axes.margins(x=0.12, y=0.12)
-    axes.yaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_ylim())))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    round_log_ticks(axes)
     axes.set_title(metric_of(key).corpus)
     axes.set_ylabel("perplexity, report part (log axis)")
     axes.legend(loc="best")

@@ -145,14 +145,18 @@ def draw_tradeoff(figure: FigureBase, data: ReportData, text: str) -> None:
 
 def label_perplexity(axes: Axes, text: str) -> None:
     """Ticks, labels and title of perplexity, on a log axis, against the overall ratio."""
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    round_log_ticks(axes)
     axes.set_title(text)
     axes.set_xlabel("overall ratio, % of decoder-layer parameters removed")
     axes.set_ylabel("perplexity, selection part (log axis)")
+
+
+def round_log_ticks(axes: Axes) -> None:
+    """Ticks of a logarithmic y axis at round numbers, written out."""
+    axes.yaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_ylim())))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def log_ticks(low: float, high: float) -> list[float]:
