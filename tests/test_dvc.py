@@ -185,6 +185,7 @@ def test_what_a_kill_must_not_lose_persists() -> None:
     }
     assert persistent == {
         "data/evaluate/journal.jsonl",
+        "data/evaluate/conversations.json",
         "data/evaluate/importance.safetensors",
         "data/evaluate/curvature.json",
         "data/search/journal.jsonl",

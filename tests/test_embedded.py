@@ -25,7 +25,7 @@ def small_params() -> Params:
     """The committed params.yaml, cut down to one window of 128 tokens of each text."""
     content: dict[str, Any] = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     content["evaluate"] |= {"device": "cpu", "dtype": "float32", "prefix_cache_mb": 0}
-    content["evaluate"]["calibration"] |= {"samples": 2, "sequence_length": 32}
+    content["evaluate"]["calibration"] |= {"samples": 2, "sequence_length": 32, "conversations": 1}
     content["evaluate"] |= {"importance": "taylor", "reconstruction": {"method": "none", "damping": 0.001}}
     content["evaluate"]["measurement"] |= {"sequence_length": 128, "windows": 1, "questions": 1}
     return Params.model_validate(content)
@@ -38,7 +38,7 @@ def test_the_embedded_model_is_measured_as_transformers_would(tmp_path: Path) ->
         except metadata.PackageNotFoundError:
             pytest.skip(f"the package {package} is not installed")
     params = small_params()
-    bench = open_workbench(params, tmp_path / "importance.safetensors")
+    bench = open_workbench(params, tmp_path)
     evaluator = bench.evaluator("selection", params.evaluate.measurement)
     shape = bench.network.shape
     assert (shape.layers, shape.hidden, shape.kv_groups, shape.heads_per_group) == (30, 576, 3, 3)

@@ -19,6 +19,7 @@ import yaml
 
 from stages.config.params import load_params
 from stages.metrics.objective import objective_of
+from tests import tiny
 from tests.export.report.test_report import NAMES
 from tests.small import PARAMS
 
@@ -84,7 +85,7 @@ class Repository:
             budget={"tolerance": 0.03},
         )
         params = self.params()
-        params["evaluate"]["calibration"] = {"samples": 4, "sequence_length": 32}
+        params["evaluate"]["calibration"] = {"samples": 4, "sequence_length": 32, "conversations": 2}
         self.write_params(params)
 
     @classmethod
@@ -192,7 +193,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[.
     path = tmp_path_factory.mktemp("pipe line")
     model = tmp_path_factory.mktemp("models") / "a model, with spaces"
     shutil.copytree(tiny_folder("llama"), model)
-    made = Repository(path, model)
+    made = Repository(path, tiny.teach_chats(model))
     made.run("git", "init", "-q")
     made.run("dvc", "init", "-q")
     made.run("dvc", "repro")

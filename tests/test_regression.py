@@ -356,7 +356,7 @@ def tiny_settings(model: Path, corpora: Path) -> dict[str, Any]:
         "budget": {"tolerance": 0.03},
         "sample": {"first_layers_kept": 0, "last_layers_kept": 0, "mlp_granularity": 8, "bundle": 1},
         "evaluate": {
-            "calibration": {"samples": 8, "sequence_length": 64},
+            "calibration": {"samples": 8, "sequence_length": 64, "conversations": 0},
             "measurement": params["evaluate"]["measurement"] | small,
         },
         "search": {

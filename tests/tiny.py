@@ -173,6 +173,13 @@ PRUNED_BEFORE = {
 """Exports of these families, as sources of their own."""
 
 
+CHATML = (
+    "{% for message in messages %}<bos>{{ message['role'] }}\n{{ message['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
+"""A template of chats, in the words of the byte tokenizer."""
+
+
 def byte_tokenizer(*merges: tuple[str, str]) -> PreTrainedTokenizerFast:
     """One token a byte, one for every merge, and four special tokens."""
     tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *sorted(ByteLevel.alphabet()), *map("".join, merges)]
@@ -230,6 +237,14 @@ def write_model(folder: Path, family: str, seed: int = 0, **options: Any) -> Pat
         return export(folder / "pruned", model, architecture, tokenizer=byte_tokenizer())
     random_model(family, seed, **options).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def teach_chats(folder: Path) -> Path:
+    """Give the tokenizer in a folder a template of chats."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
     return folder
 
 

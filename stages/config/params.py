@@ -111,10 +111,16 @@ class Sample(Section):
 
 
 class Calibration(Section):
-    """How much text of the calibration parts decides scores and repair."""
+    """How much text decides scores and repair: windows of the calibration parts, and of conversations."""
 
     samples: Count
     sequence_length: Annotated[int, Field(ge=2, lt=2**31)]
+    conversations: Natural
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all windows, where the model has a chat template."""
+        return (self.samples + self.conversations) * self.sequence_length
 
 
 class ReconstructionSection(Section):

@@ -1,8 +1,13 @@
-"""What all stages measure: known before any of it is begun, so that too little text is told at once."""
+"""What all stages measure and ask: known before any of it is begun, so that what fails is told at once."""
 
 from __future__ import annotations
 
 from stages.config.params import Measurement, Params, Part
+
+
+def prompts_of(params: Params) -> list[str]:
+    """All that models are asked."""
+    return [] if params.export.answers is None else list(params.export.answers.prompts)
 
 
 def measured_on(params: Params) -> list[tuple[str, Part, Measurement, bool]]:

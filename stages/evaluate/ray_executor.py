@@ -65,8 +65,10 @@ class Order:
 class Worker:
     """What an actor holds: the opened model, and an evaluator for each part and measurement."""
 
-    def __init__(self, params: Params, folder: str, scores: bytes, threads: int | None, sharing: int) -> None:
-        """Open the model in that folder, whose units have these scores; so many share its host's memory."""
+    def __init__(
+        self, params: Params, folder: str, kept: Mapping[str, bytes], threads: int | None, sharing: int
+    ) -> None:
+        """Open the model in that folder, with files `kept` of before; so many share its host's memory."""
         import torch
 
         from stages.evaluate.workbench import open_workbench
@@ -76,9 +78,9 @@ class Worker:
         if threads is not None:
             torch.set_num_threads(threads)
         with tempfile.TemporaryDirectory() as name:
-            path = Path(name) / "importance.safetensors"
-            path.write_bytes(scores)
-            self._bench = open_workbench(params, path, sharing=sharing)
+            for file, content in kept.items():
+                (Path(name) / file).write_bytes(content)
+            self._bench = open_workbench(params, Path(name), sharing=sharing)
         self._evaluators: dict[str, Evaluator] = {}
 
     def pid(self) -> int:
@@ -265,13 +267,15 @@ class RayExecutor:
             ) from error
 
     def _actor(self, evaluator: Evaluator) -> Any:
+        from stages.evaluate.workbench import KEPT
+
         on_gpu = evaluator.network.device.type == "cuda"
         cores = self._section.cores
         options = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": cores}
         remote = _ray.remote(Worker).options(**options)
-        scores = (DATA / "evaluate" / "importance.safetensors").read_bytes()
+        kept = {name: (DATA / "evaluate" / name).read_bytes() for name in KEPT}
         threads = None if on_gpu else cores
-        return remote.remote(self._params, str(Path.cwd()), scores, threads, self._workers)
+        return remote.remote(self._params, str(Path.cwd()), kept, threads, self._workers)
 
 
 def _knock(address: str | None) -> None:

@@ -7,12 +7,11 @@ import argparse
 from stages.config.params import Params
 from stages.evaluate.measure.plan import Work
 from stages.evaluate.measure.run import measure_all
-from stages.evaluate.measurements import measured_on
+from stages.evaluate.measurements import measured_on, prompts_of
 from stages.evaluate.results import context, division
 from stages.evaluate.results.context import Context
 from stages.evaluate.results.journal import Journal, Row
 from stages.evaluate.text.corpora import divided
-from stages.evaluate.text.prompts import check_prompts
 from stages.evaluate.workbench import open_workbench
 from stages.metrics.metric import Shown
 from stages.metrics.registered import shown
@@ -32,10 +31,7 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         open_tracker("evaluate", params, enabled=not arguments.no_tracking) as tracker,
     ):
         needed = [(part, measurement) for _, part, measurement, _ in measured_on(params)]
-        bench = open_workbench(params, here / "importance.safetensors", needed)
-        if params.export.answers is not None:
-            loaded = bench.checkpoint
-            check_prompts(loaded.tokenizer, params.export.answers.prompts, loaded.context_tokens)
+        bench = open_workbench(params, here, needed, prompts=prompts_of(params))
         evaluator = bench.evaluator("selection", params.evaluate.measurement)
         division.write(here / "division.json", divided({**bench.texts, **bench.questions}))
         context.write(here / "context.json", Context(evaluator.digest, evaluator.context))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from stages.architecture import Architecture
 from stages.config.choices import EXECUTORS
 from stages.config.params import Calibration, Measurement, Params, Part, TextProtocol
 from stages.evaluate.calibrate.calibration import Calibrator
+from stages.evaluate.calibrate.conversations import Conversations, conversations
 from stages.evaluate.calibrate.memory import Texts, memory_at_hand, memory_plan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH, Evaluator
 from stages.evaluate.measure.executors import Executor
@@ -28,9 +30,12 @@ from stages.evaluate.network.weights import PrunedWeights, State
 from stages.evaluate.results import context
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Corpus, Document, Question, load_questions, load_texts
+from stages.evaluate.text.prompts import check_prompts
 from stages.evaluate.text.selection import Selection, select
 from stages.files import InputError
 
+KEPT = SCORES, CONVERSATIONS = "importance.safetensors", "conversations.json"
+"""What opening a model makes once, and reads from then on."""
 CALIBRATION_BATCH_TOKENS = 2048
 """Fixed, because the grouping decides the last digits of scores and statistics."""
 
@@ -41,6 +46,7 @@ class Workbench:
 
     params: Params
     checkpoint: Checkpoint
+    conversations: Conversations
     network: ElasticNetwork
     repair: Repair
     calibration: Calibrator
@@ -114,10 +120,10 @@ class ReadsText(Protocol):
     def context_tokens(self) -> int: ...
 
 
-def calibration_batches(
+def calibration_windows(
     loaded: ReadsText, texts: Mapping[str, Corpus[Document]], section: Calibration, measured: TextProtocol
-) -> list[Batch]:
-    """Windows of the texts' calibration parts, spread evenly over the texts.
+) -> Tensor:
+    """Windows (W, L) of the texts' calibration parts, spread evenly over the texts.
 
     A model that is `measured` with a BOS in each window is calibrated so too.
 
@@ -134,7 +140,18 @@ def calibration_batches(
             documents = text.parts["calibration"]
             keys = "evaluate.calibration.samples or its sequence_length"
             rows.append(perplexity.windows(documents, loaded.tokenizer, protocol, count, where, keys).tokens)
-    return perplexity.batches(torch.cat(rows), CALIBRATION_BATCH_TOKENS)
+    return torch.cat(rows)
+
+
+def _conversation_windows(
+    loaded: ReadsText, chats: Sequence[str], section: Calibration, measured: TextProtocol
+) -> Tensor:
+    """Windows (W, L) of conversations, which begin and end as their template says."""
+    documents = [Document(str(number), text) for number, text in enumerate(chats)]
+    protocol = measured.apart("", section.sequence_length)
+    where, keys = "the dense model's conversations", "evaluate.calibration.conversations"
+    count = section.conversations
+    return perplexity.windows(documents, loaded.tokenizer, protocol, count, where, keys).tokens
 
 
 def _tokens(batches: Sequence[Batch], selections: Sequence[Selection], device: torch.device) -> Texts:
@@ -162,18 +179,19 @@ def chosen(
 
 def open_workbench(
     params: Params,
-    scores_path: Path,
+    folder: Path,
     needed: Sequence[tuple[Part, Measurement]] = (),
     measured: Path | None = None,
     sharing: int = 1,
+    prompts: Sequence[str] = (),
 ) -> Workbench:
     """Load model and corpora, sort the units by importance, and set up the repair.
 
-    That the corpora suffice for the `needed` measurements, those of later stages too, is checked
-    before anything expensive starts. Scores at `scores_path` are used if they were computed from the
-    same things; otherwise they are computed and written there. `measured` is the context.json of what the
-    caller goes on from: the model must be the one that was measured there. So many processes are `sharing`
-    the host's memory.
+    That the corpora suffice for the `needed` measurements and the tokenizer takes the `prompts`, those of
+    later stages too, is checked before anything expensive starts. The scores and conversations in `folder`
+    are used if they were made of the same things; otherwise they are made and written there. `measured` is
+    the context.json of what the caller goes on from: the model must be the one that was measured there. So
+    many processes are `sharing` the host's memory.
 
     Raises:
         InputError: anything that `params` names is missing, empty, too short or unsupported, or the
@@ -188,9 +206,13 @@ def open_workbench(
     memory = memory_at_hand(device, params.evaluate.gpu_memory_gib, sharing)
     loaded = checkpoint.load(params.model, dtype)
     selections = [chosen(loaded, texts, questions, *asked) for asked in needed]
-    batches = calibration_batches(
-        loaded, texts, params.evaluate.calibration, params.evaluate.measurement.text
-    )
+    check_prompts(loaded.tokenizer, prompts, loaded.context_tokens)
+    section, measured_by = params.evaluate.calibration, params.evaluate.measurement.text
+    rows = calibration_windows(loaded, texts, section, measured_by)
+    chats = conversations(loaded, device, section, folder / CONVERSATIONS)
+    if chats.calibration:
+        rows = torch.cat((rows, _conversation_windows(loaded, chats.calibration, section, measured_by)))
+    batches = perplexity.batches(rows, CALIBRATION_BATCH_TOKENS)
     plan = memory_plan(
         loaded.shape,
         params.evaluate,
@@ -201,7 +223,7 @@ def open_workbench(
     )
     calibration = Calibrator(params.evaluate, loaded, device, batches, plan)
     dense = DenseNetwork(loaded, device)
-    order = calibration.scores(scores_path, dense).order()
+    order = calibration.scores(folder / SCORES, dense).order()
     network = dense.sorted(order, keep=False)
     repair = calibration.repair(network)
-    return Workbench(params, loaded, network, repair, calibration, texts, questions, executor)
+    return Workbench(params, loaded, chats, network, repair, calibration, texts, questions, executor)

@@ -4,6 +4,7 @@ from stages.stage import main
 
 INPUTS = (
     "sample/architectures.json",
+    "evaluate/conversations.json",
     "evaluate/division.json",
     "evaluate/importance.safetensors",
     "train_predictor/ablation.csv",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +13,15 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
 from stages.evaluate.network.weights import PrunedWeights, ready
 from stages.evaluate.results.errors import standard_error
-from stages.evaluate.text.prompts import chats, prompt_tokens
+from stages.evaluate.text.prompts import chats, prompt_tokens, stops
 from stages.evaluate.text.selection import Selection
 from stages.evaluate.workbench import Workbench
 from stages.export.results.final_table import Answers
 from stages.progress import Progress
 from stages.sample.designs import DENSE
 
+CONVERSATIONS = "the dense model's conversations"
+"""What stands beside the names of texts: those are of letters, digits and hyphens."""
 AT_ONCE = 256
 """Tokens whose distributions over the vocabulary are held at once."""
 
@@ -30,14 +31,20 @@ def answers(
 ) -> Answers:
     """The dense model's answers and the `contenders`', and their divergences on the selection's windows.
 
+    And on the conversations that the dense model wrote, and that calibrated nothing, where it wrote some.
+
     One model is held beside the dense one at a time, and of each window the dense model's hidden states.
     """
     loaded, dense = bench.checkpoint, bench.network
     whole = dense.shape.dense()
     prompts = [prompt_tokens(loaded.tokenizer, prompt) for prompt in asked.prompts]
-    stops = _stops(loaded.tokenizer, loaded.generation_config)
+    ends = stops(loaded.tokenizer, loaded.generation_config)
     steps = max(0, min(asked.tokens, loaded.context_tokens - max(map(len, prompts))))
     windows = [(name, row) for name, rows in selection.windows.items() for row in rows.tokens]
+    chats_alone = bench.conversations.report
+    for text in chats_alone:
+        tokens = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        windows.append((CONVERSATIONS, torch.tensor(tokens[: loaded.context_tokens])))
     known = [last_states(dense, whole, row) for _, row in windows]
     texts: dict[str, list[str]] = {}
     samples: dict[str, dict[str, list[float]]] = {}
@@ -45,7 +52,7 @@ def answers(
         network, architecture = (
             (dense, whole) if weights is None else (ready(weights, dense), weights.architecture)
         )
-        found = greedy(network, architecture, prompts, steps, stops)
+        found = greedy(network, architecture, prompts, steps, ends)
         texts[name] = [str(t) for t in loaded.tokenizer.batch_decode(found, skip_special_tokens=True)]
         if weights is not None:
             for (text, row), states in zip(windows, known, strict=True):
@@ -55,18 +62,12 @@ def answers(
     chat = " in the model's chat template" if chats(loaded.tokenizer) else ""
     words = (
         f"Each prompt{chat}, answered greedily: always the likeliest next token, at most {asked.tokens} of "
-        f"them. Divergence on {asked.windows} windows of each text."
+        f"them. Divergence on {asked.windows} windows of each text"
+        + (f" and {len(chats_alone)} conversations." if chats_alone else ".")
     )
     means = {n: {t: sum(values) / len(values) for t, values in by.items()} for n, by in samples.items()}
     errors = {n: {t: standard_error(values) for t, values in by.items()} for n, by in samples.items()}
     return Answers(asked.prompts, texts, means, errors, words)
-
-
-def _stops(tokenizer: Any, generation: Any) -> set[int]:
-    """The tokens that end an answer."""
-    told = getattr(generation, "eos_token_id", None)
-    found = [*(told if isinstance(told, list) else [told]), tokenizer.eos_token_id]
-    return {int(token) for token in found if token is not None}
 
 
 def greedy(

@@ -190,7 +190,7 @@ def protocol_of(evaluators: Mapping[str, Evaluator], bench: Workbench) -> list[t
         (
             "Importance",
             f"{section.importance}, on {calibration.samples} windows of {calibration.sequence_length} tokens "
-            "of the calibration parts",
+            f"of the calibration parts{_conversation_words(bench)}",
         )
     )
     lines.append(
@@ -215,6 +215,14 @@ def _tried_words(bench: Workbench) -> list[tuple[str, str]]:
         return []
     what = f"{section.method}, {section.tokens:,} tokens at most"
     return [("Finalists", f"compared after a recovery of each ({what}), which was not kept")]
+
+
+def _conversation_words(bench: Workbench) -> str:
+    """What calibrated beside the texts: conversations that the dense model wrote."""
+    if not bench.conversations.calibration:
+        return ""
+    count = bench.params.evaluate.calibration.conversations
+    return f", and {count} of conversations that the dense model wrote in its chat template"
 
 
 def _repair_words(bench: Workbench) -> str:

@@ -17,7 +17,7 @@ from stages.sample.source import locate
 from stages.search import outcome
 from stages.search.outcome import Candidate, Step
 
-VERSIONS = {ExportPart.WEIGHTS: 3, ExportPart.TABLE: 2, ExportPart.PROOF: 1}
+VERSIONS = {ExportPart.WEIGHTS: 3, ExportPart.TABLE: 3, ExportPart.PROOF: 1}
 """Raised by hand with every change of the code that makes a part, where what is made changes."""
 
 _NO_VALUES = {
@@ -68,6 +68,7 @@ def keys(
             params.corpora.model_dump(),
             params.budget.model_dump(),
             digest_of_file(data / "sample" / "architectures.json"),
+            digest_of_file(data / "evaluate" / "conversations.json"),
             params.search.measurement.model_dump(),
             export.measurement.model_dump(),
             [None if s is None else s.model_dump() for s in (export.answers, export.alternatives)],

@@ -13,10 +13,9 @@ import torch
 
 from stages.architecture import Architecture
 from stages.config.params import ModelSection, Params
-from stages.evaluate.measurements import measured_on
+from stages.evaluate.measurements import measured_on, prompts_of
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.results.journal import Journal
-from stages.evaluate.text.prompts import check_prompts
 from stages.evaluate.workbench import Workbench, open_workbench
 from stages.export import final_table
 from stages.export.base_model import read_base_model
@@ -106,10 +105,7 @@ def _of_model(
     """The weights and the final table, and what the proof of speed will run."""
     searched = DATA / "search" / "context.json"
     needed = [(part, measurement) for _, part, measurement, _ in measured_on(params) if part == "report"]
-    bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors", needed, searched)
-    if params.export.answers is not None:
-        loaded = bench.checkpoint
-        check_prompts(loaded.tokenizer, params.export.answers.prompts, loaded.context_tokens)
+    bench = open_workbench(params, DATA / "evaluate", needed, searched, prompts=prompts_of(params))
     winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused

@@ -20,7 +20,7 @@ from typing import Any
 
 from stages.config.params import Corpora, Params, load_params
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
-from stages.evaluate.measurements import measured_on
+from stages.evaluate.measurements import measured_on, prompts_of
 from stages.evaluate.text.corpora import (
     Corpus,
     Document,
@@ -29,9 +29,9 @@ from stages.evaluate.text.corpora import (
     load_questions,
     load_texts,
 )
-from stages.evaluate.text.prompts import check_prompts
+from stages.evaluate.text.prompts import chats, check_opening, check_prompts
 from stages.evaluate.text.selection import select
-from stages.evaluate.workbench import calibration_batches
+from stages.evaluate.workbench import calibration_windows
 from stages.families import Description
 from stages.files import InputError, cache_folder
 from stages.plan import machines, memory
@@ -142,10 +142,12 @@ def _lengths(
     section = params.evaluate
     if len(texts) == len(params.corpora.texts):
         with found.noting("calibration: the texts are long enough"):
-            calibration_batches(reader, texts, section.calibration, section.measurement.text)
-    if params.export.answers is not None:
-        with found.noting("export.answers: the prompts are taken"):
-            check_prompts(reader.tokenizer, params.export.answers.prompts, reader.context_tokens)
+            calibration_windows(reader, texts, section.calibration, section.measurement.text)
+    with found.noting("export.answers: the prompts are taken"):
+        check_prompts(reader.tokenizer, prompts_of(params), reader.context_tokens)
+    if section.calibration.conversations and chats(reader.tokenizer):
+        with found.noting("calibration: the model's chat template opens a conversation"):
+            check_opening(reader.tokenizer)
     for name, part, measurement, texts_alone in measured_on(params):
         choose: Callable[..., Any] = partial(
             select, part=part, tokenizer=reader.tokenizer, measurement=measurement,

@@ -45,9 +45,8 @@ def planned(
 def calibration_tokens(params: Params) -> tuple[int, int]:
     """Tokens of the calibration text, and those of one batch of it."""
     section = params.evaluate.calibration
-    tokens = section.samples * section.sequence_length
     a_batch = max(1, CALIBRATION_BATCH_TOKENS // section.sequence_length) * section.sequence_length
-    return tokens, min(tokens, a_batch)
+    return section.tokens, min(section.tokens, a_batch)
 
 
 def kept_parameters(params: Params, shape: ModelShape) -> float:

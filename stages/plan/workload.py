@@ -6,6 +6,7 @@ search are not, and count as the uniform baseline of the budget, sharing nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
 from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate.conversations import ANSWER, AT_ONCE, HELD_OUT, TURN
 from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
@@ -41,6 +43,9 @@ OWN_S = 9e-9
 8 of LLaMA-2-7B's shape took 374 s beside one H100, of which the repair itself was a twentieth."""
 _PROMPT_TOKENS = 40
 """Tokens of a short prompt in a chat's template."""
+CHAT_LAYER_S, CHAT_ON_CPU = 2e-3, 3.0
+"""What writing conversations takes: on a GPU seconds a call of a layer, of an 8B model's shape on an H200; on
+a CPU times its FLOPs at the rate of a forward pass, of SmolLM2-135M on two cores."""
 GRADIENT = 3
 """A forward and a backward pass cost three forward passes."""
 LORA = 0.1
@@ -124,10 +129,22 @@ def measured_together(
     return meter.flops, meter.layers
 
 
+def conversations(params: Params, shape: ModelShape, on_gpu: bool) -> Step:
+    """What a model with a chat template writes to calibrate on, each conversation of the most tokens."""
+    section, each = params.evaluate.calibration, TURN + ANSWER
+    count = math.ceil(section.conversations * section.sequence_length / each) + HELD_OUT
+    what = "write conversations"
+    if on_gpu:
+        calls = math.ceil(count / AT_ONCE) * each * shape.layers
+        return Step("evaluate", what, cpu_s=calls * CHAT_LAYER_S)
+    written = token_flops(shape, shape.dense().widths, each / 2) + head_flops(shape, 1)
+    return Step("evaluate", what, flops=CHAT_ON_CPU * count * each * written)
+
+
 def calibration(params: Params, shape: ModelShape) -> Step:
     """Scores and statistics: passes over the calibration text, and Gram matrices."""
     section = params.evaluate
-    tokens = section.calibration.samples * section.calibration.sequence_length
+    tokens = section.calibration.tokens
     forward = tokens * token_flops(shape, shape.dense().widths, section.calibration.sequence_length / 2)
     flops, flops32, layers = 0.0, 0.0, 0
     if IMPORTANCES[section.importance].by_gradient:
@@ -146,7 +163,7 @@ def calibration(params: Params, shape: ModelShape) -> Step:
 def _moments(params: Params, shape: ModelShape) -> Step:
     """One pass over the calibration text that sums every site's Gram matrix."""
     section = params.evaluate.calibration
-    tokens = section.samples * section.sequence_length
+    tokens = section.tokens
     forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
     grams = tokens * sum(2.0 * elements(shape, site) ** 2 for site in shape.sites())
     return Step("", "", flops=forward, flops32=grams, layers=shape.layers)
@@ -160,7 +177,7 @@ def _kept(params: Params, shape: ModelShape) -> bool:
 def curvature(params: Params, shape: ModelShape) -> Step:
     """Damage curves by curvature (`calibrate.curvature`): a backward pass, and the changes at every width."""
     section = params.evaluate.calibration
-    tokens = min(params.evaluate.curvature_tokens, section.samples * section.sequence_length)
+    tokens = min(params.evaluate.curvature_tokens, section.tokens)
     forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
     each = 0.0
     for site in shape.sites():
@@ -228,14 +245,17 @@ def steps(
     cache = params.evaluate.prefix_cache_mb * 2**20
     evaluations, pair = len(architectures), token_counts["pair"]
     flops, layers = measured_together(shape, architectures, pair, dtype, cache)
-    found = [_open("evaluate", shape), calibration(params, shape)]
+    on_gpu = dtype == torch.bfloat16
+    found = [_open("evaluate", shape)]
+    if params.evaluate.calibration.conversations:
+        found.append(conversations(params, shape, on_gpu))
+    found.append(calibration(params, shape))
     if params.evaluate.curvature_tokens:
         found.append(curvature(params, shape))
     if solves_projections(params):
         found.append(_repair(params, shape, "evaluate", architectures))
     tokens = evaluations * pair.tokens
     found.append(Step("evaluate", "measure pairs", evaluations, tokens, flops, layers=layers))
-    on_gpu = dtype == torch.bfloat16
     found += _search(params, shape, token_counts, on_gpu)
     return [*found, *_export(params, shape, token_counts, on_gpu)]
 
@@ -351,7 +371,7 @@ def _repaired_anew(params: Params, shape: ModelShape, pruned: int) -> int:
 def _repair_again(stage: str, params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
     """`search.repair_again`: the calibration text once through the dense and each pruned network."""
     section = params.evaluate.calibration
-    tokens = section.samples * section.sequence_length
+    tokens = section.tokens
     dense, forward = (
         tokens * token_flops(shape, widths, section.sequence_length / 2)
         for widths in (shape.dense().widths, like.widths)

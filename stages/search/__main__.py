@@ -5,6 +5,7 @@ from stages.stage import main
 INPUTS = (
     "sample/architectures.json",
     "evaluate/context.json",
+    "evaluate/conversations.json",
     "evaluate/importance.safetensors",
     "build_dataset/damage.json",
     "build_dataset/pairs.parquet",

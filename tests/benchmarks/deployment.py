@@ -49,7 +49,7 @@ def main() -> None:
     section = load_params()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        bench = open_workbench(section, work / "importance.safetensors")
+        bench = open_workbench(section, work)
         loaded, shape = bench.checkpoint, bench.network.shape
         architecture = scattered(shape, arguments.ratio, arguments.spread, arguments.seed)
         state = bench.network.sliced_state(architecture)

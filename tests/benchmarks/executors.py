@@ -80,7 +80,7 @@ def measure(folder: Path, counts: Sequence[int], repeats: int) -> None:
     params = load_params(Path("params.yaml"))
     if params.evaluate.device == "cpu" or not torch.cuda.is_available():
         torch.set_num_threads(params.evaluate.ray.cores)
-    bench = open_workbench(params, Path("data/evaluate/importance.safetensors"))
+    bench = open_workbench(params, Path("data/evaluate"))
     _, designed = designs.read(Path("data/sample/architectures.json"))
     works = [Work(d.architecture, d.design) for d in designed]
     found: dict[int, list[tuple[float, float, float]]] = {count: [] for count in counts}

@@ -1,31 +1,37 @@
-"""Does instruction text among the calibration keep a chat model's manners? Two whole runs, alike but for it.
+"""Do conversations among the calibration keep a chat model's manners? Whole runs, alike but for their number.
 
-    python -m tests.benchmarks.instructions work --model folder-or.gguf
+    python -m tests.benchmarks.instructions work --model folder-or.gguf --conversations 0 8 16 32
 
-The dense model answers 480 prompts (sampled, seed 0): half of the answers, in its chat template, may
-calibrate, a quarter selects, a quarter reports. Both runs measure articles, news and chat, and search for all
-three. Both calibrate on 96 windows: `plain` on articles twice and news, `chat` on articles, news and chat.
-Corpora that lie in the folder already, as NAME.PART.jsonl, are taken as they are. Minutes on a GPU.
+Each run is the default's, without questions and further ratios, and with so many windows of conversations
+that the dense model wrote. What they brought is seen on other chats: its answers (sampled, seed 0) to 120
+prompts that somebody else wrote, which no run calibrates on or chooses by. Corpora that lie in the folder
+already, as NAME.PART.jsonl, are taken as they are. Minutes on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.config.params import ModelSection, load_params
+from stages.config.params import PARTS, ModelSection, load_params
 from stages.evaluate.network import checkpoint
+from stages.evaluate.results.errors import standard_error
 from stages.evaluate.text.corpora import load_texts
+from stages.evaluate.text.prompts import chat
 from stages.export.results import record
 from stages.metrics.metric import Shown
 from stages.metrics.registered import shown
@@ -51,12 +57,11 @@ ASKED = [
     "List three colours.", "What is 2 + 3?", "Who wrote Romeo and Juliet?", "Give me a tip for better sleep.",
     "Say hello in Spanish.",
 ]  # fmt: skip
-PROMPTS, AT_ONCE, TOKENS = 480, 120, 220
-SHARES = {"calibration": slice(0, 240), "selection": slice(240, 360), "report": slice(360, PROMPTS)}
+PROMPTS, TOKENS = 120, 220
 STAGES = ("sample", "evaluate", "build_dataset", "train_predictor", "search", "export")
 
 
-def conversations(source: ModelSection, device: torch.device) -> list[str]:
+def said(source: ModelSection, device: torch.device) -> list[str]:
     """Prompts and the dense model's answers, whole in its chat template."""
     loaded = checkpoint.load(source)
     model: Any = AutoModelForCausalLM.from_pretrained(loaded.folder)
@@ -65,48 +70,32 @@ def conversations(source: ModelSection, device: torch.device) -> list[str]:
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
     prompts = [form.format(topic) for topic in TOPICS for form in FORMS]
     random.Random(0).shuffle(prompts)
-    found = []
+    asked = [chat(tokenizer, [prompt], asks=True) for prompt in prompts[:PROMPTS]]
+    rows = tokenizer(asked, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
     torch.manual_seed(0)
-    for start in range(0, PROMPTS, AT_ONCE):
-        turns = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + AT_ONCE]]
-        asked = [tokenizer.apply_chat_template(t, tokenize=False, add_generation_prompt=True) for t in turns]
-        rows = tokenizer(asked, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
-        with torch.inference_mode():
-            out = model.generate(**rows, do_sample=True, temperature=0.7, top_p=0.95, max_new_tokens=TOKENS)
-        said = tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
-        for turn, answer in zip(turns, said, strict=True):
-            whole = [*turn, {"role": "assistant", "content": answer.strip()}]
-            found.append(tokenizer.apply_chat_template(whole, tokenize=False))
-    return found
+    with torch.inference_mode():
+        out = model.generate(**rows, do_sample=True, temperature=0.7, top_p=0.95, max_new_tokens=TOKENS)
+    answers = tokenizer.batch_decode(out[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [chat(tokenizer, [p, answer.strip()]) for p, answer in zip(prompts, answers, strict=False)]
 
 
-def write_texts(work: Path, source: ModelSection) -> None:
-    """The parts of the default's corpora and of the conversations, a file each."""
-    device = Machine.of("auto").device
-    parts = {}
-    if not (work / "news.report.jsonl").is_file():
-        parts = {
-            f"{name}.{part}": [document.text for document in documents]
-            for name, corpus in load_texts(load_params(PARAMS).corpora).items()
-            for part, documents in corpus.parts.items()
-        }
-    said = conversations(source, device)
-    parts |= {f"chat.{part}": said[share] for part, share in SHARES.items()}
-    for name, texts in parts.items():
-        (work / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+def write_texts(work: Path) -> None:
+    """The parts of the default's corpora, a file each."""
+    for name, corpus in load_texts(load_params(PARAMS).corpora).items():
+        for part, documents in corpus.parts.items():
+            lines = [json.dumps({"text": document.text}) + "\n" for document in documents]
+            (work / f"{name}.{part}.jsonl").write_text("".join(lines))
 
 
-def write_params(work: Path, folder: Path, source: ModelSection, calibration: str) -> None:
-    """Params of a run whose chat corpus calibrates on the file of that name."""
+def write_params(work: Path, folder: Path, source: ModelSection, conversations: int) -> None:
+    """Params of a run that calibrates on so many windows of conversations."""
     params = dict(yaml.safe_load(PARAMS.read_text()))
     params["model"]["source"] = str(Path(source.source).resolve())
     texts = {
-        name: {part: str(work / f"{name}.{part}.jsonl") for part in SHARES}
-        for name in ("wikipedia", "news", "chat")
+        name: {part: str(work / f"{name}.{part}.jsonl") for part in PARTS} for name in ("wikipedia", "news")
     }
-    texts["chat"]["calibration"] = str(work / f"{calibration}.calibration.jsonl")
     params["corpora"] |= {"texts": texts, "questions": {}}
-    params["evaluate"]["calibration"]["samples"] = 96
+    params["evaluate"]["calibration"]["conversations"] = conversations
     params["search"]["front"] = []
     params["export"] |= {"proof": None, "alternatives": None, "gguf": []}
     params["export"]["answers"] = {"prompts": ASKED, "tokens": 48, "windows": 8}
@@ -114,13 +103,41 @@ def write_params(work: Path, folder: Path, source: ModelSection, calibration: st
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def show(name: str, folder: Path) -> None:
+def logits(model: Any, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Log-probabilities (L, V) after each token of each row (L,), in float32."""
+    for row in rows:
+        with torch.inference_mode():
+            yield model(row[None].to(model.device)).logits[0].float().log_softmax(-1)
+
+
+def compared(dense: Any, pruned: Any, rows: Sequence[Tensor]) -> tuple[list[float], list[float], list[float]]:
+    """Log perplexity of dense and pruned model, and the divergence between them, a chat each."""
+    found: tuple[list[float], list[float], list[float]] = ([], [], [])
+    for row, p, q in zip(rows, logits(dense, rows), logits(pruned, rows), strict=True):
+        after = row[1:, None].to(p.device)
+        values = (-p[:-1].gather(1, after).mean(), -q[:-1].gather(1, after).mean())
+        for place, value in zip(found, (*values, (p.exp() * (p - q)).sum(-1).mean()), strict=True):
+            place.append(float(value))
+    return found
+
+
+def show(name: str, folder: Path, chats: Sequence[str], dense: Any) -> None:
     """Perplexities, divergences and answers of a run."""
     table = record.read(folder / "data" / "export" / record.RECORD).table
     for c in table.contenders:
         values = shown(c.metrics, Shown.VERDICT)
-        figures = ", ".join(f"{key} {value:.2f}" for key, value in values.items())
-        print(f"{name}: {c.name}: {figures}")
+        print(f"{name}: {c.name}:", ", ".join(f"{key} {value:.2f}" for key, value in values.items()))
+    exported = folder / "data" / "export" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    rows = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in chats]
+    pruned: Any = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
+    pruned.to(dense.device).eval()
+    theirs, ours, apart = compared(dense, pruned, rows)
+    before, after = (math.exp(statistics.fmean(values)) for values in (theirs, ours))
+    print(
+        f"{name}: chats of other prompts: perplexity {after:.2f} (dense {before:.2f}), divergence "
+        f"{statistics.fmean(apart):.3f} +- {standard_error(apart):.3f}"
+    )
     assert table.answers is not None
     print(f"{name}: divergence {table.answers.divergence}, errors {table.answers.divergence_errors}")
     for place, prompt in enumerate(table.answers.prompts):
@@ -134,20 +151,25 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--model", required=True, help="a folder or a .gguf file with a chat template")
+    parser.add_argument("--conversations", type=int, nargs="+", default=[0, 8, 16, 32])
     asked = parser.parse_args()
     work = asked.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     source = ModelSection(source=asked.model, revision=None, trust_remote_code=False)
-    if not (work / "chat.report.jsonl").is_file():
-        write_texts(work, source)
+    if not (work / "news.report.jsonl").is_file():
+        write_texts(work)
+    device = Machine.of("auto").device
+    chats = said(source, device)
+    dense: Any = AutoModelForCausalLM.from_pretrained(checkpoint.load(source).folder)
+    dense.to(device).eval()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
-    for name, calibration in (("plain", "wikipedia"), ("chat", "chat")):
-        folder = work / name
-        write_params(work, folder, source, calibration)
+    for count in asked.conversations:
+        folder = work / f"{count}-conversations"
+        write_params(work, folder, source, count)
         for stage in STAGES:
             command = [sys.executable, "-m", f"stages.{stage}", "--no-tracking"]
             subprocess.run(command, cwd=folder, check=True, env=environment)
-        show(name, folder)
+        show(f"{count} windows", folder, chats, dense)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,10 @@ class Folder:
         params["corpora"] |= {"texts": texts, "questions": {"quiz": quiz}}
         params["search"]["objective"] = {"log_ppl.a": 1.0, "log_ppl.b": 1.0}
         params["sample"] |= {"spread": 4, "spread_overall_ratios": [0.1, 0.38]}
-        params["evaluate"] |= {"device": "cpu", "calibration": {"samples": 4, "sequence_length": 64}}
+        params["evaluate"] |= {
+            "device": "cpu",
+            "calibration": {"samples": 4, "sequence_length": 64, "conversations": 0},
+        }
         for section in ("evaluate", "search"):
             params[section]["measurement"] |= {"sequence_length": 64, "questions": 2, "question_tokens": None}
         (path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")

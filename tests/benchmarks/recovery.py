@@ -73,7 +73,7 @@ def opened(corpora: Path, model: str, work: Path) -> Setting:
     """The study's setting, 16 windows a text for the best checkpoint."""
     prepare(corpora, work)
     params = params_of(REGIMES["repaired"], 0.2, 0, model, corpora.resolve(), work, 16)
-    return Setting(params, work / "scores.safetensors")
+    return Setting(params, work)
 
 
 def text_of(bench: Workbench, section: RecoverySection, also: Sequence[Path]) -> TrainingText:

@@ -24,7 +24,7 @@ from stages.evaluate.measure.run import measure_all
 from stages.evaluate.network.prefix import SharedPrefix
 from stages.evaluate.ray_executor import RayExecutor, Worker, _order
 from stages.evaluate.results.journal import Journal, Row, read
-from stages.evaluate.workbench import Workbench, open_workbench
+from stages.evaluate.workbench import KEPT, Workbench, open_workbench
 from stages.files import InputError
 from stages.sample import designs
 from tests.faults.world import World
@@ -70,7 +70,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         params = load_params(Path("params.yaml"))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        bench = open_workbench(params, Path("data/evaluate/importance.safetensors"))
+        bench = open_workbench(params, Path("data/evaluate"))
         _, designed = designs.read(Path("data/sample/architectures.json"))
         works = [Work(d.architecture, d.design) for d in designed]
         found = Setting(params, bench, works, {})
@@ -109,8 +109,8 @@ def test_what_is_to_be_said_of_a_measurement_comes_back_with_it(
 ) -> None:
     """A GPU whose memory ends, in a worker: what it prints itself nobody sees."""
     evaluator = setting.bench.evaluator("selection", setting.params.evaluate.measurement)
-    scores = Path("data/evaluate/importance.safetensors").read_bytes()
-    worker = Worker(setting.params, str(Path.cwd()), scores, 1, 1)
+    kept = {name: (Path("data/evaluate") / name).read_bytes() for name in KEPT}
+    worker = Worker(setting.params, str(Path.cwd()), kept, 1, 1)
     original, left = SharedPrefix.log_likelihoods, [1]
 
     def ends(self: SharedPrefix, *arguments: Any) -> list[torch.Tensor]:

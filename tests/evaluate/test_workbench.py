@@ -40,4 +40,4 @@ def test_weights_that_were_replaced_are_refused_before_anything_is_read(
         update={"model": ModelSection(source=str(folder), revision=None, trust_remote_code=False)}
     )
     with pytest.raises(InputError, match=r"holds other weights than .*context\.json was measured on"):
-        open_workbench(params, tmp_path / "scores", measured=tmp_path / "context.json")
+        open_workbench(params, tmp_path, measured=tmp_path / "context.json")

@@ -25,7 +25,12 @@ ALL = set(ExportPart)
 def data(tmp_path: Path) -> Path:
     """The files that keys are made of, in a folder, and a model beside it."""
     folder = tmp_path / "data"
-    for name in ("evaluate/importance.safetensors", "evaluate/division.json", "sample/architectures.json"):
+    for name in (
+        "evaluate/importance.safetensors",
+        "evaluate/conversations.json",
+        "evaluate/division.json",
+        "sample/architectures.json",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     content = {"measurement": {"question_formats": ["likelihood"]}}
@@ -94,6 +99,7 @@ def test_a_parameter_decides_the_parts_that_it_names(
         ("data/evaluate/importance.safetensors", ALL),
         ("data/evaluate/division.json", ALL),
         ("data/sample/architectures.json", {ExportPart.TABLE}),
+        ("data/evaluate/conversations.json", {ExportPart.TABLE}),
     ],
 )
 def test_a_file_decides_the_parts_that_are_made_of_it(data: Path, file: str, parts: set[ExportPart]) -> None:

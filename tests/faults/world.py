@@ -251,7 +251,8 @@ def _small_params() -> dict[str, Any]:
         "spread_overall_ratios": [0.1, 0.3],
     }  # fmt: skip
     params["evaluate"] |= {
-        "device": "cpu", "curvature_tokens": 256, "calibration": {"samples": 4, "sequence_length": 32},
+        "device": "cpu", "curvature_tokens": 256,
+        "calibration": {"samples": 4, "sequence_length": 32, "conversations": 0},
         "measurement": dict(MEASUREMENT),
     }  # fmt: skip
     params["train_predictor"] |= {"trees": 20, "folds": 2}

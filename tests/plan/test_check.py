@@ -78,7 +78,7 @@ def test_every_fault_is_told_at_once(repository: Repository, monkeypatch: pytest
 
 def test_a_short_calibration_text_names_its_own_key(repository: Repository) -> None:
     def long(params: dict[str, Any]) -> None:
-        params["evaluate"]["calibration"] = {"samples": 4000, "sequence_length": 32}
+        params["evaluate"]["calibration"]["samples"] = 4000
 
     (problem,) = check.check(loaded(repository, long)).problems
     assert "part calibration, has" in problem

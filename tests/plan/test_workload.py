@@ -187,8 +187,8 @@ def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
 
 
 def test_memory_of_the_taylor_pass_grows_by_the_states_of_its_tokens_alone() -> None:
-    few, many = (taylor.held_bytes(SMOLLM2, tokens, 2048, 2) for tokens in (4096, 16384))
-    assert many - few == (16384 - 4096) * 32 * 576 * 2  # of 30 layers, and those before and after
+    few, many = (taylor.held_bytes(SMOLLM2, tokens, 2048, 2) for tokens in (4096, 20480))
+    assert many - few == (20480 - 4096) * 32 * 576 * 2  # of 30 layers, and those before and after
     evaluate = COMMITTED.evaluate.model_copy(update={"importance": "taylor"})
     loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
     count = estimated(loaded.corpora, "selection", evaluate.measurement, 1024)

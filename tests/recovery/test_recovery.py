@@ -18,7 +18,7 @@ from stages.architecture import Architecture, LayerWidth
 from stages.config.params import Bos, load_params
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights
-from stages.evaluate.workbench import Workbench, calibration_batches, open_workbench
+from stages.evaluate.workbench import Workbench, calibration_windows, open_workbench
 from stages.files import InputError
 from stages.recovery import recovery
 from stages.recovery.local import local_loss, states_of
@@ -47,7 +47,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(world.folder)
         monkeypatch.setenv("PRUNECAST_CACHE", str(world.folder / "cache"))
-        yield open_workbench(load_params(Path("params.yaml")), Path("scores.safetensors"))
+        yield open_workbench(load_params(Path("params.yaml")), Path())
 
 
 def asking(bench: Workbench, **changes: Any) -> Workbench:
@@ -343,6 +343,6 @@ def test_where_measured_windows_begin_with_a_bos_calibration_and_training_do_too
     cases: tuple[tuple[Bos, bool], ...] = (("window", True), ("none", False))
     for how, wanted in cases:
         measured = replace(measurement.text, bos=how)
-        (batch, *_) = calibration_batches(bench.checkpoint, bench.texts, evaluate.calibration, measured)
-        assert batch.tokens.shape[1] == evaluate.calibration.sequence_length
-        assert bool((batch.tokens[:, 0] == bos).all()) is wanted
+        rows = calibration_windows(bench.checkpoint, bench.texts, evaluate.calibration, measured)
+        assert rows.shape == (evaluate.calibration.samples, evaluate.calibration.sequence_length)
+        assert bool((rows[:, 0] == bos).all()) is wanted

@@ -89,7 +89,7 @@ def measure(
     params = settings_file.reduced(full, settings.params, work / "params.yaml")
     with _alone(work):
         _stage("sample", params)
-        bench = open_workbench(params, DATA / "evaluate" / "importance.safetensors")
+        bench = open_workbench(params, DATA / "evaluate")
         evaluator = bench.evaluator("report", params.export.measurement)
         _, designed = designs.read(DATA / "sample" / "architectures.json")
         given = {d.design: d.architecture for d in designs.baselines_of(designed)}

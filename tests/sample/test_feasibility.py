@@ -25,7 +25,7 @@ from tests.small import COMMITTED, SMALL, SMOLLM2, shapes
 BASE: dict[str, Any] = {
     "budget": {"overall_ratio": 0.25, "tolerance": 0.03},
     "sample": {"first_layers_kept": 1, "last_layers_kept": 0, "mlp_granularity": 8, "spread": 6},
-    "evaluate": {"calibration": {"samples": 4, "sequence_length": 32}},
+    "evaluate": {"calibration": {"samples": 4, "sequence_length": 32, "conversations": 0}},
     "search": {"trials": 40, "rounds": 1, "per_round": 2, "finalists": 2},
     "train_predictor": {"folds": 2},
 }

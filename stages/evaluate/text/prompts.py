@@ -1,11 +1,15 @@
-"""Prompts as a model is asked them: a user's turn of a chat where its tokenizer has a template."""
+"""A chat as a model's tokenizer writes it: prompts as it is asked them, and where a user's turn begins."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from stages.files import InputError
+
+_TURN = "⟨turn⟩"
+"""A user's turn that no template says itself."""
 
 
 def chats(tokenizer: Any) -> bool:
@@ -13,31 +17,64 @@ def chats(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def chat(tokenizer: Any, turns: Sequence[str], asks: bool = False) -> str:
+    """A chat in the tokenizer's template, the user's turn first; as far as an answer begins if it `asks`."""
+    roles = ("user", "assistant") * len(turns)
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
+
+
+def opening(tokenizer: Any) -> str:
+    """What stands in the tokenizer's template before a user's first turn."""
+    before, found, _ = chat(tokenizer, [_TURN]).rpartition(_TURN)
+    if not found:
+        raise ValueError("it leaves out what a user says")
+    return before
+
+
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
     """A prompt's tokens: as a user's turn of a chat where the tokenizer has a template, else as it stands."""
     if chats(tokenizer):
-        turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(chat(tokenizer, [prompt], asks=True), add_special_tokens=False)["input_ids"])
     return list(tokenizer(prompt)["input_ids"])
 
 
+def stops(tokenizer: Any, generation: Any) -> set[int]:
+    """The tokens that end an answer, by the tokenizer and a generation_config."""
+    told = getattr(generation, "eos_token_id", None)
+    found = [*(told if isinstance(told, list) else [told]), tokenizer.eos_token_id]
+    return {int(token) for token in found if token is not None}
+
+
+def check_opening(tokenizer: Any) -> None:
+    """Ask the tokenizer for what a user's turn is written after.
+
+    Raises:
+        InputError: its chat template does not take one.
+    """
+    _taken("evaluate.calibration.conversations", "0", _TURN, partial(opening, tokenizer))
+
+
 def check_prompts(tokenizer: Any, prompts: Sequence[str], context_tokens: int) -> None:
-    """Ask the tokenizer for every prompt, before anything expensive.
+    """Ask the tokenizer for every prompt.
 
     Raises:
         InputError: its chat template takes none, or a prompt leaves no room in the model's context.
     """
     for prompt in prompts:
-        try:
-            found = len(prompt_tokens(tokenizer, prompt))
-        except Exception as error:  # whatever a template of someone else's raises
-            raise InputError(
-                f"params.yaml: export.answers: the model's chat template does not take {prompt!r} "
-                f"({type(error).__name__}: {error}); set export.answers to null, or mend the template"
-            ) from error
+        found = len(_taken("export.answers", "null", prompt, partial(prompt_tokens, tokenizer, prompt)))
         if not 0 < found < context_tokens:
             raise InputError(
                 f"params.yaml: export.answers: the prompt {prompt!r} has {found} tokens; expected from 1 to "
                 f"{context_tokens - 1}, as the model's context is {context_tokens}"
             )
+
+
+def _taken(key: str, without: str, prompt: str, ask: Callable[[], Any]) -> Any:
+    try:
+        return ask()
+    except Exception as error:  # whatever a template of someone else's raises
+        raise InputError(
+            f"params.yaml: {key}: the model's chat template does not take {prompt!r} "
+            f"({type(error).__name__}: {error}); set {key} to {without}, or mend the template"
+        ) from error

@@ -237,7 +237,7 @@ def opened(regime: Regime, arguments: argparse.Namespace) -> Setting:
     work = arguments.results / "work"
     prepare(arguments.corpora, work)
     params = params_for(regime, arguments, regime.ratios[0])
-    return Setting(params, arguments.results / f"importance-{regime.name}.safetensors")
+    return Setting(params, arguments.results / regime.name)
 
 
 def params_for(regime: Regime, arguments: argparse.Namespace, ratio: float) -> Any:

@@ -15,7 +15,7 @@ from stages.build_dataset.features import Features
 from stages.config.params import Params
 from stages.evaluate.measure.evaluator import Evaluator
 from stages.evaluate.results.damage import DamageCurves
-from stages.evaluate.workbench import Workbench, open_workbench
+from stages.evaluate.workbench import SCORES, Workbench, open_workbench
 from stages.files import write_text
 from stages.metrics.perplexity import LOG_PPL
 
@@ -42,7 +42,7 @@ class Regime:
 _TAYLOR = {
     "importance": "taylor",
     "reconstruction": {"method": "none", "damping": 0.001},
-    "calibration": {"samples": 10, "sequence_length": 128},
+    "calibration": {"samples": 10, "sequence_length": 128, "conversations": 0},
 }
 REGIMES = {
     r.name: r
@@ -50,7 +50,10 @@ REGIMES = {
         Regime(
             "repaired",
             (0.2, 0.3, 0.4),
-            {"calibration": {"samples": 120, "sequence_length": 1024}, "curvature_tokens": 122_880},
+            {
+                "calibration": {"samples": 120, "sequence_length": 1024, "conversations": 0},
+                "curvature_tokens": 122_880,
+            },
         ),
         Regime(
             "taylor", (0.2667,), _TAYLOR, ("uniform", "simple", "paper", "evolution", "curvature", "ours")
@@ -107,13 +110,14 @@ def params_of(
 class Setting:
     """An opened regime: one network, an evaluator for the search, and those of the final table."""
 
-    def __init__(self, params: Params, scores: Path) -> None:
+    def __init__(self, params: Params, folder: Path) -> None:
         self.params = params
-        self.scores = scores
-        self.bench = open_workbench(params, scores)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scores = folder / SCORES
+        self.bench = open_workbench(params, folder)
         self.selection = replace(self.bench, questions={}).evaluator("selection", params.evaluate.measurement)
         started = time.perf_counter()
-        path = scores.with_name(f"{scores.stem}-curvature.json")
+        path = folder / "curvature.json"
         self.expected = self.bench.calibration.curves(self.bench.network, self.bench.repair, path)
         self.curvature_seconds = time.perf_counter() - started
 
