@@ -33,7 +33,8 @@ COMPARED = {
     "budget.overall_ratio", "budget.size_bytes", "budget.prefill_ms", "budget.decode_ms",
     "sample.seed", "sample.bundled", "sample.free", "sample.spread", "sample.single_site_ratios",
     "evaluate.importance", "evaluate.reconstruction.method", "evaluate.calibration.samples",
-    "evaluate.calibration.sequence_length", "evaluate.calibration.conversations", "evaluate.measurement.windows",
+    "evaluate.calibration.sequence_length", "evaluate.calibration.conversations",
+    "evaluate.measurement.windows",
     "train_predictor.model", "search.sampler", "search.trials", "search.rounds", "search.per_round",
     "search.seed", "search.repair_again", "export.recovery.method", "export.recovery.tokens", "export.dtype",
 }  # fmt: skip
