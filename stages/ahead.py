@@ -1,7 +1,7 @@
 """How far a run of the pipeline is: which stage of six, and the time left by the plan, corrected as it runs.
 
 `prunecast repro` plans a run and hands the plan on to the stages in the environment; a stage that is run
-alone knows of none. Standard library only.
+alone knows of none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from stages.progress import duration
 
 STAGES = ("sample", "evaluate", "build-dataset", "train-predictor", "search", "export")
 VARIABLE = "PRUNECAST_PLAN"
@@ -38,5 +40,4 @@ def told(stage: str) -> str:
         left *= (time.time() - plan["begun"]) / passed
     with contextlib.suppress(OSError):
         notes.write_text(" ".join([*ran, stage]), encoding="utf-8")
-    words = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
-    return f"stage {place + 1} of {len(STAGES)}, {stage}: about {words} left"
+    return f"stage {place + 1} of {len(STAGES)}, {stage}: about {duration(left)} left"

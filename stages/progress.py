@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
@@ -78,6 +80,18 @@ def _several(unit: str) -> str:
     """Several of a unit: batches, or batches of 1,024 tokens."""
     one, rest = unit.partition(" ")[0], unit.partition(" ")[1:]
     return f"{one}{'es' if one.endswith('ch') else 's'}{''.join(rest)}"
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' own bars of loading and writing away, which in a log are a line of control codes."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def duration(seconds: float) -> str:

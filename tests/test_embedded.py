@@ -43,6 +43,12 @@ def test_the_embedded_model_is_measured_as_transformers_would(tmp_path: Path) ->
     shape = bench.network.shape
     assert (shape.layers, shape.hidden, shape.kv_groups, shape.heads_per_group) == (30, 576, 3, 3)
     dense, _ = evaluator.measure(shape.dense())
+    chats = (*bench.conversations.report, *bench.conversations.calibration)
+    assert len(chats) > 8
+    for text in chats:
+        assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+        assert text.count("<|im_start|>") == 3
+        assert "<|im_end|>\n<|im_start|>assistant\n" in text
 
     model = AutoModelForCausalLM.from_pretrained(bench.checkpoint.folder, dtype=torch.float32).eval()
     assert model.num_parameters() == shape.total_parameters

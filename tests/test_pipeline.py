@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from stages.config.params import load_params
+from stages.export.answers import CONVERSATIONS
 from stages.metrics.objective import objective_of
 from tests import tiny
 from tests.export.report.test_report import NAMES
@@ -231,7 +232,7 @@ def test_a_run_ends_with_what_came_out_and_lines_that_load_it(
 
     made = repository.run(sys.executable, "-m", "stages.export.report.closing", "--seconds", "1080")
     done, lead, model, report, load, tokenizer, after = made.stdout.splitlines()
-    assert done == "Done in 18 minutes."
+    assert done == "Done in 18 min."
     assert "of its layers' parameters removed" in lead
     assert model.endswith("data/export/model")
     assert (repository.path / report.removeprefix("report: ")).is_file()
@@ -240,6 +241,18 @@ def test_a_run_ends_with_what_came_out_and_lines_that_load_it(
     classes = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoTokenizer": AutoTokenizer}
     for line in (load, tokenizer):
         assert eval(line.removeprefix("load:").strip(), classes) is not None
+
+
+def test_models_are_compared_on_conversations_that_calibrated_nothing(repository: Repository) -> None:
+    written = repository.json("evaluate/conversations.json")
+    assert len(written["report"]) == 8
+    assert not {*written["report"]} & {*written["calibration"]}
+    table = repository.json("export/record.json")["table"]
+    assert [*table["answers"]["divergence"]["winner"]] == ["prose", "verse", CONVERSATIONS]
+    assert table["answers"]["divergence"]["winner"][CONVERSATIONS] > 0
+    assert "8 conversations of its own" in table["answers"]["words"]
+    protocol = dict(map(tuple, table["protocol"]))
+    assert "and 2 of conversations that the dense model wrote" in protocol["Importance"]
 
 
 def test_the_winner_is_the_best_measured_finalist(repository: Repository) -> None:

@@ -34,7 +34,8 @@ from stages.evaluate.text.prompts import check_prompts
 from stages.evaluate.text.selection import Selection, select
 from stages.files import InputError
 
-KEPT = SCORES, CONVERSATIONS = "importance.safetensors", "conversations.json"
+SCORES, CONVERSATIONS = "importance.safetensors", "conversations.json"
+KEPT = (SCORES, CONVERSATIONS)
 """What opening a model makes once, and reads from then on."""
 CALIBRATION_BATCH_TOKENS = 2048
 """Fixed, because the grouping decides the last digits of scores and statistics."""
@@ -190,8 +191,8 @@ def open_workbench(
     That the corpora suffice for the `needed` measurements and the tokenizer takes the `prompts`, those of
     later stages too, is checked before anything expensive starts. The scores and conversations in `folder`
     are used if they were made of the same things; otherwise they are made and written there. `measured` is
-    the context.json of what the caller goes on from: the model must be the one that was measured there. So
-    many processes are `sharing` the host's memory.
+    the context.json of what the caller goes on from: the model must be the one that was measured there, and
+    the conversations those that calibrated it. So many processes are `sharing` the host's memory.
 
     Raises:
         InputError: anything that `params` names is missing, empty, too short or unsupported, or the
@@ -209,7 +210,7 @@ def open_workbench(
     check_prompts(loaded.tokenizer, prompts, loaded.context_tokens)
     section, measured_by = params.evaluate.calibration, params.evaluate.measurement.text
     rows = calibration_windows(loaded, texts, section, measured_by)
-    chats = conversations(loaded, device, section, folder / CONVERSATIONS)
+    chats = conversations(loaded, device, section, folder / CONVERSATIONS, may_write=measured is None)
     if chats.calibration:
         rows = torch.cat((rows, _conversation_windows(loaded, chats.calibration, section, measured_by)))
     batches = perplexity.batches(rows, CALIBRATION_BATCH_TOKENS)

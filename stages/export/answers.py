@@ -20,8 +20,8 @@ from stages.export.results.final_table import Answers
 from stages.progress import Progress
 from stages.sample.designs import DENSE
 
-CONVERSATIONS = "the dense model's conversations"
-"""What stands beside the names of texts: those are of letters, digits and hyphens."""
+CONVERSATIONS = "conversations of its own"
+"""What stands beside the names of texts: those have no spaces."""
 AT_ONCE = 256
 """Tokens whose distributions over the vocabulary are held at once."""
 
@@ -40,12 +40,9 @@ def answers(
     prompts = [prompt_tokens(loaded.tokenizer, prompt) for prompt in asked.prompts]
     ends = stops(loaded.tokenizer, loaded.generation_config)
     steps = max(0, min(asked.tokens, loaded.context_tokens - max(map(len, prompts))))
-    windows = [(name, row) for name, rows in selection.windows.items() for row in rows.tokens]
-    chats_alone = bench.conversations.report
-    for text in chats_alone:
-        tokens = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-        windows.append((CONVERSATIONS, torch.tensor(tokens[: loaded.context_tokens])))
-    known = [last_states(dense, whole, row) for _, row in windows]
+    windows = [(name, row, 0) for name, rows in selection.windows.items() for row in rows.tokens]
+    windows += _conversations(bench)
+    known = [last_states(dense, whole, row, start) for _, row, start in windows]
     texts: dict[str, list[str]] = {}
     samples: dict[str, dict[str, list[float]]] = {}
     for name, weights in Progress([(DENSE, None), *contenders.items()], desc="answers", unit="model"):
@@ -55,15 +52,17 @@ def answers(
         found = greedy(network, architecture, prompts, steps, ends)
         texts[name] = [str(t) for t in loaded.tokenizer.batch_decode(found, skip_special_tokens=True)]
         if weights is not None:
-            for (text, row), states in zip(windows, known, strict=True):
-                value = divergence(dense, states, network, last_states(network, architecture, row))
+            for (text, row, start), states in zip(windows, known, strict=True):
+                others = last_states(network, architecture, row, start)
+                value = divergence(dense, states, network, others)
                 samples.setdefault(name, {}).setdefault(text, []).append(value)
         del network  # before the next is made
+    count = len(bench.conversations.report)
     chat = " in the model's chat template" if chats(loaded.tokenizer) else ""
     words = (
         f"Each prompt{chat}, answered greedily: always the likeliest next token, at most {asked.tokens} of "
         f"them. Divergence on {asked.windows} windows of each text"
-        + (f" and {len(chats_alone)} conversations." if chats_alone else ".")
+        f" of the report part{f', and on {count} conversations of its own' if count else ''}."
     )
     means = {n: {t: sum(values) / len(values) for t, values in by.items()} for n, by in samples.items()}
     errors = {n: {t: standard_error(values) for t, values in by.items()} for n, by in samples.items()}
@@ -99,11 +98,21 @@ def greedy(
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
-def last_states(network: Decoder, architecture: Architecture, tokens: Tensor) -> Tensor:
-    """The last hidden states (L, D) of a sequence (L,), on the CPU."""
+def _conversations(bench: Workbench) -> list[tuple[str, Tensor, int]]:
+    """The conversations that calibrated nothing, each with where it is no more what all begin with."""
+    tokenizer, found = bench.checkpoint.tokenizer, []
+    opening = tokenizer(bench.conversations.opening, add_special_tokens=False)["input_ids"]
+    for text in bench.conversations.report:
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"][: bench.checkpoint.context_tokens]
+        found.append((CONVERSATIONS, torch.tensor(tokens), len(opening)))
+    return found
+
+
+def last_states(network: Decoder, architecture: Architecture, tokens: Tensor, start: int = 0) -> Tensor:
+    """The last hidden states (L - start, D) of a sequence (L,) from a place on, on the CPU."""
     with torch.inference_mode():
         hidden, _ = network.hidden_states(architecture, Batch.unasked(tokens[None].to(network.device)))
-        return hidden[0].cpu()
+        return hidden[0, start:].cpu()
 
 
 def divergence(dense: Decoder, states: Tensor, other: Decoder, others: Tensor) -> float:

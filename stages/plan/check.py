@@ -29,7 +29,7 @@ from stages.evaluate.text.corpora import (
     load_questions,
     load_texts,
 )
-from stages.evaluate.text.prompts import chats, check_opening, check_prompts
+from stages.evaluate.text.prompts import chats, check_prompts, check_template
 from stages.evaluate.text.selection import select
 from stages.evaluate.workbench import calibration_windows
 from stages.families import Description
@@ -143,11 +143,12 @@ def _lengths(
     if len(texts) == len(params.corpora.texts):
         with found.noting("calibration: the texts are long enough"):
             calibration_windows(reader, texts, section.calibration, section.measurement.text)
-    with found.noting("export.answers: the prompts are taken"):
-        check_prompts(reader.tokenizer, prompts_of(params), reader.context_tokens)
+    if prompts := prompts_of(params):
+        with found.noting("export.answers: the prompts are taken"):
+            check_prompts(reader.tokenizer, prompts, reader.context_tokens)
     if section.calibration.conversations and chats(reader.tokenizer):
-        with found.noting("calibration: the model's chat template opens a conversation"):
-            check_opening(reader.tokenizer)
+        with found.noting("calibration: conversations can be written in the model's chat template"):
+            check_template(reader.tokenizer)
     for name, part, measurement, texts_alone in measured_on(params):
         choose: Callable[..., Any] = partial(
             select, part=part, tokenizer=reader.tokenizer, measurement=measurement,

@@ -20,11 +20,12 @@ from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
+from stages.evaluate.text.prompts import chats
 from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
-from stages.plan.token_counts import TokenCount, at_hand, token_counts
+from stages.plan.token_counts import TokenCount, at_hand, reader_of, token_counts
 from stages.plan.workload import Step, steps
 from stages.recovery.needs import BYTES, smaller, training_bytes
 from stages.sample import feasibility
@@ -69,6 +70,13 @@ def without_milliseconds(params: Params) -> Params:
             "budget.overall_ratio too, to what `python -m stages.sample.latency` says that they take"
         )
     return params.model_copy(update={"budget": budget})
+
+
+def without_conversations(params: Params) -> Params:
+    """The params of a model that writes none, as it has no chat template."""
+    calibration = params.evaluate.calibration.model_copy(update={"conversations": 0})
+    evaluate = params.evaluate.model_copy(update={"calibration": calibration})
+    return params.model_copy(update={"evaluate": evaluate})
 
 
 def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount], machine: Machine) -> str:
@@ -217,6 +225,8 @@ def main() -> None:
     machine = machines.named(arguments.gpu, shape.hidden)
     count = at_hand(loaded) if arguments.count is None else arguments.count
     measured = token_counts(loaded, machine.device, TOKENS_PER_BATCH[machine.device], count)
+    if count and not chats(reader_of(loaded.model).tokenizer):
+        loaded = without_conversations(loaded)
     if arguments.json:
         dtype = torch.bfloat16 if machine.device == "cuda" else torch.float32
         print(json.dumps(stage_seconds(steps(loaded, shape, measured, dtype), machine)))

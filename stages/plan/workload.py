@@ -335,10 +335,12 @@ def _answers(params: Params, shape: ModelShape, models: int) -> Step:
     each = _PROMPT_TOKENS + asked.tokens // 2
     said = asked.tokens * len(asked.prompts) * each
     compared = asked.windows * len(params.corpora.texts) * length
+    held_out = HELD_OUT * bool(params.evaluate.calibration.conversations)
+    compared += held_out * (TURN + ANSWER)
     dense = shape.dense().widths
     flops = said * token_flops(shape, dense, each / 2) + compared * token_flops(shape, dense, length / 2)
     flops += head_flops(shape, compared + asked.tokens * len(asked.prompts))
-    calls = asked.tokens + asked.windows * len(params.corpora.texts)
+    calls = asked.tokens + asked.windows * len(params.corpora.texts) + held_out
     return Step("export", "answer prompts", flops=models * flops, layers=models * calls * shape.layers)
 
 

@@ -10,17 +10,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from stages.architecture import ModelShape
 from stages.config.params import TextProtocol
 from stages.config.recovery import RecoverySection
 from stages.evaluate.calibrate import cache
 from stages.evaluate.network.checkpoint import Checkpoint
+from stages.evaluate.network.reference import reference
 from stages.evaluate.text import perplexity
 from stages.evaluate.text.corpora import Document
 from stages.evaluate.text.corpus_sources import read_texts
@@ -153,9 +152,7 @@ def _write(
     at_once: int,
     begins: bool,
 ) -> None:
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=dtype)
-    model = model.to(device).eval()
+    model = reference(loaded, device)
     length = section.sequence_length
     start = int(loaded.tokenizer.bos_token_id) if begins else _first_token(loaded)
     model.generation_config.update(eos_token_id=None, pad_token_id=start, temperature=1.0, top_k=0, top_p=1.0)

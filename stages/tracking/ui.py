@@ -20,15 +20,17 @@ from pathlib import Path
 from stages.files import InputError
 from stages.stage import command
 from stages.tracking import store
-from stages.tracking.views import WORDS
+from stages.tracking.views import TAG, WORDS
 
 HOST = "127.0.0.1"
 UP_S = 60
 """Seconds that the server may take to answer."""
 
 
-def address(database: Path, port: int) -> str:
-    """Where the runs are shown: those of the experiment that has most.
+def addresses(database: Path, port: int) -> dict[str, str]:
+    """Where the runs are shown, in words: the saved views of the experiment that has most, or all its runs.
+
+    Experiments that only an earlier release tracked have no views.
 
     Raises:
         InputError: there is no store, or nothing in it.
@@ -42,16 +44,19 @@ def address(database: Path, port: int) -> str:
                 "SELECT experiment_id FROM runs WHERE lifecycle_stage = 'active' "
                 "GROUP BY experiment_id ORDER BY COUNT(*) DESC"
             ).fetchone()
+            tags = "SELECT key FROM experiment_tags WHERE experiment_id = ?"
+            saved = {key for (key,) in opened.execute(tags, row)} if row else set()
     except sqlite3.DatabaseError as error:
         raise InputError(f"{database} cannot be read as MLflow's store: {error}") from error
     if row is None:
         raise InputError(f"{database} holds no run: run `make repro`")
-    return f"http://{HOST}:{port}/#/experiments/{row[0]}/runs"
-
-
-def view(runs: str, name: str) -> str:
-    """The address of a saved view of the runs."""
-    return f"{runs}?viewStateShareKey={name}&compareRunsMode=TABLE"
+    runs = f"http://{HOST}:{port}/#/experiments/{row[0]}/runs"
+    found = {
+        words: f"{runs}?viewStateShareKey={name}&compareRunsMode=TABLE"
+        for name, words in WORDS.items()
+        if TAG + name in saved
+    }
+    return found or {"runs": runs}
 
 
 def _open_when_up(where: str, port: int) -> None:
@@ -81,11 +86,11 @@ def main() -> None:
     if where.startswith("http"):
         raise InputError(f"the runs are at {store.without_password(where)}, which has a UI of its own")
     if database is not None:
-        runs = address(database, port)
-        for name, words in WORDS.items():
-            print(f"{words + ':':36}{view(runs, name)}", flush=True)
+        found = addresses(database, port)
+        for words, shown in found.items():
+            print(f"{words + ':':36}{shown}", flush=True)
         if arguments.open:
-            _open_when_up(view(runs, next(iter(WORDS))), port)
+            _open_when_up(next(iter(found.values())), port)
     environment = os.environ | store.QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     asked = ["--backend-store-uri", where, "--host", HOST, "--port", str(port)]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *asked, "--workers", "1"], environment)

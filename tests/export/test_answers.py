@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from transformers import GenerationConfig
 
 from stages.architecture import Architecture
-from stages.evaluate.text.prompts import chat, check_opening, check_prompts, opening, prompt_tokens, stops
+from stages.evaluate.text.prompts import (
+    chat,
+    check_prompts,
+    check_template,
+    prompt_tokens,
+    stops,
+    template_of,
+)
 from stages.export import answers
 from stages.files import InputError
 from tests import tiny
@@ -80,20 +87,21 @@ def test_prompts_that_cannot_be_asked_are_told_before_any_work() -> None:
 
 def test_a_template_that_opens_no_conversation_is_told() -> None:
     tokenizer = trained_tokenizer()
-    check_opening(tokenizer)
+    check_template(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(InputError, match=r"no users here.*set evaluate.calibration.conversations to 0, or"):
-        check_opening(tokenizer)
+        check_template(tokenizer)
     tokenizer.chat_template = "{{ bos_token }}"
-    with pytest.raises(InputError, match=r"calibration.conversations: .*leaves out what a user says"):
-        check_opening(tokenizer)
+    with pytest.raises(InputError, match=r"calibration.conversations: .*leaves out what is said"):
+        check_template(tokenizer)
 
 
 def test_a_chat_opens_as_its_template_says_and_ends_at_its_stops() -> None:
     tokenizer = trained_tokenizer()
     whole, asked = chat(tokenizer, ["llamas", "graze"]), chat(tokenizer, ["llamas"], asks=True)
     assert whole.startswith(asked)
-    assert asked.startswith(opening(tokenizer) + "llamas")
-    assert "graze" in whole.removeprefix(asked)
+    found = template_of(tokenizer)
+    assert asked == found.opening + "llamas" + found.between
+    assert whole == asked + "<user>graze" + found.ending
     assert stops(tokenizer, None) == {tokenizer.eos_token_id}
     assert stops(tokenizer, GenerationConfig(eos_token_id=[7, 9])) == {7, 9, tokenizer.eos_token_id}

@@ -186,6 +186,25 @@ def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
     assert seconds(None) == []
 
 
+def test_conversations_are_in_the_plan_where_they_are_asked_for() -> None:
+    def found(conversations: int, dtype: torch.dtype = torch.float32) -> dict[str, workload.Step]:
+        section = COMMITTED.evaluate.calibration.model_copy(update={"conversations": conversations})
+        evaluate = COMMITTED.evaluate.model_copy(update={"calibration": section})
+        loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
+        count = estimated(loaded.corpora, "report", loaded.export.measurement, 1024)
+        measured = dict.fromkeys(("pair", "finalist", "final table", "steps", "alternatives"), count)
+        return {step.what: step for step in workload.steps(loaded, SMOLLM2, measured, dtype)}
+
+    none, some, many = (found(count) for count in (0, 8, 80))
+    write, score, answer = "write conversations", "score units by activation", "answer prompts"
+    assert write not in none
+    assert 6 < many[write].flops / some[write].flops < 10  # those that are held out are the same
+    assert 50 < some[write].flops / 0.08e12 < 90  # 74 s on two cores of so many FLOP/s
+    assert some[score].tokens - none[score].tokens == 8 * 512
+    assert some[answer].flops > none[answer].flops
+    assert many[write].cpu_s == 0 < found(8, torch.bfloat16)[write].cpu_s
+
+
 def test_memory_of_the_taylor_pass_grows_by_the_states_of_its_tokens_alone() -> None:
     few, many = (taylor.held_bytes(SMOLLM2, tokens, 2048, 2) for tokens in (4096, 20480))
     assert many - few == (20480 - 4096) * 32 * 576 * 2  # of 30 layers, and those before and after

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stages.files import InputError
-from stages.tracking.ui import address
+from stages.tracking.ui import addresses
+from stages.tracking.views import FINAL, RUNS, TAG, WORDS
 
 
-def store_of(path: Path, runs: list[tuple[int, str]]) -> Path:
+def store_of(path: Path, runs: list[tuple[int, str]], tags: Sequence[tuple[int, str]] = ()) -> Path:
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE runs (experiment_id INTEGER, lifecycle_stage TEXT)")
         database.executemany("INSERT INTO runs VALUES (?, ?)", runs)
+        database.execute("CREATE TABLE experiment_tags (experiment_id INTEGER, key TEXT)")
+        database.executemany("INSERT INTO experiment_tags VALUES (?, ?)", tags)
     database.close()
     return path
 
 
-def test_the_address_is_of_the_experiment_with_most_runs(tmp_path: Path) -> None:
+def test_the_addresses_are_of_the_experiment_with_most_runs(tmp_path: Path) -> None:
     runs = [(1, "active"), (3, "active"), (3, "active"), *[(2, "deleted")] * 5]
-    found = address(store_of(tmp_path / "mlflow.db", runs), 5001)
-    assert found == "http://127.0.0.1:5001/#/experiments/3/runs"
+    tags = [(3, TAG + RUNS), (3, "mlflow.note.content"), (3, TAG + FINAL), (1, TAG + "rounds")]
+    found = addresses(store_of(tmp_path / "mlflow.db", runs, tags), 5001)
+    assert [*found] == [WORDS[RUNS], WORDS[FINAL]]
+    assert found[WORDS[RUNS]] == (
+        "http://127.0.0.1:5001/#/experiments/3/runs?viewStateShareKey=runs&compareRunsMode=TABLE"
+    )
+
+
+def test_an_experiment_of_an_earlier_release_has_no_views_to_open(tmp_path: Path) -> None:
+    found = addresses(store_of(tmp_path / "mlflow.db", [(3, "active")]), 5001)
+    assert found == {"runs": "http://127.0.0.1:5001/#/experiments/3/runs"}
 
 
 @pytest.mark.parametrize(
@@ -38,4 +51,4 @@ def test_what_is_not_there_is_told(tmp_path: Path, make: object, says: str) -> N
     assert callable(make)
     make(tmp_path / "mlflow.db")
     with pytest.raises(InputError, match=says):
-        address(tmp_path / "mlflow.db", 5000)
+        addresses(tmp_path / "mlflow.db", 5000)

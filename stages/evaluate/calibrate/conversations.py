@@ -7,6 +7,7 @@ arXiv 2406.08464), and then its answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from stages.config.params import Calibration
 from stages.evaluate.network.checkpoint import Checkpoint
-from stages.evaluate.text.prompts import chat, chats, check_opening, opening, stops
+from stages.evaluate.network.reference import reference
+from stages.evaluate.text.prompts import Template, chats, check_template, stops, template_of
 from stages.files import InputError, digest, kept, read_document, write_json
 from stages.progress import Progress
 
@@ -29,7 +33,10 @@ TURN, ANSWER = 64, 192
 """Tokens of a user's turn and of an answer, at most."""
 WARMTH, TOP_P = (1.0, 0.7), 0.95
 """The temperatures of a user's turn, which should differ, and of an answer; what tokens are drawn from."""
-AT_ONCE = 32
+AT_ONCE, AT_LEAST = 32, 8
+"""Conversations that are begun together: with few of them next to nothing is faster."""
+AROUND = 64
+"""Tokens of a template around a turn and an answer, about."""
 HELD_OUT = 8
 """Conversations on which models are compared, and nothing is calibrated."""
 TRIES = 4
@@ -38,25 +45,33 @@ TRIES = 4
 
 @dataclass(frozen=True)
 class Conversations:
-    """Whole chats in the model's template, by what they are for; none where there is no template."""
+    """Chats in the model's template, by what they are for; none where there is no template.
 
-    calibration: Sequence[str] = ()
-    report: Sequence[str] = ()
+    An answer that was longer than `ANSWER` tokens ends where it was cut, without what the template says at an
+    end. `opening` is what all of them begin with.
+    """
+
+    opening: str = ""
+    calibration: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
 
 
 def conversations(
-    loaded: Checkpoint, device: torch.device, section: Calibration, path: Path
+    loaded: Checkpoint, device: torch.device, section: Calibration, path: Path, may_write: bool = True
 ) -> Conversations:
     """Conversations of as many tokens as `section` asks for: those at `path`, if they are of this model.
 
     Else the dense model writes new ones there; without a chat template it writes none.
 
     Raises:
-        InputError: its template takes no user's turn, or it writes next to nothing.
+        InputError: its template takes no chat, it writes next to nothing, or it may not write and has to.
     """
     needed = section.conversations * section.sequence_length
-    template = loaded.tokenizer.chat_template if chats(loaded.tokenizer) else None
-    key = digest(WRITTEN, loaded.digest, str(template), needed if template else 0)
+    writer, key = None, digest("none")
+    if needed and chats(loaded.tokenizer):
+        check_template(loaded.tokenizer)
+        writer = _Writer(loaded, template_of(loaded.tokenizer))
+        key = digest(WRITTEN, loaded.digest, vars(writer.template), sorted(writer.ends), needed)
 
     def read(path: Path) -> Conversations | None:
         return read_document(path, SCHEMA, VERSION, "evaluate", lambda document: _of(document, key))
@@ -64,96 +79,149 @@ def conversations(
     found = kept(path, read)
     if found is not None:
         return found
-    if not needed or template is None:
+    if writer is None:
         if needed:
             print(f"{loaded.name} has no chat template: no conversations calibrate it", flush=True)
         found = Conversations()
+    elif not may_write:
+        raise InputError(
+            f"{path} holds no conversations of this model, of {needed:,} tokens as evaluate.calibration asks "
+            "for: what was measured was calibrated on others. Run `dvc repro evaluate`, and what follows it"
+        )
     else:
-        check_opening(loaded.tokenizer)
         print(f"Writing {needed:,} tokens of conversations, by the dense model itself", flush=True)
-        found = _written(loaded, device, needed)
-    write_json(path, SCHEMA, VERSION, {"key": key, **{k: list(v) for k, v in vars(found).items()}})
+        found = _written(writer, reference(loaded, device), needed)
+    write_json(path, SCHEMA, VERSION, {"key": key, **vars(found)})
     return found
 
 
 def _of(document: dict[str, Any], key: str) -> Conversations | None:
     if document["key"] != key:
         return None
-    return Conversations(tuple(document["calibration"]), tuple(document["report"]))
+    texts = (tuple(map(str, document[part])) for part in ("calibration", "report"))
+    return Conversations(str(document["opening"]), *texts)
 
 
-def _written(loaded: Checkpoint, device: torch.device, needed: int) -> Conversations:
+def _written(writer: _Writer, model: Any, needed: int) -> Conversations:
     """`HELD_OUT` conversations, and others of so many tokens in all; no two begin alike."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model: Any = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=dtype)
-    writer = _Writer(model.to(device).eval(), loaded, device)
     found: dict[str, str] = {}
     tokens = begun = in_vain = 0
     expected = needed // (TURN + ANSWER) + 1 + HELD_OUT
-    bar: Progress[None] = Progress(desc="conversations", unit="conversation", total=expected)
+    bar: Progress[None] = Progress(desc="conversations", unit="token", total=expected * (TURN + ANSWER))
     while len(found) <= HELD_OUT or tokens < needed:
         each = tokens / (len(found) - HELD_OUT) if tokens else TURN + ANSWER
         missing = max(0, HELD_OUT - len(found)) + int((needed - tokens) / each) + 1
-        count, before = min(AT_ONCE, missing), len(found)
-        for turn, whole in writer.write(count, seed=begun):
+        rate = max(len(found), 1) / begun if begun else 1.0
+        count, before = min(AT_ONCE, max(AT_LEAST, math.ceil(missing / rate))), len(found)
+        for turn, whole in writer.write(model, count, seed=begun, steps=_Steps(bar)):
             found.setdefault(turn, whole)
         begun += count
         in_vain = 0 if len(found) > before else in_vain + 1
         if in_vain == TRIES:
             raise InputError(
-                f"model.source {loaded.name!r}: of {begun} conversations that the dense model began, "
+                f"model.source {writer.loaded.name!r}: of {begun} conversations that the dense model began, "
                 f"{len(found)} came to something, {tokens:,} tokens of {needed:,}; set "
                 "evaluate.calibration.conversations to 0, or to fewer"
             )
-        tokens = writer.length("".join([*found.values()][HELD_OUT:]))
-        bar.total = max(expected, before + missing)
-        bar.update(len(found) - bar.n)
+        tokens = len(writer.tokens("".join([*found.values()][HELD_OUT:])))
+        left = max(0, HELD_OUT - len(found)) + max(0, needed - tokens) // (TURN + ANSWER)
+        bar.total = (begun + left) * (TURN + ANSWER)
+        bar.update(begun * (TURN + ANSWER) - bar.n)  # answers may have ended early
     bar.close()
-    texts = list(found.values())
-    return Conversations(calibration=texts[HELD_OUT:], report=texts[:HELD_OUT])
+    texts = tuple(found.values())
+    return Conversations(writer.template.opening, texts[HELD_OUT:], texts[:HELD_OUT])
 
 
-@dataclass(frozen=True)
+class _Steps(BaseStreamer):
+    """Counts the tokens that a model writes; what it is given before them comes as a matrix."""
+
+    def __init__(self, bar: Progress[None]) -> None:
+        self._bar = bar
+
+    def put(self, value: Tensor) -> None:
+        if value.ndim == 1:
+            self._bar.update(len(value))
+
+    def end(self) -> None:
+        """Nothing is open."""
+
+
 class _Writer:
-    model: Any  # transformers.PreTrainedModel
-    loaded: Checkpoint
-    device: torch.device
+    """Writes conversations of a model in its template.
 
-    def write(self, count: int, seed: int) -> list[tuple[str, str]]:
-        """So many conversations, each the user's turn and the whole; without those where one says nothing."""
-        tokenizer = self.loaded.tokenizer
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+    `ends` are the tokens that end a turn or an answer: those of the model and of the template, and any other
+    that stands for no text.
+    """
+
+    def __init__(self, loaded: Checkpoint, template: Template) -> None:
+        self.loaded, self.template = loaded, template
+        added = loaded.tokenizer.added_tokens_decoder
+        self.ends = stops(loaded.tokenizer, loaded.generation_config)
+        self.ends |= {number for number, token in added.items() if token.special}
+        for text in (template.between, template.ending):
+            self.ends |= {number for number in self.tokens(text.strip())[:1] if number in added}
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def write(
+        self, model: Any, count: int, seed: int, steps: BaseStreamer | None = None
+    ) -> list[tuple[str, str]]:
+        """So many conversations, each the user's turn and the whole.
+
+        Without those whose turn comes to no end, and those where one of the two says nothing.
+        """
+        opening, between, ending = self.template.opening, self.template.between, self.template.ending
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            turns = self._continued([opening(tokenizer)] * count, TURN, WARMTH[0])
-            asked = [turn for turn in turns if turn]
-            begun = [chat(tokenizer, [turn], asks=True) for turn in asked]
-            answers = self._continued(begun, ANSWER, WARMTH[1]) if begun else []
-        return [(t, chat(tokenizer, [t, a])) for t, a in zip(asked, answers, strict=True) if a]
+            turns = self._continued(model, [opening] * count, between, TURN, WARMTH[0], steps)
+            asked = [turn for turn, ended in turns if turn and ended]
+            begun = [opening + turn + between for turn in asked]
+            answers = self._continued(model, begun, ending, ANSWER, WARMTH[1], steps) if begun else []
+        return [
+            (turn, start + answer + ending * ended)
+            for turn, start, (answer, ended) in zip(asked, begun, answers, strict=True)
+            if answer
+        ]
 
-    def length(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _continued(
+        self,
+        model: Any,
+        texts: Sequence[str],
+        after: str,
+        tokens: int,
+        temperature: float,
+        steps: BaseStreamer | None,
+    ) -> list[tuple[str, bool]]:
+        """How each text goes on for at most so many tokens, and whether it came to an end before.
 
-    def _continued(self, texts: Sequence[str], tokens: int, temperature: float) -> list[str]:
-        """How each text goes on for at most so many tokens, without the special ones."""
-        tokenizer, ends = self.loaded.tokenizer, stops(self.loaded.tokenizer, self.loaded.generation_config)
-        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        What stands `after` it in the template may end it too, where that is text like any other.
+        """
+        rows = [self.tokens(text) for text in texts]
         longest = max(map(len, rows))
         tokens = min(tokens, self.loaded.context_tokens - longest)
         if tokens < 1:
-            return [""] * len(rows)
-        padding = min(ends, default=0)
+            return [("", False)] * len(rows)
+        padding = min(self.ends, default=0)
         given = [[padding] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-        self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=True, temperature=temperature, top_k=0, top_p=TOP_P, max_new_tokens=tokens,
-            eos_token_id=sorted(ends) or None, pad_token_id=padding,
+            eos_token_id=sorted(self.ends) or None, pad_token_id=padding,
         )  # fmt: skip
         with torch.inference_mode():
-            found = self.model.generate(
-                torch.tensor(given, device=self.device),
-                attention_mask=torch.tensor(mask, device=self.device),
+            made = model.generate(
+                torch.tensor(given, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                streamer=steps,
             )
-        rows = [list(takewhile(lambda token: token not in ends, row)) for row in found[:, longest:].tolist()]
-        said = tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [str(text).strip() for text in said]
+        written = made[:, longest:].tolist()
+        said = [list(takewhile(lambda token: token not in self.ends, row)) for row in written]
+        mark = after.strip().partition("\n")[0]
+        found = []
+        for row, own in zip(written, said, strict=True):
+            text = str(self.loaded.tokenizer.decode(own))
+            start, marked, _ = text.partition(mark) if mark else (text, "", "")
+            found.append((start.strip(), bool(marked) or len(own) < len(row)))
+        return found

@@ -17,6 +17,7 @@ import torch
 from stages.architecture import ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
+from stages.evaluate.calibrate.conversations import ANSWER, AROUND, AT_ONCE, TURN
 from stages.evaluate.calibrate.whitening import Room, elements, orders_of
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.files import cache_folder
@@ -117,6 +118,12 @@ def memory_plan(
             "logits": texts.predictions * columns * logit,
         }
     }
+    if section.calibration.conversations:
+        of_token = 2 * shape.layers * shape.kv_groups * shape.head_dim * each
+        phases["conversations"] = {
+            "keys and values": AT_ONCE * (TURN + ANSWER + AROUND) * of_token,
+            "logits, sorted": AT_ONCE * shape.vocabulary * 4 * 4,
+        }
     importance, repair = IMPORTANCES[section.importance], REPAIRS[section.reconstruction.method]
     if held := importance.held_bytes(shape, texts.calibration, texts.calibration_batch, each):
         phases["scoring"] = {"states, gradients and logits": held}

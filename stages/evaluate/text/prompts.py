@@ -1,15 +1,19 @@
-"""A chat as a model's tokenizer writes it: prompts as it is asked them, and where a user's turn begins."""
+"""A chat as a model's tokenizer writes it: prompts as it is asked them, and what stands around each turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from stages.files import InputError
 
-_TURN = "⟨turn⟩"
-"""A user's turn that no template says itself."""
+_TURN, _ANSWER = "⟨turn⟩", "⟨answer⟩"
+"""Turns that no template says itself."""
+_TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
+"""Some templates tell the date: one that stays, so that what calibrates is the same tomorrow. The empty word
+keeps a line break at a template's start."""
 
 
 def chats(tokenizer: Any) -> bool:
@@ -18,18 +22,42 @@ def chats(tokenizer: Any) -> bool:
 
 
 def chat(tokenizer: Any, turns: Sequence[str], asks: bool = False) -> str:
-    """A chat in the tokenizer's template, the user's turn first; as far as an answer begins if it `asks`."""
+    """A chat in the tokenizer's template, the user's turn first; as far as an answer begins if it `asks`.
+
+    A model that can think before it answers does not: its thoughts would be cut before they come to anything.
+    """
     roles = ("user", "assistant") * len(turns)
     messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
+    text = tokenizer.apply_chat_template(
+        messages,
+        chat_template=_TODAY + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=asks,
+        enable_thinking=False,
+    )
+    return str(text)
 
 
-def opening(tokenizer: Any) -> str:
-    """What stands in the tokenizer's template before a user's first turn."""
-    before, found, _ = chat(tokenizer, [_TURN]).rpartition(_TURN)
-    if not found:
-        raise ValueError("it leaves out what a user says")
-    return before
+@dataclass(frozen=True)
+class Template:
+    """What stands before a user's first turn, between it and the answer, and after the answer."""
+
+    opening: str
+    between: str
+    ending: str
+
+
+def template_of(tokenizer: Any) -> Template:
+    """The template of a chat of one turn and its answer.
+
+    Raises:
+        ValueError: it leaves out one of the two.
+    """
+    opening, asked, between = chat(tokenizer, [_TURN], asks=True).rpartition(_TURN)
+    _, answered, ending = chat(tokenizer, [_TURN, _ANSWER]).rpartition(_ANSWER)
+    if not (asked and answered):
+        raise ValueError("it leaves out what is said")
+    return Template(opening, between, ending)
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
@@ -46,13 +74,13 @@ def stops(tokenizer: Any, generation: Any) -> set[int]:
     return {int(token) for token in found if token is not None}
 
 
-def check_opening(tokenizer: Any) -> None:
-    """Ask the tokenizer for what a user's turn is written after.
+def check_template(tokenizer: Any) -> None:
+    """Ask the tokenizer for what stands around turns.
 
     Raises:
-        InputError: its chat template does not take one.
+        InputError: its chat template does not take a turn and an answer.
     """
-    _taken("evaluate.calibration.conversations", "0", _TURN, partial(opening, tokenizer))
+    _taken("evaluate.calibration.conversations", "0", _TURN, partial(template_of, tokenizer))
 
 
 def check_prompts(tokenizer: Any, prompts: Sequence[str], context_tokens: int) -> None:

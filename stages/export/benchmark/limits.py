@@ -12,6 +12,7 @@ from stages.architecture import Architecture, ModelShape
 from stages.config.budget import Budget
 from stages.export.benchmark.speed import tensor_bytes
 from stages.export.results.final_table import Taken
+from stages.progress import without_bars
 from stages.sample import timing
 from stages.sample.designs import DENSE
 from stages.sample.latency import LatencyTable
@@ -51,7 +52,8 @@ def _times(shape: ModelShape, budget: Budget, folder: Path) -> dict[str, Times]:
 
     register(folder)
     device = torch.device(budget.latency.device)
-    winner: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, budget.dtype))
+    with without_bars():
+        winner: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, budget.dtype))
     (dense,) = timing.random_models(shape, [shape.widths], budget.dtype, budget.latency.device)
     models = [dense, winner.eval().to(device)]
     found = timing.times(models, shape.vocabulary, budget.latency, "latency of the export")

@@ -36,10 +36,12 @@ class PyTorch:
         from transformers import AutoModelForCausalLM
 
         from stages.families import register
+        from stages.progress import without_bars
 
         torch.set_num_threads(threads)
         register(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        with without_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(folder)
         self.model = model.eval().to(device)
         self._device = device
         self.waited_s: list[float] = []

@@ -126,7 +126,7 @@ def divergence_words(data: ReportData) -> list[str]:
             f"{value:.3f}{_pm(data.answers.divergence_errors.get(name, {}), text)} nats a token on {text}"
             for text, value in by_text.items()
         )
-        + " (Kullback-Leibler divergence, report part)."
+        + " (Kullback-Leibler divergence)."
         for name, by_text in data.answers.divergence.items()
     ]
 

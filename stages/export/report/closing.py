@@ -18,6 +18,7 @@ from stages.export.report.from_files import read_report
 from stages.export.report.verdict import verdict
 from stages.export.results import record
 from stages.export.results.record import GGUF, MODEL, PROOF, RECORD
+from stages.progress import duration
 from stages.stage import command
 
 
@@ -31,7 +32,7 @@ def lines(data: Path, seconds: float | None) -> Iterator[str]:
     found = record.read(here / RECORD)
     extensions.load(found.extensions)
     judgement = verdict(read_report(data, found, comparison.read(here / PROOF)))
-    yield "" if seconds is None else f"Done in {_told(seconds)}."
+    yield "" if seconds is None else f"Done in {duration(seconds)}."
     yield f"{judgement.lead} {judgement.headline}"
     files = [here / MODEL, *sorted((here / GGUF).glob("*.gguf"))]
     yield f"model:  {', '.join(map(str, files))}"
@@ -40,10 +41,6 @@ def lines(data: Path, seconds: float | None) -> Iterator[str]:
     yield f'load:   AutoModelForCausalLM.from_pretrained("{here / MODEL}", dtype="auto"{trust})'
     yield f'        AutoTokenizer.from_pretrained("{here / MODEL}"{trust})'
     yield "next:   make ui (compare the runs), make report, make proof"
-
-
-def _told(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def main() -> None:

@@ -127,8 +127,8 @@ class Answers:
     """What models say to the same prompts, greedily, and how far they are from the dense model.
 
     `texts` has an answer a prompt by contender. `divergence` is the mean Kullback-Leibler divergence of the
-    dense model's predictions from a contender's, in nats a token of the report part, by contender and
-    text, with `divergence_errors` where they are known. `words` say how they were asked.
+    dense model's predictions from a contender's, in nats a token, by contender and text of the report part or
+    conversations, with `divergence_errors` where they are known. `words` say how they were asked.
     """
 
     prompts: Sequence[str]

@@ -25,6 +25,7 @@ from stages.export.weights.own_code import keep_own_code_alone
 from stages.families import FAMILIES, Family
 from stages.families.pruned import pruned_model, settings_of, width_settings
 from stages.files import write_text
+from stages.progress import without_bars
 
 
 def write_folder(
@@ -71,8 +72,8 @@ def write_folder(
         model.generation_config = generation_config
 
     folder.mkdir(parents=True)
-    # also copies modeling_prunecast.py, where the model needs it
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    with without_bars():  # also copies modeling_prunecast.py, where the model needs it
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     keep_own_code_alone(folder)
