@@ -185,6 +185,7 @@ def open_workbench(
     measured: Path | None = None,
     sharing: int = 1,
     prompts: Sequence[str] = (),
+    own_weights: bool = False,
 ) -> Workbench:
     """Load model and corpora, sort the units by importance, and set up the repair.
 
@@ -192,7 +193,8 @@ def open_workbench(
     later stages too, is checked before anything expensive starts. The scores and conversations in `folder`
     are used if they were made of the same things; otherwise they are made and written there. `measured` is
     the context.json of what the caller goes on from: the model must be the one that was measured there, and
-    the conversations those that calibrated it. So many processes are `sharing` the host's memory.
+    the conversations those that calibrated it. So many processes are `sharing` the host's memory. Room is
+    kept for an architecture's `own_weights`, where some are made.
 
     Raises:
         InputError: anything that `params` names is missing, empty, too short or unsupported, or the
@@ -221,6 +223,7 @@ def open_workbench(
         device.type,
         dtype.itemsize,
         *memory,
+        own_weights=own_weights,
     )
     calibration = Calibrator(params.evaluate, loaded, device, batches, plan)
     dense = DenseNetwork(loaded, device)

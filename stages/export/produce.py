@@ -105,7 +105,9 @@ def _of_model(
     """The weights and the final table, and what the proof of speed will run."""
     searched = DATA / "search" / "context.json"
     needed = [(part, measurement) for _, part, measurement, _ in measured_on(params) if part == "report"]
-    bench = open_workbench(params, DATA / "evaluate", needed, searched, prompts=prompts_of(params))
+    bench = open_workbench(
+        params, DATA / "evaluate", needed, searched, prompts=prompts_of(params), own_weights=True
+    )
     winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof
     load = proof.load_of(params, bench.checkpoint, bench.texts, asked) if asked else None  # or is refused

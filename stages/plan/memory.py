@@ -38,8 +38,9 @@ def planned(
         whole = min(whole, limit * 2**30)
     beside = math.inf if device == "cuda" else 0.0
     return memory_plan(
-        shape, params.evaluate, texts, device, machine.bytes_each, SPARE[device] * whole, beside
-    )
+        shape, params.evaluate, texts, device, machine.bytes_each, SPARE[device] * whole, beside,
+        own_weights=params.search.repair_again,
+    )  # fmt: skip
 
 
 def calibration_tokens(params: Params) -> tuple[int, int]:

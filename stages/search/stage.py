@@ -63,7 +63,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         needed: list[tuple[Part, Measurement]] = [
             ("selection", s.measurement) for s in (params.evaluate, section)
         ]
-        bench = open_workbench(params, DATA / "evaluate", needed, PAIRS_CONTEXT)
+        bench = open_workbench(
+            params, DATA / "evaluate", needed, PAIRS_CONTEXT, own_weights=section.repair_again
+        )
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)
         finally_ = bench.evaluator("selection", section.measurement)

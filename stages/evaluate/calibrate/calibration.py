@@ -182,8 +182,8 @@ class Calibrator:
                 if tensors is None:
                     rest = [w for w in once if w is not weights and not self.cache.holds(key(w))]
                     tensors = compute([weights, *(rest if self._hold(once) else [])])
-                ready = {Site.parse(name): t.to(exact.device, exact.dtype) for name, t in tensors.items()}
-                return exact.sliced_state(weights.architecture, Given(ready), dtype)
+                made = Given({Site.parse(name): t for name, t in tensors.items()}, exact.device)
+                return exact.sliced_state(weights.architecture, made, dtype)
 
             return make
 

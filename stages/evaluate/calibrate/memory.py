@@ -18,6 +18,7 @@ from stages.architecture import ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate.conversations import ANSWER, AROUND, AT_ONCE, TURN
+from stages.evaluate.calibrate.second_repair import solving_bytes
 from stages.evaluate.calibrate.whitening import Room, elements, orders_of
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.files import cache_folder
@@ -99,8 +100,9 @@ def memory_plan(
     device_bytes: float,
     host_bytes: float,
     folder: Path | None = None,
+    own_weights: bool = False,
 ) -> MemoryPlan:
-    """The plan of one measuring stage, of elements of `each` bytes.
+    """The plan of one measuring stage, of elements of `each` bytes; of one that makes `own_weights` too.
 
     What fits nowhere else goes into `folder`, by default the calibration's in the cache folder.
     """
@@ -148,6 +150,16 @@ def memory_plan(
         always[_PROJECTIONS] = max(_LEAST_PROJECTIONS, projections * each)
         whitenings = 4.0 * sum(len(list(orders_of(shape, site))) * n**2 for site, n in sizes.items())
         phases["measuring"]["repair of a projection"] = 4 * (widest**2 + 3 * shape.hidden * widest)
+    if own_weights and device == "cpu":
+        always["weights of an architecture's own"] = shape.total_parameters * each
+    elif own_weights:
+        outside = shape.vocabulary * shape.hidden * (1 if shape.tied_embeddings else 2)
+        always["embedding and head once more, in float32 too"] = outside * (each + 4)
+        always["projections in float32"] = always.get(_PROJECTIONS, 0.0)
+        phases["second repair"] = {
+            "solving a site": solving_bytes(shape.hidden, widest),
+            "activations of a batch": texts.calibration_batch * 8 * widest * 4,
+        }
     folder = folder or cache_folder() / "calibration"
     return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes, folder)
 

@@ -20,6 +20,7 @@ network's inputs; the error term is Gram-based error feedback as in Qronos-style
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth, Site
-from stages.evaluate.calibrate.whitening import lower_factor
+from stages.evaluate.calibrate.whitening import elements, lower_factor
 from stages.evaluate.network.batch import Batch
+from stages.evaluate.network.device import fits
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.places import Places
 from stages.evaluate.network.repair import Repair
@@ -52,48 +54,83 @@ def repair_again(
     architectures: Sequence[Architecture],
     batches: Sequence[Batch],
 ) -> dict[Architecture, Projections]:
-    """Projections (D, kept) of every site that an architecture keeps, float32 on the network's device.
+    """Projections (D, kept) of every site that an architecture keeps, float32 on the CPU.
 
     `repair`, the first one, gives W₀. The dense network runs once for all of them. Memory: the hidden states
-    of all batches twice, and once more for every architecture; and one site's Gram matrix.
+    of all batches twice, and once more for every architecture, and a site's activations, in host memory where
+    a GPU does not hold them (`_Aside`); and one site's Gram matrix.
     """
     found: dict[Architecture, Projections] = {architecture: {} for architecture in architectures}
     on_device = [batch.to(network.device) for batch in batches]
+    aside = _Aside.of(network, sum(batch.tokens.numel() for batch in batches), len(architectures))
     with torch.inference_mode():
-        before = [network.embed(batch.tokens) for batch in on_device]
+        before = [aside.put(network.embed(batch.tokens)) for batch in on_device]
         places = [network.places(batch) for batch in on_device]
         pruned = {architecture: list(before) for architecture in architectures}
         uncut = set(architectures)
         sites = list(network.shape.sites())
         for site in Progress(sites, desc="repair again", unit="site", leave=False):
             after, goals, full = [], [], network.shape.widths[site.layer]
-            for hidden, here in zip(before, places, strict=True):
+            for kept, here in zip(before, places, strict=True):
+                hidden = aside.back(kept)
                 x = network.activations(site, full, hidden, here)
-                after.append(network.output(site, full, x, onto=hidden))
+                after.append(aside.put(network.output(site, full, x, onto=hidden)))
                 share = network.share(site, full, x)
-                made = None if share is None else network.made(site, full, x)
-                goals.append(_Goal(hidden, after[-1], made, share))
+                made = None if share is None else aside.put(network.made(site, full, x))
+                goals.append(_Goal(kept, after[-1], made, share))
             for architecture, states in pruned.items():
                 width = architecture.widths[site.layer]
                 if width.of(site.kind) != full.of(site.kind):
                     uncut.discard(architecture)
                 if architecture in uncut:
                     pruned[architecture] = after
-                    found[architecture][site] = network.projection(site, full).float()
+                    found[architecture][site] = network.projection(site, full).float().cpu()
                     continue
                 if not width.keeps(site.kind):
                     continue
-                refit = _Refit(network, site, width)
+                refit = _Refit(network, site, width, aside)
                 for own, goal, here in zip(states, goals, places, strict=True):
                     refit.add(own, goal, here)
-                found[architecture][site] = refit.solve(repair)
-                pruned[architecture] = refit.carried(states, found[architecture][site])
+                projection = refit.solve(repair)
+                pruned[architecture] = refit.carried(states, projection)
+                found[architecture][site] = projection.cpu()
             before = after
     return found
 
 
+@dataclass(frozen=True)
+class _Aside:
+    """Tensors that wait for their batch: on the device, or in host memory, at the cost of two copies."""
+
+    device: torch.device
+    in_host_memory: bool
+
+    @classmethod
+    def of(cls, network: ElasticNetwork, tokens: int, architectures: int) -> _Aside:
+        """The place of all that waits: the device, if it holds that beside what solving a site takes."""
+        shape, each = network.shape, network.dtype.itemsize
+        widest = max(elements(shape, site) for site in shape.sites())
+        held = tokens * each * (shape.hidden * (3 + architectures) + widest)
+        together = held + solving_bytes(shape.hidden, widest)
+        return cls(network.device, in_host_memory=not fits(network.device, together))
+
+    def put(self, tensor: Tensor) -> Tensor:
+        if not self.in_host_memory:
+            return tensor
+        waiting = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return waiting.copy_(tensor, non_blocking=True)
+
+    def back(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def solving_bytes(hidden: int, widest: int) -> int:
+    """Bytes that solving a site takes: a Gram matrix, in float64 too, its factor, goals and solution."""
+    return 28 * widest * (widest + hidden)
+
+
 class _Goal(NamedTuple):
-    """What a dense site makes of a batch: hidden states (B, L, D) before and after it.
+    """What a dense site makes of a batch: hidden states (B, L, D) before and after it, which wait aside.
 
     Where a norm stands behind the site also what is normed, and what each token of that is multiplied by.
     """
@@ -107,8 +144,8 @@ class _Goal(NamedTuple):
 class _Refit:
     """One site of one architecture: its Gram matrix, what it is to make, and its activations meanwhile."""
 
-    def __init__(self, network: ElasticNetwork, site: Site, width: LayerWidth) -> None:
-        self.network, self.site, self.width = network, site, width
+    def __init__(self, network: ElasticNetwork, site: Site, width: LayerWidth, aside: _Aside) -> None:
+        self.network, self.site, self.width, self.aside = network, site, width, aside
         bias = network.output_bias(site)
         self.scale = network.recipe.residual_scale
         self.bias = network.embedding.new_zeros(()) if bias is None else bias
@@ -119,13 +156,15 @@ class _Refit:
 
     def add(self, states: Tensor, goal: _Goal, places: Places) -> None:
         """Add a batch: hidden states (B, L, D) that reach the site, and what is to become of them."""
+        back = self.aside.back
+        states = back(states)
         own = self.network.activations(self.site, self.width, states, places)
         flat = own.flatten(0, 1).float()
         if goal.made is None or goal.share is None:
-            wanted = (goal.after - states).flatten(0, 1).float() / self.scale - self.bias
+            wanted = (back(goal.after) - states).flatten(0, 1).float() / self.scale - self.bias
         else:
-            share, missing = goal.share.flatten(0, 1), (goal.before - states).flatten(0, 1).float()
-            wanted = share * (goal.made.flatten(0, 1).float() - self.bias) + self._unnormed(
+            share, missing = goal.share.flatten(0, 1), (back(goal.before) - states).flatten(0, 1).float()
+            wanted = share * (back(goal.made).flatten(0, 1).float() - self.bias) + self._unnormed(
                 missing / self.scale
             )
             flat = flat * share
@@ -134,7 +173,7 @@ class _Refit:
         else:
             self._gram.addmm_(flat.T, flat)
             self._cross.addmm_(flat.T, wanted)
-        self._activations.append(own)
+        self._activations.append(self.aside.put(own))
         self._tokens += len(flat)
 
     def _unnormed(self, added: Tensor) -> Tensor:
@@ -155,7 +194,10 @@ class _Refit:
 
     def carried(self, states: Sequence[Tensor], projection: Tensor) -> list[Tensor]:
         """The hidden states past the site."""
-        bias, norm = self.bias.to(states[0].dtype), self.norm
-        made = (F.linear(own, projection.to(own.dtype)) + bias for own in self._activations)
+        bias, norm, back = self.bias.to(states[0].dtype), self.norm, self.aside.back
+        made = (F.linear(back(own), projection.to(own.dtype)) + bias for own in self._activations)
         steps = (self.network.norm(one, norm) for one in made)
-        return [before.add(step, alpha=self.scale) for before, step in zip(states, steps, strict=True)]
+        return [
+            self.aside.put(back(before).add(step, alpha=self.scale))
+            for before, step in zip(states, steps, strict=True)
+        ]

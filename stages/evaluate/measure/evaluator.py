@@ -20,7 +20,7 @@ from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix
 from stages.evaluate.network.repair import Repair
-from stages.evaluate.network.weights import PrunedWeights, ready
+from stages.evaluate.network.weights import PrunedNetwork, PrunedWeights, ready
 from stages.evaluate.text import mmlu, perplexity
 from stages.evaluate.text.selection import Selection
 from stages.files import InputError, digest
@@ -153,9 +153,10 @@ class Evaluator:
         self, architecture: Architecture, branches: set[int], weights: PrunedWeights | None
     ) -> list[Tensor]:
         """Log-likelihoods of every batch's targets; a GPU whose memory ends goes on with smaller batches."""
+        own = None if weights is None or weights.is_view else self._own(weights)
         while True:
             try:
-                return self._log_likelihoods(architecture, branches, weights)
+                return self._log_likelihoods(architecture, branches, own)
             except torch.OutOfMemoryError as error:
                 halved, said = self._halve(), str(error).split(". ")[0]
             if not halved:
@@ -166,13 +167,22 @@ class Evaluator:
             torch.cuda.empty_cache()
             self.remark = f"The GPU's memory ended ({said}): batches are halved"
 
+    def _own(self, weights: PrunedWeights) -> PrunedNetwork:
+        try:
+            return ready(weights, self.network)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "the GPU's memory does not hold what weights of an architecture's own take beside the dense "
+                f"ones ({str(error).split('. ')[0]}); free some of it, raise evaluate.gpu_memory_gib, or take "
+                "a GPU with more"
+            ) from error
+
     def _log_likelihoods(
-        self, architecture: Architecture, branches: set[int], weights: PrunedWeights | None
+        self, architecture: Architecture, branches: set[int], own: PrunedNetwork | None
     ) -> list[Tensor]:
-        if weights is None or weights.is_view:
+        if own is None:
             return self._prefix.log_likelihoods(architecture, branches)
-        network = ready(weights, self.network)
-        return [network.log_likelihoods(architecture, batch) for batch in self._batches]
+        return [own.log_likelihoods(architecture, batch) for batch in self._batches]
 
 
 def _take(results: Any, batches: Sequence[Batch]) -> Tensor:

@@ -13,6 +13,9 @@ import torch
 from stages.config.params import Evaluate
 from stages.files import InputError
 
+FITS = 0.8
+"""The part of what a GPU may still give that one thing may take."""
+
 
 def device_and_dtype(section: Evaluate) -> tuple[torch.device, torch.dtype]:
     """Resolve `auto`: the GPU, in bfloat16 if it has that, where there is one; else the CPU in float32.
@@ -53,6 +56,11 @@ def free_on(device: torch.device) -> float:
     taken, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     bound = torch.cuda.get_per_process_memory_fraction(device) * whole
     return min(float(on_device), bound - taken) + taken - used
+
+
+def fits(device: torch.device, size: float) -> bool:
+    """Whether a GPU takes so many bytes more, with some left; host memory always does."""
+    return device.type != "cuda" or size <= FITS * free_on(device)
 
 
 def _check_triton() -> None:

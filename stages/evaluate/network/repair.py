@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth, Site
@@ -78,14 +79,19 @@ NONE = RepairMethod(lambda network, calibrator: NOTHING_REPAIRED)
 
 @dataclass(frozen=True)
 class Given:
-    """Projections (D, kept) that were computed before, by site; where none is given, the prefix stands."""
+    """Projections (D, kept) that were computed before, by site; where none is given, the prefix stands.
+
+    They come to `device` one by one, as they are asked for.
+    """
 
     projections: Mapping[Site, Tensor]
+    device: torch.device | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     words: str = "output projections as given"
 
     def projection(self, site: Site, width: LayerWidth) -> Tensor | None:
-        return self.projections.get(site)
+        found = self.projections.get(site)
+        return None if found is None else found.to(self.device or found.device)
 
     def whitening(self, site: Site, heads: int) -> None:
         return None

@@ -17,12 +17,10 @@ from torch import Tensor
 from stages.architecture import Architecture
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.decoder import Decoder
-from stages.evaluate.network.device import free_on
+from stages.evaluate.network.device import fits
 from stages.evaluate.network.layers import Layer, OneAtATime, layer_of
 from stages.files import digest
 
-FITS = 0.8
-"""The part of what a GPU may still give that weights beside others may take."""
 State = Mapping[str, Tensor]
 """Tensors under the family's Hugging Face names: original layer numbers, nothing of a dropped sublayer, and
 no head where it is tied to the embedding."""
@@ -60,8 +58,7 @@ def ready(weights: PrunedWeights, like: Decoder) -> PrunedNetwork:
     """The weights as a network beside `like`, its layers one at a time where a GPU does not hold them all."""
     state = weights.make(like.dtype)
     size = sum(tensor.numel() * like.dtype.itemsize for tensor in state.values())
-    tight = like.device.type == "cuda" and size > FITS * free_on(like.device)
-    return PrunedNetwork(weights.architecture, state, like, one_at_a_time=tight)
+    return PrunedNetwork(weights.architecture, state, like, one_at_a_time=not fits(like.device, size))
 
 
 class PrunedNetwork(Decoder):
