@@ -114,7 +114,7 @@ def rows(
         architecture = cut(bench.model.shape, "simple", ratio)
         again = repair_again(network, once, [architecture], bench.calibration)[architecture]
         repairs: dict[str, Repair] = {"none": NOTHING_REPAIRED, "least-squares": once}
-        for label, repair in (repairs | {"and again": Given(again)}).items():
+        for label, repair in (repairs | {"and again": Given(again, network.device)}).items():
             line(ratio, label, bench.perplexities(network, architecture, repair))
 
 

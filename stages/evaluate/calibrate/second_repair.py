@@ -117,7 +117,7 @@ class _Aside:
     def put(self, tensor: Tensor) -> Tensor:
         if not self.in_host_memory:
             return tensor
-        waiting = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        waiting = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return waiting.copy_(tensor, non_blocking=True)
 
     def back(self, tensor: Tensor) -> Tensor:

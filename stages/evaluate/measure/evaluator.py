@@ -173,8 +173,8 @@ class Evaluator:
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "the GPU's memory does not hold what weights of an architecture's own take beside the dense "
-                f"ones ({str(error).split('. ')[0]}); free some of it, raise evaluate.gpu_memory_gib, or take "
-                "a GPU with more"
+                f"ones ({str(error).split('. ')[0]}); free some, raise evaluate.gpu_memory_gib, or take a "
+                "GPU with more"
             ) from error
 
     def _log_likelihoods(

@@ -48,6 +48,30 @@ def test_seven_billion_parameters() -> None:
     assert bounded.on_disk == 0
 
 
+def test_weights_of_an_architectures_own_have_room_beside_the_whitenings() -> None:
+    """What solving a site and the copies in float32 take is kept free of whitenings."""
+    section = COMMITTED.evaluate
+    without, with_them = (
+        memory_plan(LLAMA2_7B, section, TEXTS, "cuda", 2, 32 * GIB, 64 * GIB, Path("cache"), own_weights=own)
+        for own in (False, True)
+    )
+    outside = 2 * 32000 * 4096 * (2 + 4)
+    projections = 2 * 32 * 4096 * (4096 + 11008)
+    more = sum(with_them.always.values()) - sum(without.always.values())
+    assert more == outside + projections
+    assert with_them.phases["second repair"]["solving a site"] == 28 * 11008 * (11008 + 4096)
+    assert without.on_device - with_them.on_device >= more
+    assert with_them.needed + with_them.on_device <= 32 * GIB
+
+
+def test_a_chat_model_writes_within_the_plan() -> None:
+    found = plan(24).phases["conversations"]
+    assert found["keys and values"] == 32 * (64 + 192 + 64) * 2 * 32 * 4096 * 2
+    none = COMMITTED.evaluate.calibration.model_copy(update={"conversations": 0})
+    section = COMMITTED.evaluate.model_copy(update={"calibration": none})
+    assert "conversations" not in memory_plan(LLAMA2_7B, section, TEXTS, "cuda", 2, GIB, 0.0).phases
+
+
 def test_a_cpu_holds_the_weights_twice_and_one_kind_of_memory() -> None:
     found = memory_plan(SMOLLM2, COMMITTED.evaluate, TEXTS, "cpu", 4, 8 * GIB, 0.0, Path("cache"))
     assert found.always["weights, twice"] == 8 * SMOLLM2.total_parameters

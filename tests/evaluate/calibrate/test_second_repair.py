@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from stages.architecture import Architecture, Kind, LayerWidth, Site
-from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate import second_repair, statistics
 from stages.evaluate.calibrate.importance import CalibrationData, moments
 from stages.evaluate.calibrate.second_repair import PRIOR_TOKENS, SMALL_WEIGHT, repair_again
+from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.repair import NOTHING_REPAIRED, Given, Repair
@@ -70,6 +71,35 @@ def test_it_brings_the_last_hidden_states_nearer_to_the_dense_ones(bench: Bench)
     once = (final_states(network, PRUNED, bench.repair) - dense).square().sum()
     again = (final_states(network, PRUNED, Given(bench.again(PRUNED))) - dense).square().sum()
     assert again < 0.9 * once
+
+
+def test_what_waits_in_host_memory_comes_back_as_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, asked = bench.again(PRUNED), []
+
+    def tight(device: torch.device, size: float) -> bool:
+        asked.append(size)
+        return False
+
+    monkeypatch.setattr(second_repair, "fits", tight)
+    put, copied = second_repair._Aside.put, []
+
+    def counted(self: second_repair._Aside, tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.shape)
+        return put(self, tensor)
+
+    monkeypatch.setattr(second_repair._Aside, "put", counted)
+    again = bench.again(PRUNED)
+    tokens, shape = sum(batch.tokens.numel() for batch in BATCHES), bench.network.shape
+    widest = max(elements(shape, site) for site in shape.sites())
+    states = tokens * 4 * (4 * shape.hidden + widest)
+    assert asked == [states + second_repair.solving_bytes(shape.hidden, widest)]
+    assert len(copied) > 2 * len(BATCHES) * shape.layers
+    assert list(again) == list(found)
+    for site, projection in found.items():
+        assert torch.equal(again[site], projection)
+        assert projection.device.type == "cpu"
 
 
 def test_every_kept_site_is_refitted_to_its_own_inputs(bench: Bench) -> None:

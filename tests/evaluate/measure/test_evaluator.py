@@ -314,6 +314,21 @@ def test_a_memory_that_ends_halves_the_batches_and_moves_no_value(
     assert {name: pytest.approx(values, rel=1e-5) for name, values in found[1].items()} == expected[1]
 
 
+def test_a_memory_that_holds_no_weights_of_their_own_is_told_and_not_tried_again(
+    network: ElasticNetwork,
+) -> None:
+    asked = []
+
+    def ends(_: torch.dtype) -> Any:
+        asked.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    own = PrunedWeights(MIXED, ({}, {}), ends)
+    with pytest.raises(InputError, match=r"weights of an architecture's own.*\(CUDA out of memory\)"):
+        make(network).measure(MIXED, weights=own)
+    assert asked == [1]
+
+
 def test_a_memory_that_holds_no_sequence_is_told(
     network: ElasticNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
