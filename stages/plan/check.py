@@ -191,11 +191,11 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
     measured = token_counts(params, device, TOKENS_PER_BATCH[device], count=False)
     plan = memory.planned(params, model.shape, measured, machine)
     where, has = ("GPU" if device == "cuda" else "memory"), plan.device_bytes / 1e9
-    weights = sum(plan.always.values()) / 1e9
+    weights, again = sum(plan.always.values()) / 1e9, params.search.repair_again
     if weights * 1e9 > plan.device_bytes:
         found.problems.append(
             f"the model takes {weights:.1f} GB of the {where}, and {has:.1f} GB may be taken: a larger "
-            "machine is needed, or a smaller model"
+            f"machine is needed, a smaller model{', or search.repair_again: false' * again}"
         )
     elif plan.needed > plan.device_bytes:
         found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")

@@ -106,13 +106,14 @@ def _written(writer: _Writer, model: Any, needed: int) -> Conversations:
     """`HELD_OUT` conversations, and others of so many tokens in all; no two begin alike."""
     found: dict[str, str] = {}
     tokens = begun = in_vain = 0
-    expected = needed // (TURN + ANSWER) + 1 + HELD_OUT
-    bar: Progress[None] = Progress(desc="conversations", unit="token", total=expected * (TURN + ANSWER))
+    bar: Progress[None] = Progress(desc="conversations", unit="token", total=needed)
     while len(found) <= HELD_OUT or tokens < needed:
         each = tokens / (len(found) - HELD_OUT) if tokens else TURN + ANSWER
         missing = max(0, HELD_OUT - len(found)) + int((needed - tokens) / each) + 1
-        rate = max(len(found), 1) / begun if begun else 1.0
-        count, before = min(AT_ONCE, max(AT_LEAST, math.ceil(missing / rate))), len(found)
+        rate = max(len(found), 1) / max(begun, 1)
+        wanted = max(AT_LEAST, math.ceil(missing / rate))
+        count, before = min(AT_ONCE, wanted), len(found)
+        bar.total = (begun + wanted) * (TURN + ANSWER)
         for turn, whole in writer.write(model, count, seed=begun, steps=_Steps(bar)):
             found.setdefault(turn, whole)
         begun += count
@@ -124,8 +125,6 @@ def _written(writer: _Writer, model: Any, needed: int) -> Conversations:
                 "evaluate.calibration.conversations to 0, or to fewer"
             )
         tokens = len(writer.tokens("".join([*found.values()][HELD_OUT:])))
-        left = max(0, HELD_OUT - len(found)) + max(0, needed - tokens) // (TURN + ANSWER)
-        bar.total = (begun + left) * (TURN + ANSWER)
         bar.update(begun * (TURN + ANSWER) - bar.n)  # answers may have ended early
     bar.close()
     texts = tuple(found.values())
