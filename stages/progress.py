@@ -87,11 +87,13 @@ def without_bars() -> Iterator[None]:
     """Keep transformers' own bars of loading and writing away, which in a log are a line of control codes."""
     from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from stages.config.params import Calibration
 from stages.evaluate.network.checkpoint import Checkpoint
 from stages.evaluate.network.reference import reference
-from stages.evaluate.text.prompts import Template, chats, check_template, stops, template_of
+from stages.evaluate.text.prompts import Template, chats, check_template, stops
 from stages.files import InputError, digest, kept, read_document, write_json
 from stages.progress import Progress
 
@@ -69,8 +69,7 @@ def conversations(
     needed = section.conversations * section.sequence_length
     writer, key = None, digest("none")
     if needed and chats(loaded.tokenizer):
-        check_template(loaded.tokenizer)
-        writer = _Writer(loaded, template_of(loaded.tokenizer))
+        writer = _Writer(loaded, check_template(loaded.tokenizer))
         key = digest(WRITTEN, loaded.digest, vars(writer.template), sorted(writer.ends), needed)
 
     def read(path: Path) -> Conversations | None:

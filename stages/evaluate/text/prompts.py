@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.files import InputError
 
+T = TypeVar("T")
 _TURN, _ANSWER = "⟨turn⟩", "⟨answer⟩"
 """Turns that no template says itself."""
 _TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
@@ -74,13 +75,13 @@ def stops(tokenizer: Any, generation: Any) -> set[int]:
     return {int(token) for token in found if token is not None}
 
 
-def check_template(tokenizer: Any) -> None:
-    """Ask the tokenizer for what stands around turns.
+def check_template(tokenizer: Any) -> Template:
+    """Ask the tokenizer for what stands around turns (`template_of`).
 
     Raises:
         InputError: its chat template does not take a turn and an answer.
     """
-    _taken("evaluate.calibration.conversations", "0", _TURN, partial(template_of, tokenizer))
+    return _taken("evaluate.calibration.conversations", "0", _TURN, partial(template_of, tokenizer))
 
 
 def check_prompts(tokenizer: Any, prompts: Sequence[str], context_tokens: int) -> None:
@@ -98,7 +99,7 @@ def check_prompts(tokenizer: Any, prompts: Sequence[str], context_tokens: int) -
             )
 
 
-def _taken(key: str, without: str, prompt: str, ask: Callable[[], Any]) -> Any:
+def _taken(key: str, without: str, prompt: str, ask: Callable[[], T]) -> T:
     try:
         return ask()
     except Exception as error:  # whatever a template of someone else's raises
