@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import torch as safetensors
 
 from stages.evaluate.results import tensor_file
 from stages.files import PART, InputError, atomically
@@ -26,19 +25,8 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> int:
     """
     ours = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomically(path) as temporary:
-        return temporary.write_bytes(tensor_file.sealed(safetensors.save(ours)))
-
-
-def read(path: Path) -> Tensors:
-    """Read what `write` wrote.
-
-    Raises:
-        OSError: it is not there, or not ours to read.
-        ValueError: it is damaged.
-    """
-    raw = path.read_bytes()
-    tensor_file.metadata_of(raw)
-    return safetensors.load(raw)
+        tensor_file.write(temporary, ours)
+        return temporary.stat().st_size
 
 
 class TensorCache:
@@ -60,7 +48,7 @@ class TensorCache:
         """The tensors of a key, or None if they are not there (any more), damaged or not ours to read."""
         path = self._path(key)
         try:
-            found = read(path)
+            found = tensor_file.read(path)
         except OSError:
             return None
         except ValueError as error:

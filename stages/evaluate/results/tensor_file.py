@@ -4,8 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from stages.files import CHECKSUM, parse_json
+
+_UNSEALED = "0" * 16
+"""Stands where a checksum of as many digits will."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors (contiguous, on the CPU) and their checksum, with no copy of them in memory.
+
+    What the disk does not take is an error of the library's own, which `disk_error` reads.
+    """
+    save_file(dict(tensors), path, {CHECKSUM: _UNSEALED})
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            _, _, checksum = _parts(raw)
+            file.seek(raw.find(_UNSEALED.encode(), 0, _end(raw)))
+        file.write(checksum.encode())
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Read what `write` wrote, with no copy of it in memory.
+
+    Raises:
+        OSError: it is not there, or not ours to read.
+        ValueError: it is no safetensors file, has no checksum, or was altered since it was written.
+    """
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+            metadata_of(raw)
+    return load_file(path)
 
 
 def sealed(raw: bytes) -> bytes:
@@ -14,14 +51,14 @@ def sealed(raw: bytes) -> bytes:
     The same content has the same bytes: safetensors itself writes metadata in any order.
     """
     metadata, _, checksum = _parts(raw)
-    end = 8 + int.from_bytes(raw[:8], "little")
+    end = _end(raw)
     header = parse_json(raw[8:end]) | {"__metadata__": metadata | {CHECKSUM: checksum}}
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + raw[end:]
 
 
-def metadata_of(raw: bytes) -> dict[str, str]:
+def metadata_of(raw: bytes | mmap.mmap) -> dict[str, str]:
     """The metadata of a file's content, but the checksum.
 
     Raises:
@@ -35,9 +72,14 @@ def metadata_of(raw: bytes) -> dict[str, str]:
     return metadata
 
 
-def _parts(raw: bytes) -> tuple[dict[str, str], str | None, str]:
+def _end(raw: bytes | mmap.mmap) -> int:
+    """Where the header ends and the numbers begin."""
+    return 8 + int.from_bytes(raw[:8], "little")
+
+
+def _parts(raw: bytes | mmap.mmap) -> tuple[dict[str, str], str | None, str]:
     """Metadata, the checksum among them, and the one of names, types, shapes, places and numbers."""
-    end = 8 + int.from_bytes(raw[:8], "little")
+    end = _end(raw)
     try:
         header = parse_json(raw[8:end])
         metadata = header.pop("__metadata__", {})
@@ -45,5 +87,6 @@ def _parts(raw: bytes) -> tuple[dict[str, str], str | None, str]:
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"its header is none of safetensors: {error}") from None
     found = hashlib.sha256(json.dumps([metadata, header], sort_keys=True).encode())
-    found.update(memoryview(raw)[end:])
+    with memoryview(raw) as numbers:
+        found.update(numbers[end:])
     return metadata, given, found.hexdigest()[:16]
