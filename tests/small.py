@@ -19,6 +19,7 @@ from stages.evaluate.results.scores import UnitScores
 REPOSITORY = Path(__file__).parents[1]
 SMOLLM2 = ModelShape("llama", 30, 576, 3, 3, 64, 1536, 49152, tied_embeddings=True)
 LLAMA2_7B = ModelShape("llama", 32, 4096, 32, 1, 128, 11008, 32000, tied_embeddings=False)
+LLAMA31_8B = ModelShape("llama", 32, 4096, 8, 4, 128, 14336, 128256, tied_embeddings=False)
 SMALL = ModelShape("llama", 6, 24, 2, 3, 4, 64, 100, tied_embeddings=False)
 
 PARAMS = profiles.find(REPOSITORY)["default"]

@@ -185,7 +185,7 @@ def open_workbench(
     measured: Path | None = None,
     sharing: int = 1,
     prompts: Sequence[str] = (),
-    own_weights: bool = False,
+    own_weights: int = 0,
 ) -> Workbench:
     """Load model and corpora, sort the units by importance, and set up the repair.
 
@@ -194,7 +194,7 @@ def open_workbench(
     are used if they were made of the same things; otherwise they are made and written there. `measured` is
     the context.json of what the caller goes on from: the model must be the one that was measured there, and
     the conversations those that calibrated it. So many processes are `sharing` the host's memory. Room is
-    kept for an architecture's `own_weights`, where some are made.
+    kept for an architecture's own weights, where some are made: of `own_weights` architectures.
 
     Raises:
         InputError: anything that `params` names is missing, empty, too short or unsupported, or the

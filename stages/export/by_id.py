@@ -53,7 +53,7 @@ def run(params: Params, architecture_id: str, folder: Path) -> None:
     if folder.exists():
         raise InputError(f"{folder} is there already; name a folder that is not")
     searched = DATA / "search" / "context.json"
-    bench = open_workbench(params, DATA / "evaluate", measured=searched, own_weights=True)
+    bench = open_workbench(params, DATA / "evaluate", measured=searched, own_weights=1)
     with writing(folder, OF_THE_DISK):
         folder.mkdir(parents=True)
         dtype = getattr(torch, params.export.dtype)

@@ -106,7 +106,7 @@ def _of_model(
     searched = DATA / "search" / "context.json"
     needed = [(part, measurement) for _, part, measurement, _ in measured_on(params) if part == "report"]
     bench = open_workbench(
-        params, DATA / "evaluate", needed, searched, prompts=prompts_of(params), own_weights=True
+        params, DATA / "evaluate", needed, searched, prompts=prompts_of(params), own_weights=1
     )
     winner = outcome.candidate_of(candidates, outcome.WINNER)
     asked = params.export.proof

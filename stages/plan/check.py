@@ -18,7 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from stages.config.params import Corpora, Params, load_params
+from stages.evaluate.calibrate.memory import WAITING, MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.measurements import measured_on, prompts_of
 from stages.evaluate.text.corpora import (
@@ -201,6 +204,8 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
         found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
     else:
         found.good.append(f"{where}: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
+    if device == "cuda":
+        _host_memory(plan, found)
     needed = sum(memory.on_disk(params, model.shape).values()) + plan.on_disk
     free = _free(DATA) if _device(DATA) == _device(cache_folder()) else _free(DATA) + _free(cache_folder())
     told = f"a run writes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the disk are free"
@@ -210,6 +215,20 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
         found.notes.append(f"note: {told}, beside what the last run wrote")
     else:
         found.problems.append(f"{told}: make room, or name another folder for caches in PRUNECAST_CACHE")
+
+
+def _host_memory(plan: MemoryPlan, found: Findings) -> None:
+    """Whether what a GPU's run holds beside it fits the machine; whitenings do without."""
+    needed, whole = sum(plan.beside.values()), psutil.virtual_memory().total
+    told = f"{needed / 1e9:.1f} GB of {whole / 1e9:.1f} GB"
+    if needed > whole:
+        waiting = plan.beside.get(WAITING, 0.0)
+        found.problems.append(
+            f"beside the GPU, host memory would hold {told} (of them {waiting / 1e9:.1f} GB of {WAITING}): "
+            f"set search.repair_again: false{', or lower evaluate.calibration.samples' * bool(waiting)}"
+        )
+    else:
+        found.good.append(f"host memory: {told}")
 
 
 def _free(folder: Path) -> float:

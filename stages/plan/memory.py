@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from stages.architecture import ModelShape
 from stages.config.budget import BYTES
 from stages.config.params import Params
-from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate import second_repair, statistics
 from stages.evaluate.calibrate.memory import SPARE, MemoryPlan, Texts, memory_plan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount
-from stages.plan.workload import needs_statistics
+from stages.plan.workload import finally_pruned, needs_statistics
 
 
 def planned(
@@ -39,7 +39,7 @@ def planned(
     beside = math.inf if device == "cuda" else 0.0
     return memory_plan(
         shape, params.evaluate, texts, device, machine.bytes_each, SPARE[device] * whole, beside,
-        own_weights=params.search.repair_again,
+        own_weights=params.search.repair_again * finally_pruned(params, shape),
     )  # fmt: skip
 
 
@@ -56,9 +56,13 @@ def kept_parameters(params: Params, shape: ModelShape) -> float:
 
 
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
-    """Bytes by what takes them."""
-    found = {"export, and MLflow's copy": 2 * kept_parameters(params, shape) * BYTES[params.export.dtype]}
-    size = statistics.size_bytes(shape)
-    if needs_statistics(params) and size <= params.evaluate.cache_mb * 2**20:
-        found["statistics of the calibration text"] = size
+    """Bytes by what takes them; the cache keeps the entry that it wrote last, be it larger than its limit."""
+    limit, found = params.evaluate.cache_mb * 2**20, dict[str, float]()
+    found["export, and MLflow's copy"] = 2 * kept_parameters(params, shape) * BYTES[params.export.dtype]
+    size, each = statistics.size_bytes(shape), second_repair.kept_bytes(shape)
+    kept = size if needs_statistics(params) and size <= limit else 0
+    again = each * finally_pruned(params, shape) if params.search.repair_again else 0
+    found["calibration's statistics and refitted projections, in the cache"] = min(
+        kept + again, max(limit, each * bool(again))
+    )
     return found

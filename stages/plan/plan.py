@@ -18,7 +18,7 @@ import torch
 
 from stages.architecture import ModelShape
 from stages.config.params import ModelSection, Params, load_params
-from stages.evaluate.calibrate.memory import MemoryPlan
+from stages.evaluate.calibrate.memory import SPARE, MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.text.prompts import chats
 from stages.families import Description, describe
@@ -92,7 +92,7 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount]
         "",
         *_work(work, machine),
         "",
-        *_memory(memory.planned(loaded, shape, measured, machine), machine),
+        *_memory(memory.planned(loaded, shape, measured, machine), machine.device),
         *_recovery(loaded, shape, machine),
         "disk:",
         *_parts(memory.on_disk(loaded, shape)),
@@ -100,24 +100,26 @@ def report(loaded: Params, shape: ModelShape, measured: Mapping[str, TokenCount]
     return "\n".join(lines)
 
 
-def _memory(plan: MemoryPlan, machine: Machine) -> list[str]:
+_WHITENINGS = "whitenings of the repair"
+
+
+def _memory(plan: MemoryPlan, device: str) -> list[str]:
     """Where what lies, the widest phase with its parts."""
-    held, whole = plan.needed + plan.on_device, machine.memory_bytes
+    held, whole = plan.needed + plan.on_device, plan.device_bytes / SPARE[device]
     fits = ""
     if sum(plan.always.values()) > plan.device_bytes:
         fits = ": it does NOT fit"
     elif plan.needed > plan.device_bytes:
         fits = ": tight; lower evaluate.prefix_cache_mb (a GPU's batches are halved where its memory ends)"
     lines = [f"memory: {_gigabytes(held)} of {_gigabytes(whole)}{fits}", *_parts(plan.always)]
-    whitenings = {
-        "whitenings of the repair": plan.on_device,
-        "whitenings of the repair, in host memory": plan.in_host_memory,
-        "whitenings of the repair, on the disk while a stage runs": plan.on_disk,
-    }
-    lines += _parts({name: size for name, size in whitenings.items() if size})
+    lines += _parts({_WHITENINGS: plan.on_device})
     lines += _parts({f"{plan.widest}: {name}": size for name, size in plan.phases[plan.widest].items()})
     less = {f"({phase})": sum(p.values()) for phase, p in plan.phases.items() if phase != plan.widest}
-    return [*lines, *_parts(less)]
+    lines += _parts(less)
+    if device != "cpu":
+        lines += [f"host memory: {_gigabytes(plan.in_host_memory + sum(plan.beside.values()))}"]
+        lines += _parts({_WHITENINGS: plan.in_host_memory, **plan.beside})
+    return [*lines, *_parts({f"{_WHITENINGS}, on the disk while a stage runs": plan.on_disk})]
 
 
 def _recovery(loaded: Params, shape: ModelShape, machine: Machine) -> list[str]:
@@ -138,7 +140,7 @@ def _recovery(loaded: Params, shape: ModelShape, machine: Machine) -> list[str]:
 
 
 def _parts(sizes: Mapping[str, float]) -> list[str]:
-    return [f"  {_gigabytes(size):>9}  {name}" for name, size in sizes.items()]
+    return [f"  {_gigabytes(size):>9}  {name}" for name, size in sizes.items() if size]
 
 
 def _token_counts(measured: Mapping[str, TokenCount]) -> list[str]:

@@ -19,7 +19,7 @@ from stages.architecture import Architecture, Kind, ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
 from stages.config.recovery import RecoverySection
-from stages.evaluate.calibrate import statistics
+from stages.evaluate.calibrate import second_repair, statistics
 from stages.evaluate.calibrate.conversations import ANSWER, AT_ONCE, HELD_OUT, TURN
 from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.elastic import ElasticNetwork
@@ -270,7 +270,7 @@ def _search(
 ) -> list[Step]:
     section = params.search
     chosen = section.rounds * section.per_round
-    last = section.finalists + _baselines(params, shape) + len(section.front)
+    last = 1 + finally_pruned(params, shape)
     if section.measurement == params.evaluate.measurement and not section.repair_again:
         last -= min(section.finalists, chosen)  # measured in the rounds, and in this stage's journal
     studies = section.rounds + len(section.front)
@@ -344,6 +344,11 @@ def _answers(params: Params, shape: ModelShape, models: int) -> Step:
     return Step("export", "answer prompts", flops=models * flops, layers=models * calls * shape.layers)
 
 
+def finally_pruned(params: Params, shape: ModelShape) -> int:
+    """How many pruned architectures the search measures at its end: baselines, finalists and the front."""
+    return _baselines(params, shape) - 1 + params.search.finalists + len(params.search.front)
+
+
 def _baselines(params: Params, shape: ModelShape) -> int:
     return len(designs.baselines(shape, params.sample, params.budget, limits_of(shape, params.budget, None)))
 
@@ -362,9 +367,9 @@ def _repaired_anew(params: Params, shape: ModelShape, pruned: int) -> int:
 
     The winner is used for its folder, the final table, other types of weights and the prompts.
     """
-    each = 4 * sum(shape.hidden * elements(shape, site) for site in shape.sites())
+    each = second_repair.kept_bytes(shape)
     limit, export = params.evaluate.cache_mb * 2**20, params.export
-    if (pruned + params.search.finalists + len(params.search.front)) * each <= limit:
+    if finally_pruned(params, shape) * each <= limit:
         return 0
     uses = 1 + (export.alternatives is not None) + (export.answers is not None)
     return pruned if each <= limit else pruned + uses

@@ -63,8 +63,9 @@ def run(params: Params, arguments: argparse.Namespace) -> None:
         needed: list[tuple[Part, Measurement]] = [
             ("selection", s.measurement) for s in (params.evaluate, section)
         ]
+        pruned = len(designs.baselines_of(designed)) - 1 + section.finalists + len(section.front)
         bench = open_workbench(
-            params, DATA / "evaluate", needed, PAIRS_CONTEXT, own_weights=section.repair_again
+            params, DATA / "evaluate", needed, PAIRS_CONTEXT, own_weights=section.repair_again * pruned
         )
         as_pairs = bench.evaluator("selection", params.evaluate.measurement)
         _check_context(as_pairs)

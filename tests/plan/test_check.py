@@ -9,9 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from stages.config.params import Params, load_params
+from stages.evaluate.calibrate.memory import WAITING, MemoryPlan
 from stages.evaluate.network import checkpoint
 from stages.plan import check
 from tests.conftest import TinyFolder
@@ -111,3 +113,17 @@ def test_a_full_disk_and_a_small_memory_are_told(
     monkeypatch.setattr(check, "_free", lambda folder: 1000.0)
     (problem,) = check.check(loaded(repository)).problems
     assert "and 0.0 GB of the disk are free" in problem
+
+
+def test_host_memory_beside_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = MemoryPlan({}, {}, 0.0, 0.0, 0.0, Path("cache"), {WAITING: 24e9, "else": 26e9})
+    whole = psutil.virtual_memory()._replace(total=128 * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: whole)
+    roomy, tight = check.Findings(), check.Findings()
+    check._host_memory(plan, roomy)
+    assert roomy.good == ["host memory: 50.0 GB of 128.0 GB"]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: whole._replace(total=32 * 10**9))
+    check._host_memory(plan, tight)
+    (problem,) = tight.problems
+    assert "50.0 GB of 32.0 GB (of them 24.0 GB of hidden states" in problem
+    assert "search.repair_again: false, or lower evaluate.calibration.samples" in problem

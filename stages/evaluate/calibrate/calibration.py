@@ -22,7 +22,6 @@ from stages.evaluate.calibrate.cache import TensorCache, Tensors
 from stages.evaluate.calibrate.importance import CalibrationData, Importance
 from stages.evaluate.calibrate.memory import MemoryPlan
 from stages.evaluate.calibrate.statistics import SiteStatistics
-from stages.evaluate.calibrate.whitening import elements
 from stages.evaluate.network import decoder
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.checkpoint import Checkpoint
@@ -191,8 +190,7 @@ class Calibrator:
 
     def _hold(self, weights: Sequence[PrunedWeights]) -> bool:
         """Whether the cache holds the refitted projections of all of them."""
-        shape = self._checkpoint.shape
-        each = sum(shape.hidden * elements(shape, site) * 4 for site in shape.sites())
+        each = second_repair.kept_bytes(self._checkpoint.shape)
         return len(weights) * each <= self.cache.limit_bytes
 
 

@@ -8,7 +8,7 @@ the others lie in host memory, and where that ends in a file below the cache fol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -18,8 +18,9 @@ from stages.architecture import ModelShape
 from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Evaluate
 from stages.evaluate.calibrate.conversations import ANSWER, AROUND, AT_ONCE, TURN
-from stages.evaluate.calibrate.second_repair import solving_bytes
+from stages.evaluate.calibrate.second_repair import kept_bytes, solving_bytes, waiting_bytes
 from stages.evaluate.calibrate.whitening import Room, elements, orders_of
+from stages.evaluate.network.device import FITS
 from stages.evaluate.network.fused import VOCABULARY_AT_ONCE
 from stages.files import cache_folder
 
@@ -27,6 +28,9 @@ SPARE = {"cpu": 0.5, "cuda": 0.9}
 """The part of a memory that is planned with: kernels' workspaces, fragments and other programs take some."""
 HOST_PART = 0.5
 """The part of the host memory that is free at the start which whitenings may take beside a GPU's."""
+PINNED = 1.5
+"""What pinned memory takes of a byte that waits in it: it comes in powers of two, and none is given back."""
+WAITING = "hidden states and activations that wait"
 _PROJECTIONS = "repaired projections of an architecture"
 _LEAST_PROJECTIONS = 2**28
 """Bytes of projections that are held at least, from one architecture to the next."""
@@ -57,6 +61,8 @@ class MemoryPlan:
     device_bytes: float
     host_bytes: float
     folder: Path
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Bytes in host memory beside a GPU's, but for whitenings, while weights of an own are made."""
 
     @property
     def widest(self) -> str:
@@ -100,9 +106,11 @@ def memory_plan(
     device_bytes: float,
     host_bytes: float,
     folder: Path | None = None,
-    own_weights: bool = False,
+    own_weights: int = 0,
 ) -> MemoryPlan:
-    """The plan of one measuring stage, of elements of `each` bytes; of one that makes `own_weights` too.
+    """The plan of one measuring stage, of elements of `each` bytes.
+
+    Of one that makes weights of their own too, for so many architectures in all: `own_weights`.
 
     What fits nowhere else goes into `folder`, by default the calibration's in the cache folder.
     """
@@ -155,13 +163,27 @@ def memory_plan(
     elif own_weights:
         outside = shape.vocabulary * shape.hidden * (1 if shape.tied_embeddings else 2)
         always["embedding and head once more, in float32 too"] = outside * (each + 4)
-        always["projections in float32"] = always.get(_PROJECTIONS, 0.0)
+        # Layers are read in float32, ordered and cut one by one; so much was enough for 8B on a bounded H200.
+        always["layers while weights of its own are made"] = always.get(_PROJECTIONS, 0.0)
         phases["second repair"] = {
-            "solving a site": solving_bytes(shape.hidden, widest),
+            "solving a site": solving_bytes(shape),
             "activations of a batch": texts.calibration_batch * 8 * widest * 4,
         }
     folder = folder or cache_folder() / "calibration"
-    return MemoryPlan(always, phases, whitenings, device_bytes, host_bytes, folder)
+    found = MemoryPlan(always, phases, whitenings, device_bytes, host_bytes, folder)
+    if not own_weights or device == "cpu":
+        return found
+    refitted = float(kept_bytes(shape))
+    together = own_weights if own_weights * refitted <= section.cache_mb * 2**20 else 1
+    beside = {
+        "weights of an architecture's own": float(shape.total_parameters * each),
+        "refitted projections in float32": together * refitted,
+    }
+    waiting = waiting_bytes(shape, texts.calibration, together, each)
+    left = device_bytes - sum(always.values()) - found.on_device
+    if waiting + solving_bytes(shape) > FITS * left:
+        beside[WAITING] = PINNED * waiting
+    return replace(found, beside=beside)
 
 
 def memory_at_hand(device: torch.device, limit_gib: float | None, sharing: int = 1) -> tuple[float, float]:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.architecture import Architecture, LayerWidth, Site
+from stages.architecture import Architecture, LayerWidth, ModelShape, Site
 from stages.evaluate.calibrate.whitening import elements, lower_factor
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.device import fits
@@ -60,6 +60,7 @@ def repair_again(
     of all batches twice, and once more for every architecture, and a site's activations, in host memory where
     a GPU does not hold them (`_Aside`); and one site's Gram matrix.
     """
+    repair.prepare(architectures)  # before its time is taken for a site's
     found: dict[Architecture, Projections] = {architecture: {} for architecture in architectures}
     on_device = [batch.to(network.device) for batch in batches]
     aside = _Aside.of(network, sum(batch.tokens.numel() for batch in batches), len(architectures))
@@ -108,10 +109,8 @@ class _Aside:
     @classmethod
     def of(cls, network: ElasticNetwork, tokens: int, architectures: int) -> _Aside:
         """The place of all that waits: the device, if it holds that beside what solving a site takes."""
-        shape, each = network.shape, network.dtype.itemsize
-        widest = max(elements(shape, site) for site in shape.sites())
-        held = tokens * each * (shape.hidden * (3 + architectures) + widest)
-        together = held + solving_bytes(shape.hidden, widest)
+        held = waiting_bytes(network.shape, tokens, architectures, network.dtype.itemsize)
+        together = held + solving_bytes(network.shape)
         return cls(network.device, in_host_memory=not fits(network.device, together))
 
     def put(self, tensor: Tensor) -> Tensor:
@@ -124,9 +123,21 @@ class _Aside:
         return tensor.to(self.device, non_blocking=True)
 
 
-def solving_bytes(hidden: int, widest: int) -> int:
-    """Bytes that solving a site takes: a Gram matrix, in float64 too, its factor, goals and solution."""
-    return 28 * widest * (widest + hidden)
+def kept_bytes(shape: ModelShape) -> int:
+    """Bytes of the projections of an architecture at most, as they are kept: in float32."""
+    return 4 * shape.hidden * sum(elements(shape, site) for site in shape.sites())
+
+
+def waiting_bytes(shape: ModelShape, tokens: int, architectures: int, each: int) -> int:
+    """Bytes of what waits, of elements of `each`: states around a site, activations of the widest."""
+    widest = max(elements(shape, site) for site in shape.sites())
+    return tokens * each * (shape.hidden * (3 + architectures) + widest)
+
+
+def solving_bytes(shape: ModelShape) -> int:
+    """Bytes that solving the widest site takes: its Gram matrix, in float64 too, factor, goals, solution."""
+    widest = max(elements(shape, site) for site in shape.sites())
+    return 28 * widest * (widest + shape.hidden)
 
 
 class _Goal(NamedTuple):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluate.calibrate.memory import MemoryPlan, Texts, memory_plan
-from tests.small import COMMITTED, LLAMA2_7B, SMOLLM2
+from stages.evaluate.calibrate.memory import WAITING, MemoryPlan, Texts, memory_plan
+from tests.small import COMMITTED, LLAMA2_7B, LLAMA31_8B, SMOLLM2
 
 TEXTS = Texts(calibration=16384, calibration_batch=2048, measured=20000, batch=20000, predictions=8192)
 GIB = 2.0**30
@@ -53,7 +53,7 @@ def test_weights_of_an_architectures_own_have_room_beside_the_whitenings() -> No
     section = COMMITTED.evaluate
     without, with_them = (
         memory_plan(LLAMA2_7B, section, TEXTS, "cuda", 2, 32 * GIB, 64 * GIB, Path("cache"), own_weights=own)
-        for own in (False, True)
+        for own in (0, 3)
     )
     outside = 2 * 32000 * 4096 * (2 + 4)
     projections = 2 * 32 * 4096 * (4096 + 11008)
@@ -62,6 +62,24 @@ def test_weights_of_an_architectures_own_have_room_beside_the_whitenings() -> No
     assert with_them.phases["second repair"]["solving a site"] == 28 * 11008 * (11008 + 4096)
     assert without.on_device - with_them.on_device >= more
     assert with_them.needed + with_them.on_device <= 32 * GIB
+
+
+def test_eight_billion_parameters_on_a_bounded_gpu_make_their_own_weights_in_host_memory() -> None:
+    """As measured on one H200 bounded to 74 GiB: 64 GB of host memory in use, of 8-layer states 24 GB."""
+    texts = Texts(128 * 2048, 2048, 154_272, 65_536, 16_384)
+    calibration = COMMITTED.evaluate.calibration.model_copy(update={"samples": 128, "sequence_length": 2048})
+    section = COMMITTED.evaluate.model_copy(update={"calibration": calibration, "cache_mb": 4096})
+
+    def planned(device_gib: float, cache_mb: int = 4096) -> MemoryPlan:
+        asked = section.model_copy(update={"cache_mb": cache_mb})
+        return memory_plan(LLAMA31_8B, asked, texts, "cuda", 2, device_gib * GIB, 200 * GIB, own_weights=3)
+
+    tight = planned(0.9 * 74)
+    assert tight.beside[WAITING] == 1.5 * 128 * 2048 * 2 * (4 * 4096 + 14336)
+    assert tight.in_host_memory + sum(tight.beside.values()) == pytest.approx(60e9, rel=0.1)
+    assert WAITING not in planned(0.9 * 139).beside
+    together = planned(0.9 * 74, cache_mb=40_000)
+    assert together.beside[WAITING] == 1.5 * 128 * 2048 * 2 * (6 * 4096 + 14336)
 
 
 def test_a_chat_model_writes_within_the_plan() -> None:

@@ -94,7 +94,7 @@ def test_what_waits_in_host_memory_comes_back_as_it_was(
     tokens, shape = sum(batch.tokens.numel() for batch in BATCHES), bench.network.shape
     widest = max(elements(shape, site) for site in shape.sites())
     states = tokens * 4 * (4 * shape.hidden + widest)
-    assert asked == [states + second_repair.solving_bytes(shape.hidden, widest)]
+    assert asked == [states + second_repair.solving_bytes(shape)]
     assert len(copied) > 2 * len(BATCHES) * shape.layers
     assert list(again) == list(found)
     for site, projection in found.items():
