@@ -204,7 +204,7 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
         found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
     else:
         found.good.append(f"{where}: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
-    if device == "cuda":
+    if plan.beside:
         _host_memory(plan, found)
     needed = sum(memory.on_disk(params, model.shape).values()) + plan.on_disk
     free = _free(DATA) if _device(DATA) == _device(cache_folder()) else _free(DATA) + _free(cache_folder())

@@ -116,8 +116,8 @@ def _memory(plan: MemoryPlan, device: str) -> list[str]:
     lines += _parts({f"{plan.widest}: {name}": size for name, size in plan.phases[plan.widest].items()})
     less = {f"({phase})": sum(p.values()) for phase, p in plan.phases.items() if phase != plan.widest}
     lines += _parts(less)
-    if device != "cpu":
-        lines += [f"host memory: {_gigabytes(plan.in_host_memory + sum(plan.beside.values()))}"]
+    if host := plan.in_host_memory + sum(plan.beside.values()):
+        lines += [f"host memory: {_gigabytes(host)}"]
         lines += _parts({_WHITENINGS: plan.in_host_memory, **plan.beside})
     return [*lines, *_parts({f"{_WHITENINGS}, on the disk while a stage runs": plan.on_disk})]
 

@@ -65,7 +65,7 @@ def test_weights_of_an_architectures_own_have_room_beside_the_whitenings() -> No
 
 
 def test_eight_billion_parameters_on_a_bounded_gpu_make_their_own_weights_in_host_memory() -> None:
-    """As measured on one H200 bounded to 74 GiB: 64 GB of host memory in use, of 8-layer states 24 GB."""
+    """As measured on one H200 bounded to 74 GiB: 64 GB of host memory in use; states that waited took 24."""
     texts = Texts(128 * 2048, 2048, 154_272, 65_536, 16_384)
     calibration = COMMITTED.evaluate.calibration.model_copy(update={"samples": 128, "sequence_length": 2048})
     section = COMMITTED.evaluate.model_copy(update={"calibration": calibration, "cache_mb": 4096})
