@@ -13,9 +13,10 @@ from stages.evaluate.calibrate.memory import SPARE, MemoryPlan, Texts, memory_pl
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.network.decoder import PREDICTIONS_AT_ONCE
 from stages.evaluate.workbench import CALIBRATION_BATCH_TOKENS
+from stages.plan.calibration_work import needs_statistics
 from stages.plan.machines import Machine
 from stages.plan.token_counts import TokenCount
-from stages.plan.workload import finally_pruned, needs_statistics
+from stages.plan.workload import finally_pruned
 
 
 def planned(

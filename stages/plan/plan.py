@@ -25,8 +25,9 @@ from stages.families import Description, describe
 from stages.files import InputError, located
 from stages.plan import machines, memory
 from stages.plan.machines import Machine
+from stages.plan.step import Step
 from stages.plan.token_counts import TokenCount, at_hand, reader_of, token_counts
-from stages.plan.workload import Step, steps
+from stages.plan.workload import steps
 from stages.recovery.needs import BYTES, smaller, training_bytes
 from stages.sample import feasibility
 from stages.sample.feasibility import Request

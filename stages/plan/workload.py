@@ -6,9 +6,8 @@ search are not, and count as the uniform baseline of the budget, sharing nothing
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,16 +15,22 @@ import numpy as np
 import torch
 
 from stages.architecture import Architecture, Kind, ModelShape
-from stages.config.choices import IMPORTANCES, REPAIRS
 from stages.config.params import Params
 from stages.config.recovery import RecoverySection
-from stages.evaluate.calibrate import second_repair, statistics
-from stages.evaluate.calibrate.conversations import ANSWER, AT_ONCE, HELD_OUT, TURN
-from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
+from stages.evaluate.calibrate import second_repair
+from stages.evaluate.calibrate.conversations import ANSWER, HELD_OUT, TURN
 from stages.evaluate.network.elastic import ElasticNetwork
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
-from stages.evaluate.network.repair import RepairMethod
 from stages.flops import head_flops, token_flops
+from stages.plan.calibration_work import (
+    calibration,
+    conversations,
+    curvature,
+    repair,
+    repair_again,
+    solves_projections,
+)
+from stages.plan.step import GRADIENT, OWN_S, Step
 from stages.plan.token_counts import TokenCount
 from stages.recovery.needs import ADAPTERS
 from stages.sample import designs
@@ -38,16 +43,8 @@ to copy it for MLflow and take its checksums; to write and load dense and pruned
 Of LLaMA-2-7B's shape, 16 cores beside one H100."""
 GGUF_S = {"F16": 6e-9, "Q8_0": 12e-9, "Q4_0": 24e-9}
 """Seconds a parameter to write a GGUF file; Q8_0 of the same run, the others by SmolLM2-135M's beside it."""
-OWN_S = 9e-9
-"""Seconds a parameter to cut weights of an architecture's own, in float32, and to bring them to the device:
-8 of LLaMA-2-7B's shape took 374 s beside one H100, of which the repair itself was a twentieth."""
 _PROMPT_TOKENS = 40
 """Tokens of a short prompt in a chat's template."""
-CHAT_LAYER_S, CHAT_ON_CPU = 2e-3, 3.0
-"""What writing conversations takes: on a GPU seconds a call of a layer, of an 8B model's shape on an H200; on
-a CPU times its FLOPs at the rate of a forward pass, of SmolLM2-135M on two cores."""
-GRADIENT = 3
-"""A forward and a backward pass cost three forward passes."""
 LORA = 0.1
 """What the gradients of adapters cost, of a forward pass, where those of the weights are not asked for."""
 TRAINING_ON_GPU, TRAINING_ON_CPU = ((576, 2.8), (4096, 1.5)), 1.2
@@ -56,25 +53,6 @@ the way included; on a GPU by hidden size: SmolLM2-135M on 10 and 31 million tok
 LLaMA-2-7B's shape by LoRA, on one H200; SmolLM2-135M on 32,768 tokens, on two CPU cores."""
 WRITING = 31.0
 """How many times as long writing takes, a token at a time, a thousand sequences at once on one H200."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A part of a stage.
-
-    tokens are those that evaluations read; flops are in the model's dtype, flops32 and flops64 in these;
-    layers counts calls of a decoder layer, and cpu_s seconds that no accelerator shortens.
-    """
-
-    stage: str
-    what: str
-    evaluations: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    flops32: float = 0.0
-    flops64: float = 0.0
-    layers: int = 0
-    cpu_s: float = 0.0
 
 
 def evaluation_flops(
@@ -129,113 +107,6 @@ def measured_together(
     return meter.flops, meter.layers
 
 
-def conversations(params: Params, shape: ModelShape, on_gpu: bool) -> Step:
-    """What a model with a chat template writes to calibrate on, each conversation of the most tokens."""
-    section, each = params.evaluate.calibration, TURN + ANSWER
-    count = math.ceil(section.conversations * section.sequence_length / each) + HELD_OUT
-    what = "write conversations"
-    if on_gpu:
-        calls = math.ceil(count / AT_ONCE) * each * shape.layers
-        return Step("evaluate", what, cpu_s=calls * CHAT_LAYER_S)
-    written = token_flops(shape, shape.dense().widths, each / 2) + head_flops(shape, 1)
-    return Step("evaluate", what, flops=CHAT_ON_CPU * count * each * written)
-
-
-def calibration(params: Params, shape: ModelShape) -> Step:
-    """Scores and statistics: passes over the calibration text, and Gram matrices."""
-    section = params.evaluate
-    tokens = section.calibration.tokens
-    forward = tokens * token_flops(shape, shape.dense().widths, section.calibration.sequence_length / 2)
-    flops, flops32, layers = 0.0, 0.0, 0
-    if IMPORTANCES[section.importance].by_gradient:
-        flops += GRADIENT * (forward + head_flops(shape, tokens))
-        layers += GRADIENT * shape.layers
-    if needs_statistics(params):
-        moments = _moments(params, shape)
-        passes = 1 if _kept(params, shape) or not by_moments(params) or not solves_projections(params) else 2
-        flops += passes * moments.flops
-        flops32 += passes * moments.flops32
-        layers += passes * moments.layers
-    what = f"score units by {section.importance}"
-    return Step("evaluate", what, tokens=tokens, flops=flops, flops32=flops32, layers=layers)
-
-
-def _moments(params: Params, shape: ModelShape) -> Step:
-    """One pass over the calibration text that sums every site's Gram matrix."""
-    section = params.evaluate.calibration
-    tokens = section.tokens
-    forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
-    grams = tokens * sum(2.0 * elements(shape, site) ** 2 for site in shape.sites())
-    return Step("", "", flops=forward, flops32=grams, layers=shape.layers)
-
-
-def _kept(params: Params, shape: ModelShape) -> bool:
-    """Whether the cache holds the statistics, so that later stages read them."""
-    return statistics.size_bytes(shape) <= params.evaluate.cache_mb * 2**20
-
-
-def curvature(params: Params, shape: ModelShape) -> Step:
-    """Damage curves by curvature (`calibrate.curvature`): a backward pass, and the changes at every width."""
-    section = params.evaluate.calibration
-    tokens = min(params.evaluate.curvature_tokens, section.tokens)
-    forward = tokens * token_flops(shape, shape.dense().widths, section.sequence_length / 2)
-    each = 0.0
-    for site in shape.sites():
-        n, orders = elements(shape, site), len(list(orders_of(shape, site)))
-        each += 2.0 * shape.hidden * n + 3.0 * n**2 * orders * solves_projections(params)
-    flops = GRADIENT * (forward + head_flops(shape, tokens))
-    return Step(
-        "evaluate", "damage curves by curvature", tokens=tokens, flops=flops,
-        flops32=tokens * each, layers=GRADIENT * shape.layers,
-    )  # fmt: skip
-
-
-def by_moments(params: Params) -> bool:
-    """Whether units are scored by the second moments of activations."""
-    found: bool = IMPORTANCES[params.evaluate.importance].by_statistics
-    return found
-
-
-def needs_statistics(params: Params) -> bool:
-    """Whether the second moments of every site's activations are gathered."""
-    return by_moments(params) or solves_projections(params)
-
-
-def solves_projections(params: Params) -> bool:
-    """Whether pruned sites are repaired by these moments."""
-    method: RepairMethod = REPAIRS[params.evaluate.reconstruction.method]
-    return method.by_statistics
-
-
-def whitening_flops(shape: ModelShape) -> float:
-    """Float64 FLOPs of whitening every site in all its orders: a Cholesky factor and its inverse."""
-    return sum(
-        len(list(orders_of(shape, site))) * 4.0 / 3 * elements(shape, site) ** 3 for site in shape.sites()
-    )
-
-
-def repair_flops(shape: ModelShape, architecture: Architecture) -> float:
-    """Float32 FLOPs of repairing an architecture: a triangle and a product for every site that is cut."""
-    total = 0.0
-    for site in shape.sites():
-        width = architecture.widths[site.layer]
-        kept = prefix_size(shape, site.kind, width.of(site.kind))
-        gone = elements(shape, site) - kept
-        if kept:
-            total += shape.hidden * gone * (gone + 2.0 * kept)
-    return total
-
-
-def _repair(params: Params, shape: ModelShape, stage: str, architectures: Iterable[Architecture]) -> Step:
-    """Whiten the sites once a stage, and repair the architectures."""
-    flops32 = sum(repair_flops(shape, architecture) for architecture in architectures)
-    again = Step("", "") if stage == "evaluate" or _kept(params, shape) else _moments(params, shape)
-    return Step(
-        stage, "whiten sites, repair widths", flops=again.flops, flops32=again.flops32 + flops32,
-        flops64=whitening_flops(shape), layers=again.layers,
-    )  # fmt: skip
-
-
 def steps(
     params: Params, shape: ModelShape, token_counts: Mapping[str, TokenCount], dtype: torch.dtype
 ) -> list[Step]:
@@ -253,7 +124,7 @@ def steps(
     if params.evaluate.curvature_tokens:
         found.append(curvature(params, shape))
     if solves_projections(params):
-        found.append(_repair(params, shape, "evaluate", architectures))
+        found.append(repair(params, shape, "evaluate", architectures))
     tokens = evaluations * pair.tokens
     found.append(Step("evaluate", "measure pairs", evaluations, tokens, flops, layers=layers))
     found += _search(params, shape, token_counts, on_gpu)
@@ -278,11 +149,11 @@ def _search(
     found += [Step("search", f"{studies * section.trials:,} forecasts", cpu_s=studies * forecast_s(params))]
     uniform = designs.uniform(shape, params.sample, params.budget, limits_of(shape, params.budget, None))
     if solves_projections(params):
-        found.append(_repair(params, shape, "search", [uniform] * (chosen + last)))
+        found.append(repair(params, shape, "search", [uniform] * (chosen + last)))
     what = "measure one round" if section.rounds == 1 else f"measure {section.rounds} rounds"
     found.append(_alone("search", what, shape, uniform, token_counts["pair"], chosen))
     if section.repair_again:
-        found.append(_repair_again("search", params, shape, uniform, last - 1))
+        found.append(repair_again("search", params, shape, uniform, last - 1))
     if section.recovery is not None:
         found += _trainings("search", section.recovery, shape, uniform, last - 1, on_gpu)
     count = token_counts["finalist"]
@@ -305,9 +176,9 @@ def _export(
     if section.gguf:
         found.append(Step("export", "write GGUF", cpu_s=kept * sum(GGUF_S[kind] for kind in section.gguf)))
     if solves_projections(params):
-        found.append(_repair(params, shape, "export", [uniform] * contenders))
+        found.append(repair(params, shape, "export", [uniform] * contenders))
     if params.search.repair_again and (again := _repaired_anew(params, shape, contenders - 1)):
-        found.append(_repair_again("export", params, shape, uniform, again))
+        found.append(repair_again("export", params, shape, uniform, again))
     table = contenders + _recovered(params, contenders)
     found.append(_alone("export", "measure the final table", shape, uniform, count, table))
     ends = params.search.rounds + bool(params.evaluate.curvature_tokens or params.sample.single_site_ratios)
@@ -373,29 +244,6 @@ def _repaired_anew(params: Params, shape: ModelShape, pruned: int) -> int:
         return 0
     uses = 1 + (export.alternatives is not None) + (export.answers is not None)
     return pruned if each <= limit else pruned + uses
-
-
-def _repair_again(stage: str, params: Params, shape: ModelShape, like: Architecture, finalists: int) -> Step:
-    """`search.repair_again`: the calibration text once through the dense and each pruned network."""
-    section = params.evaluate.calibration
-    tokens = section.tokens
-    dense, forward = (
-        tokens * token_flops(shape, widths, section.sequence_length / 2)
-        for widths in (shape.dense().widths, like.widths)
-    )
-    grams = solves = 0.0
-    for site in shape.sites():
-        groups, heads, channels = like.widths[site.layer]
-        n = channels if site.kind is Kind.MLP else groups * heads * shape.head_dim
-        grams += 2.0 * tokens * n * (n + shape.hidden)
-        solves += n**3 / 3 + 2.0 * n**2 * shape.hidden
-    flops, layers = dense + finalists * forward, (finalists + 1) * shape.layers
-    own = finalists * like.total_parameters(shape) * OWN_S
-    what = "repair finalists again"
-    return Step(
-        stage, what, flops=flops, flops32=finalists * grams, flops64=finalists * solves, layers=layers,
-        cpu_s=own,
-    )  # fmt: skip
 
 
 def _recovered(params: Params, contenders: int) -> int:

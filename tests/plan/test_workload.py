@@ -17,8 +17,9 @@ from stages.evaluate.calibrate.importance import taylor
 from stages.evaluate.calibrate.whitening import elements, orders_of, prefix_size
 from stages.evaluate.network.prefix import SharedPrefix, branch_depths, tree_order
 from stages.evaluate.text import perplexity
-from stages.plan import memory, workload
+from stages.plan import calibration_work, memory, workload
 from stages.plan.machines import GPUS
+from stages.plan.step import Step
 from stages.plan.token_counts import TokenCount, estimated, token_counts
 from tests import tiny
 from tests.small import COMMITTED, SMOLLM2
@@ -88,7 +89,7 @@ def test_a_repair_costs_what_it_takes(network: Any) -> None:
     repair = tiny.repair_of(network.sorted(tiny.random_order(network.shape)), moments, 0.01)
     repair.prepare([tiny.MIXED])
     shape = network.shape
-    planned = workload.repair_flops(shape, tiny.MIXED)
+    planned = calibration_work.repair_flops(shape, tiny.MIXED)
     products = counted(lambda: [repair.projection(s, tiny.MIXED.widths[s.layer]) for s in cut(shape)])
     triangles = sum(shape.hidden * (elements(shape, s) - kept_of(shape, s)) ** 2 for s in cut(shape))
     assert planned - triangles == pytest.approx(products, rel=0.01)  # those the counter doesn't see
@@ -110,17 +111,17 @@ def test_whitenings_take_what_is_planned(network: Any) -> None:
     assert found == tiny.roomy(network.shape, COMMITTED.evaluate).whitenings
 
 
-def plan_of(**changes: Any) -> list[workload.Step]:
+def plan_of(**changes: Any) -> list[Step]:
     search = COMMITTED.search.model_copy(update=changes)
     return steps_of(COMMITTED.model_copy(update={"search": search}))
 
 
-def steps_of(loaded: Params) -> list[workload.Step]:
+def steps_of(loaded: Params) -> list[Step]:
     measured = token_counts(loaded, "cpu", 1024, count=False)
     return workload.steps(loaded, SMOLLM2, measured, torch.float32)
 
 
-def evaluations(steps: list[workload.Step]) -> list[int]:
+def evaluations(steps: list[Step]) -> list[int]:
     return [step.evaluations for step in steps if step.evaluations]
 
 
@@ -149,7 +150,7 @@ def test_what_the_search_asks_for_is_in_the_plan() -> None:
 
 
 def test_a_recovery_is_in_the_plan() -> None:
-    def recovered(**changes: Any) -> dict[str, workload.Step]:
+    def recovered(**changes: Any) -> dict[str, Step]:
         section = COMMITTED.export.recovery.model_copy(update=changes)
         export = COMMITTED.export.model_copy(update={"recovery": section})
         return {step.what: step for step in steps_of(COMMITTED.model_copy(update={"export": export}))}
@@ -187,7 +188,7 @@ def test_the_proof_of_speed_is_in_the_plan_where_it_is_asked_for() -> None:
 
 
 def test_conversations_are_in_the_plan_where_they_are_asked_for() -> None:
-    def found(conversations: int, dtype: torch.dtype = torch.float32) -> dict[str, workload.Step]:
+    def found(conversations: int, dtype: torch.dtype = torch.float32) -> dict[str, Step]:
         section = COMMITTED.evaluate.calibration.model_copy(update={"conversations": conversations})
         evaluate = COMMITTED.evaluate.model_copy(update={"calibration": section})
         loaded = COMMITTED.model_copy(update={"evaluate": evaluate})
