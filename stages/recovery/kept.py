@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stages.evaluate.calibrate import cache
 from stages.evaluate.calibrate.cache import Tensors
-from stages.evaluate.results import tensor_file
 
 
 def kept(path: Path) -> Tensors | None:
     """What lies there, or None: there is nothing, or it is damaged, which is said."""
     try:
-        return tensor_file.read(path)
+        return cache.read(path)
     except FileNotFoundError:
         return None
     except ValueError as error:

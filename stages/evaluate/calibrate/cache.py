@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from stages.evaluate.results import tensor_file
 from stages.files import PART, InputError, atomically
@@ -20,13 +21,27 @@ Tensors = dict[str, torch.Tensor]
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> int:
     """Write tensors with a checksum of them, whole or not at all; returns how many bytes.
 
+    Of those on the CPU no copy is made in memory.
+
     Raises:
         InputError: the disk does not take them.
     """
     ours = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomically(path) as temporary:
-        tensor_file.write(temporary, ours)
+        save_file(ours, temporary, tensor_file.UNSEALED)
+        tensor_file.seal(temporary)
         return temporary.stat().st_size
+
+
+def read(path: Path) -> Tensors:
+    """Read what `write` wrote: mapped, not copied, and the reader's own.
+
+    Raises:
+        OSError: it is not there, or not ours to read.
+        ValueError: it is damaged.
+    """
+    tensor_file.check(path)
+    return load_file(path)
 
 
 class TensorCache:
@@ -48,7 +63,7 @@ class TensorCache:
         """The tensors of a key, or None if they are not there (any more), damaged or not ours to read."""
         path = self._path(key)
         try:
-            found = tensor_file.read(path)
+            found = read(path)
         except OSError:
             return None
         except ValueError as error:

@@ -5,33 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from stages.files import CHECKSUM, parse_json
 
-_UNSEALED = "0" * 16
-"""Stands where a checksum of as many digits will."""
+UNSEALED = {CHECKSUM: "0" * 16}
+"""Metadata of a file that `seal` seals where it lies: a checksum of as many digits takes the place."""
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors (contiguous, on the CPU) and their checksum, with no copy of them in memory.
-
-    What the disk does not take is an error of the library's own, which `disk_error` reads.
-    """
-    save_file(dict(tensors), path, {CHECKSUM: _UNSEALED})
+def seal(path: Path) -> None:
+    """Seal a file whose metadata are `UNSEALED`, without reading all of it into memory."""
     with path.open("r+b") as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
-            _, _, checksum = _parts(raw)
-            file.seek(raw.find(_UNSEALED.encode(), 0, _end(raw)))
+            _, given, checksum = _parts(raw)
+            assert given == UNSEALED[CHECKSUM]
+            file.seek(raw.find(given.encode(), 0, _end(raw)))
         file.write(checksum.encode())
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Read what `write` wrote, with no copy of it in memory.
+def check(path: Path) -> None:
+    """Check a file's checksum, without reading all of it into memory.
 
     Raises:
         OSError: it is not there, or not ours to read.
@@ -42,7 +35,6 @@ def read(path: Path) -> dict[str, Tensor]:
             raise ValueError("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
             metadata_of(raw)
-    return load_file(path)
 
 
 def sealed(raw: bytes) -> bytes:
