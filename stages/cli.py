@@ -59,13 +59,14 @@ def prune(
         raise click.UsageError(f"--quick is the profile {QUICK}, and --profile {profile} another: give one")
 
     def body() -> None:
-        from stages.config.written import asked_for
+        from stages.config.written import asked_for, put_back
 
-        for line in asked_for(Path(PARAMS), model, ratio, texts, QUICK if quick else profile):
-            print(line, flush=True)
-        if write:
-            return
-        _run(sys.executable, "-m", "stages.plan.check")
+        with put_back(Path()):
+            for line in asked_for(Path(PARAMS), model, ratio, texts, QUICK if quick else profile):
+                print(line, flush=True)
+            if write:
+                return
+            _run(sys.executable, "-m", "stages.plan.check")
         _repro()
 
     command("prune", body)
@@ -80,6 +81,7 @@ def repro() -> None:
 @main.command()
 def check() -> None:
     """Find everything that would stop a run, at once and before any work."""
+    _readable("check", PARAMS)
     _module("stages.plan.check")
 
 
@@ -88,6 +90,7 @@ def check() -> None:
 @click.option("--gpu", help="A GPU in place of this machine's CPU, such as H100 or 'RTX 4090'.")
 def plan(params: str, gpu: str | None) -> None:
     """What a run would take: evaluations, tokens, FLOPs, memory, hours."""
+    _readable("plan", params)
     _module("stages.plan", "--params", params, *(["--gpu", gpu] if gpu else []))
 
 
@@ -145,6 +148,17 @@ def proof(arguments: Sequence[str]) -> None:
 def serve_check(folders: Sequence[str]) -> None:
     """Load exports in vLLM and other releases of transformers, each in an environment of its own."""
     _module("tests.serving", *folders)
+
+
+def _readable(name: str, params: str) -> None:
+    """Refuse params that cannot be read before what takes seconds to import."""
+
+    def body() -> None:
+        from stages.config.params import load_params
+
+        load_params(Path(params))
+
+    command(name, body)
 
 
 def _module(name: str, *arguments: str) -> None:

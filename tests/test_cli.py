@@ -91,6 +91,21 @@ def test_texts_of_one_name_are_counted(folder: Path) -> None:
     assert list(load_params(folder / "params.yaml").corpora.texts) == ["wiki", "wiki-2", "wikipedia"]
 
 
+def test_params_are_put_back_where_a_check_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, and which profile is active."""
+
+    def refused(*words: str, **environment: str) -> None:
+        assert load_params().model.source == "org/model"
+        raise SystemExit(2)
+
+    monkeypatch.setattr(cli, "_run", refused)
+    before = {path: path.read_text() for path in folder.iterdir()}
+    result = CliRunner().invoke(cli.main, ["prune", "org/model", "--ratio", "0.3", "--quick"])
+    assert result.exit_code == 2
+    assert "params.yaml is as it was before" in result.output
+    assert {path: path.read_text() for path in folder.iterdir()} == before
+
+
 def test_a_profile_stays_where_what_is_asked_of_it_is_refused(folder: Path) -> None:
     before = {path: path.read_text() for path in folder.iterdir()}
     assert invoke("", "--quick").exit_code == 2

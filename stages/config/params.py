@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -357,9 +358,10 @@ class Params(Section):
         forecast, finally_ = map(self._objectives, (self.evaluate.measurement, self.search.measurement))
         for name in self.search.objective:
             if name not in forecast:
+                meant = "".join(f"; did you mean {near}?" for near in get_close_matches(name, forecast, n=1))
                 raise ValueError(
-                    f"search.objective names {name!r}, which is not forecast, or is too coarse; "
-                    f"expected some of {forecast}"
+                    f"search.objective names {name!r}, which is not forecast, or is too coarse; expected "
+                    f"some of {', '.join(forecast)}{meant}"
                 )
             if name not in finally_:
                 raise ValueError(

@@ -46,8 +46,8 @@ def _in_words(problem: Mapping[str, Any], place: Place, near: Place | None) -> s
             return f"{key} is not a known key; remove it or correct its spelling"
         case "missing":
             return f"{key} is missing; add it (the committed params.yaml shows every key)"
-        case "value_error":
-            return f"{key}: {problem['ctx']['error']}"
+        case "value_error":  # of several keys together it names them itself
+            return f"{key}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"])
         case "model_type" | "model_attributes_type" | "dict_type":
             return (
                 f"{key} is {_shown(found)}; expected keys and values, as the committed params.yaml has them"

@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command("profiles", main)
+    command("profile", main)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,26 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from stages.config import profiles
 from stages.config.params import load_params
-from stages.files import InputError, write_text
+from stages.files import InputError, atomically, write_text
 from stages.metrics.perplexity import LOG_PPL
+
+
+@contextlib.contextmanager
+def put_back(folder: Path) -> Iterator[None]:
+    """Put the params of a folder back where what is done with them is refused or stopped, and say so."""
+    before = {path: path.read_bytes() for path in folder.glob("params*.yaml")}
+    try:
+        yield
+    except BaseException:
+        now = {path: path.read_bytes() for path in folder.glob("params*.yaml")}
+        if now != before:
+            for path, content in before.items():
+                with atomically(path) as temporary:
+                    temporary.write_bytes(content)
+            for path in now.keys() - before.keys():
+                path.unlink()
+            print("params.yaml is as it was before", flush=True)
+        raise
 
 
 def asked_for(

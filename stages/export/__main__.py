@@ -8,6 +8,7 @@ INPUTS = (
     "evaluate/division.json",
     "evaluate/importance.safetensors",
     "train_predictor/ablation.csv",
+    "train_predictor/comparison.csv",
     "train_predictor/forecasts.csv",
     "train_predictor/metrics.json",
     "search/context.json",

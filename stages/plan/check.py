@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from stages.config.params import Corpora, Params, load_params
-from stages.evaluate.calibrate.memory import WAITING, MemoryPlan
+from stages.evaluate.calibrate.memory import SPARE, WAITING, MemoryPlan
 from stages.evaluate.measure.evaluator import TOKENS_PER_BATCH
 from stages.evaluate.measurements import measured_on, prompts_of
 from stages.evaluate.text.corpora import (
@@ -195,15 +195,16 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
     plan = memory.planned(params, model.shape, measured, machine)
     where, has = ("GPU" if device == "cuda" else "memory"), plan.device_bytes / 1e9
     weights, again = sum(plan.always.values()) / 1e9, params.search.repair_again
-    if weights * 1e9 > plan.device_bytes:
+    of = f"of {has / SPARE[device]:.1f} GB, of which {100 * SPARE[device]:.0f} % are planned with"
+    if weights > has:
         found.problems.append(
-            f"the model takes {weights:.1f} GB of the {where}, and {has:.1f} GB may be taken: a larger "
+            f"the model takes {weights:.1f} GB of the {where} {of}: a larger "
             f"machine is needed, a smaller model{', or search.repair_again: false' * again}"
         )
     elif plan.needed > plan.device_bytes:
-        found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
+        found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB {of}")
     else:
-        found.good.append(f"{where}: {plan.needed / 1e9:.1f} GB of {has:.1f} GB")
+        found.good.append(f"{where}: {(plan.needed + plan.on_device) / 1e9:.1f} GB {of}")
     if plan.beside:
         _host_memory(plan, found)
     needed = sum(memory.on_disk(params, model.shape).values()) + plan.on_disk

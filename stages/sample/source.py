@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,9 @@ def _hub_config(model: ModelSection) -> Path:
     from huggingface_hub import hf_hub_download, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of every try; what came of them is said below
     try:
         return Path(hf_hub_download(model.source, "config.json", revision=model.revision))
     except Exception as error:
@@ -89,6 +93,8 @@ def _hub_config(model: ModelSection) -> Path:
             f"Models in the local hub cache: {', '.join(cached) or 'none'}. "
             "Give a hub id, a local folder, a .gguf file or package:NAME"
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _nearby(path: Path) -> str:

@@ -207,12 +207,12 @@ def words(one: Explanation, every: Sequence[Explanation]) -> list[str]:
     cuts = f"{100 * one.ratio:.0f} % of its parameters are removed" if one.ratio else "nothing is removed"
     found = [f"{one.site}: {told(one.kept)} are kept, of {told(one.dense)}; {cuts}."]
     low, high = one.interval
-    label = "left dense" if one.label == "exempt" else one.label
+    label = {"exempt": "left dense", "other": "neither sensitive nor insensitive"}.get(one.label, one.label)
     found.append(f"Narrowing found it {label}: ratios of {low:g} to {high:g} were left to the search.")
     if one.alone is not None:
         found.append(
             f"Cut alone by {100 * ALONE:.0f} % it costs {one.alone:.4f} nats a token by its damage curve: "
-            f"place {one.rank} of {len(every)}, the dearest first."
+            f"place {one.rank} of {len(every)}, the dearest first (narrowing asks what a parameter costs)."
         )
     if one.ratio:
         found.append(

@@ -99,11 +99,7 @@ class MlflowWriter:
             self._mlflow.MlflowClient(tracking_uri=f"{store.SQLITE}{new}").search_experiments(max_results=1)
 
         told = sqlite_store.prepare(path, make, version)
-        location = store.artifact_location(self._uri)
-        if store.is_of_repository(path) and location is not None:
-            before = sqlite_store.move(path, location)
-            if before:
-                told += f"{path} comes from another place: artifacts are now in {location}, not in {before}"
+        told += sqlite_store.at_home(path, self._uri)
         if told:
             self._tell(told)
 

@@ -64,6 +64,15 @@ def prepare(path: Path, make: Callable[[Path], None], version: str) -> str:
         return told
 
 
+def at_home(path: Path, uri: str) -> str:
+    """Let a repository's store, at that `uri`, look for its artifacts beside it; what was done, in words."""
+    location = store.artifact_location(uri)
+    if not store.is_of_repository(path) or location is None:
+        return ""
+    before = move(path, location)
+    return before and f"{path} comes from another place: artifacts are now in {location}, not in {before}"
+
+
 def move(path: Path, here: str) -> str:
     """Look for the artifacts of a store that was copied or moved with its repository at `here`.
 

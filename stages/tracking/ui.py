@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stages.files import InputError
 from stages.stage import command
-from stages.tracking import store
+from stages.tracking import sqlite_store, store
 from stages.tracking.views import TAG, WORDS
 
 HOST = "127.0.0.1"
@@ -87,12 +87,16 @@ def main() -> None:
         raise InputError(f"the runs are at {store.without_password(where)}, which has a UI of its own")
     if database is not None:
         found = addresses(database, port)
+        if told := sqlite_store.at_home(database, where):
+            print(told, flush=True)
         for words, shown in found.items():
             print(f"{words + ':':36}{shown}", flush=True)
         if arguments.open:
             _open_when_up(next(iter(found.values())), port)
     environment = os.environ | store.QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment["PYTHONWARNINGS"] = "ignore"  # of its web server's, which nobody here can act on
     asked = ["--backend-store-uri", where, "--host", HOST, "--port", str(port)]
+    asked += ["--uvicorn-opts", "--log-level warning"]
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "ui", *asked, "--workers", "1"], environment)
 
 

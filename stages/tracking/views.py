@@ -15,13 +15,14 @@ from stages.tracking.names import RECORD, USE
 from stages.tracking.records import Use
 
 TAG = "mlflow.sharedViewState."
-RUNS, ARCHITECTURES, ROUNDS, FINAL = "runs", "architectures", "rounds", "final-table"
+RUNS, ARCHITECTURES, BEST, ROUNDS, FINAL = "runs", "architectures", "at-budget", "rounds", "final-table"
 NAME_WIDTH = 330
 """Pixels of the names of runs, which are cut otherwise."""
 _NAME = "attributes.`Run Name`"
 WORDS = {
     RUNS: "runs of the pipeline",
-    ARCHITECTURES: "all architectures, the best first",
+    BEST: "at the budget, the best first",
+    ARCHITECTURES: "all architectures, by ratio",
     ROUNDS: "rounds of the search",
     FINAL: "final tables",
 }
@@ -32,7 +33,10 @@ def views(params: Params) -> dict[str, str]:
     """The state of each view as MLflow keeps it, by name; columns are of these params' corpora."""
     perplexities = [f"metrics.`{PPL.of(text).key}`" for text in params.corpora.texts]
     of_winner = [f"metrics.`winner.{PPL.of(text).key}`" for text in params.corpora.texts]
-    ratio, role = "metrics.`overall_ratio`", "tags.`prunecast.role`"
+    ratio, budget = "metrics.`overall_ratio`", params.budget
+    pairs = f"tags.`{USE}` = '{Use.PAIR}' AND metrics.overall_ratio > "
+    least = 0.0 if budget.overall_ratio is None else budget.overall_ratio - budget.tolerance
+    of_pair = [ratio, "metrics.`objective`", *perplexities, "tags.`prunecast.design`"]
     errors = [f"metrics.`rmse.{target}`" for target in params.search.objective]
     rounds = ["metrics.`best_measured_objective`", "metrics.`gain`", "metrics.`best_forecast_objective`"]
     return {
@@ -40,12 +44,8 @@ def views(params: Params) -> dict[str, str]:
             "tags.`prunecast.invocation` LIKE '%'",
             ["metrics.`winner.overall_ratio`", *of_winner, "tags.`mlflow.source.git.commit`"],
         ),
-        ARCHITECTURES: _state(
-            f"tags.`{USE}` = '{Use.PAIR}' AND metrics.overall_ratio > 0",
-            [ratio, "metrics.`objective`", *perplexities, "tags.`prunecast.design`", role],
-            "metrics.`objective`",
-            ascending=True,
-        ),
+        BEST: _state(f"{pairs}{least:g}", of_pair, "metrics.`objective`", ascending=True),
+        ARCHITECTURES: _state(f"{pairs}0", of_pair, ratio, ascending=True),
         ROUNDS: _state(
             f"tags.`{RECORD}` LIKE 'round %'",
             [*rounds, *errors, "params.`trials`"],

@@ -43,6 +43,9 @@ TRUST = Trust(
             "top": 20,
         }
     },
+    compared=[
+        Judged("log_ppl.news", "log PPL, nats a token", "xgboost on ratios", {"r2": 0.5, "spearman": 0.61}),
+    ],
     ablation=[
         Judged(f"log_ppl.{text}", "nats a token", what, VALIDATED | {"r2": r2}, features)
         for text in TEXTS

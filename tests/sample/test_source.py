@@ -165,7 +165,10 @@ def test_parts_in_packages_are_joined_once(in_parts: Path):
             lambda site: shutil.rmtree(site / "prunecast_half-1.0.dist-info"),
             "prunecast-half, .* not installed",
         ),
-        (lambda site: (site / "half/model.gguf.part01").unlink(), "part01 of its 2 parts is not there"),
+        (  # once `importlib_metadata` is imported, a package does not list what is gone
+            lambda site: (site / "half/model.gguf.part01").unlink(),
+            "part01 of its 2 parts is not there|whose 1 parts make a file with the SHA-256",
+        ),
     ],
     ids=["another part", "a package missing", "a file missing"],
 )

@@ -164,6 +164,8 @@ def main() -> None:
     parser.add_argument("--programs", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("--families", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
     asked = parser.parse_args()
+    if lacking := [str(folder) for folder in asked.folders if not (folder / "config.json").is_file()]:
+        parser.error(f"no exported model, a folder with a config.json, lies at {', '.join(lacking)}")
     failed = 0
     with tempfile.TemporaryDirectory(prefix="prunecast-serving-") as work:
         named = dict(folders(Path(work), asked.families))

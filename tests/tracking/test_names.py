@@ -38,10 +38,12 @@ def test_views_are_of_the_corpora_and_what_runs_are_tagged_by() -> None:
     found = {name: json.loads(state) for name, state in views.views(COMMITTED).items()}
     assert list(found) == list(views.WORDS)
     logged = names.evaluation(make_row(16), {}, Use.PAIR, "a", 1.0)
-    best = found[views.ARCHITECTURES]
+    best = found[views.BEST]
     assert best["orderByKey"] == "metrics.`objective`"
     assert best["orderByAsc"]
     assert "metrics.`ppl.news`" in best["selectedColumns"]
+    assert "metrics.overall_ratio > 0.245" in best["searchFilter"]
+    assert "metrics.overall_ratio > 0" in found[views.ARCHITECTURES]["searchFilter"]
     assert f"tags.`{names.USE}` = '{logged.tags[names.USE]}'" in best["searchFilter"]
     assert f"tags.`{names.USE}` = 'final table'" in found[views.FINAL]["searchFilter"]
     record = names.search_round(SearchRound(1, "curves", "tpe", 0, 9, 3, 3.5, {"gain": 0.1}), "a 25 %")

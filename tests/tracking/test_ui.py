@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.files import InputError
+from stages.tracking import sqlite_store, store
 from stages.tracking.ui import addresses
 from stages.tracking.views import FINAL, RUNS, TAG, WORDS
 
@@ -36,6 +37,27 @@ def test_the_addresses_are_of_the_experiment_with_most_runs(tmp_path: Path) -> N
 def test_an_experiment_of_an_earlier_release_has_no_views_to_open(tmp_path: Path) -> None:
     found = addresses(store_of(tmp_path / "mlflow.db", [(3, "active")]), 5001)
     assert found == {"runs": "http://127.0.0.1:5001/#/experiments/3/runs"}
+
+
+def test_a_copied_stores_artifacts_are_looked_for_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(store, "root", lambda: tmp_path)
+    path, before = tmp_path / "mlflow.db", "file:///elsewhere/mlartifacts"
+    with sqlite3.connect(path) as database:
+        for table, column in sqlite_store.LOCATIONS.items():
+            database.execute(f"CREATE TABLE {table} ({column} TEXT)")
+            database.execute(f"INSERT INTO {table} VALUES (?)", [before + "/1" * (table == "runs")])
+    database.close()
+    here = (tmp_path / "mlartifacts").as_uri()
+    told = sqlite_store.at_home(path, f"sqlite:///{path}")
+    assert told.endswith(f"artifacts are now in {here}, not in {before}")
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT artifact_uri FROM runs").fetchall() == [(f"{here}/1",)]
+    database.close()
+    assert not sqlite_store.at_home(path, f"sqlite:///{path}")
+    assert not sqlite_store.at_home(tmp_path / "other.db", f"sqlite:///{tmp_path / 'other.db'}")
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,9 @@ def choice(data: ReportData) -> str:
     steps = [
         "Every unit of every layer was scored by its importance on calibration text, and the least "
         "important units of a site are those that go.",
-        f"{len(data.pairs)} pruned architectures were measured on the selection part of the corpora, and "
-        f"gradient-boosted trees learned from them to forecast log perplexity{trust}.",
+        f"{sum(pair.overall_ratio > 0 for pair in data.pairs)} pruned architectures were measured on the "
+        f"selection part of the corpora, and a predictor ({data.trust.kind}) learned from them to forecast "
+        f"log perplexity{trust}.",
         f"The search space was narrowed to what the predictor had learned ({classes.count('sensitive')} "
         f"sensitive sites limited, {classes.count('insensitive')} insensitive ones opened) and searched on "
         f"forecasts alone, in {len(data.history)} trials.",

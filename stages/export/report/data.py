@@ -79,11 +79,13 @@ class Trust:
     "pairs_near_budget", "top_recall", "top"; a figure that too few pairs leave unknown is missing.
     `rounds` has a mapping a round of the search: "round", "measured", "spearman.objective" and by target
     "bias.TARGET" and "rmse.TARGET", of architectures that were forecast before they were measured.
+    `compared` has other kinds of predictors, and `ablation` this one without groups of features.
     """
 
     kind: str = ""
     promised_coverage: float = 0.8
     cross_validated: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    compared: Sequence[Judged] = ()
     ablation: Sequence[Judged] = ()
     rounds: Sequence[Mapping[str, float]] = ()
 
@@ -238,15 +240,9 @@ def _change_error(data: ReportData, baseline: str, metric: str) -> float | None:
 
 
 def inseparable(data: ReportData, metric: str) -> bool:
-    """Whether all contenders' values lie within two (unpaired) standard errors of each other."""
-    known = [
-        (c.metrics[metric], c.standard_errors[metric])
-        for c in data.contenders
-        if metric in c.metrics and metric in c.standard_errors
-    ]
-    return len(known) > 1 and all(
-        abs(a - b) <= 2 * math.hypot(error_a, error_b) for a, error_a in known for b, error_b in known
-    )
+    """Whether the metric tells the winner from no pruned baseline, by the same rule as every change."""
+    found = {judge(data, name, metric) for name in PRUNED_BASELINES if data.contender(name)} - {None}
+    return bool(found) and found <= {"level", "open"}
 
 
 def metrics(data: ReportData) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class StageFiles:
     shape: ModelShape
     errors: PredictorErrors
     forecasts: Sequence[ForecastPair]
+    compared: Sequence[Judged]
     judged: Sequence[Judged]
     corpora: Mapping[str, DividedCorpus]
     narrowed: NarrowedSpace
@@ -58,6 +59,7 @@ def read_stages(data: Path) -> StageFiles:
         shape=designs.read(data / "sample" / "architectures.json")[0],
         errors=results.read_errors(trained / results.ERRORS),
         forecasts=results.read_forecasts(trained / results.FORECASTS),
+        compared=results.read_judged(trained / results.COMPARISON),
         judged=results.read_judged(trained / results.ABLATION),
         corpora=division.read(data / "evaluate" / "division.json"),
         narrowed=narrowed_space.read(searched / "narrowed_space.json"),
@@ -109,6 +111,7 @@ def read_report(data: Path, record: Record, proof: Proof) -> ReportData:
             kind=errors.kind,
             promised_coverage=errors.promised_coverage,
             cross_validated=errors.cross_validated,
+            compared=found.compared,
             ablation=found.judged,
             rounds=found.rounds,
         ),

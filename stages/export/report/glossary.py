@@ -27,7 +27,7 @@ TERMS: Mapping[str, str] = {
     "dense": "the model as it came, with nothing removed",
     "calibration part": "the text on which units are scored and projections are refitted",
     "selection part": "the text on which pairs, rounds and finalists are measured: it chooses",
-    "report part": "the text on which this page's first table is measured: it chooses nothing",
+    "report part": "the text on which this page's results are measured: it chooses nothing",
     "held out": "not shown to the predictor while it learned, to see how far it is off",
     "rank correlation": "1 where two orders are the same, 0 where they have nothing to do with each other",
     "damage": "what cutting a site alone costs, in nats a token",

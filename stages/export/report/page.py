@@ -131,7 +131,7 @@ def _row(data: ReportData, metric: str) -> TableRow:
 
 def _best(data: ReportData, metric: str) -> list[str]:
     """The pruned contenders with the best value; dense does not compete, nor do values of a coarse
-    metric that lie within each other's errors."""
+    metric that separates none of them."""
     if metric_of(metric).coarse and inseparable(data, metric):
         return []
     known = {

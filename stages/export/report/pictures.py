@@ -220,7 +220,7 @@ def _alternatives(data: ReportData) -> Picture:
         "alternatives",
         "Down and to the left is better in size. Hollow: another one is no larger and on no text worse. "
         "Perplexity is of few windows of the report part, with weights rounded as llama.cpp's files hold "
-        "them.",
+        "them. Sizes are of the weights: a file has its vocabulary beside.",
         (*map(sizes, keys), *map(speeds, with_speeds)),
     )
 

@@ -11,6 +11,7 @@ from stages.export.report.data import ReportData
 from stages.export.report.verdict import percent, signed_percent
 from stages.export.results.final_table import SearchStep
 from stages.metrics.registered import metric_of
+from stages.train_predictor.results import Judged
 
 LIMITED = {
     "size_bytes": ("weights, MB", 1e-6),
@@ -64,18 +65,18 @@ def unlearned(data: ReportData) -> list[str]:
     ]
 
 
-def ablation_rows(data: ReportData) -> list[dict[str, Any]]:
-    """A row a choice of features and target; the first of a target is of all features."""
+def judged_rows(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """A row a predictor, or a choice of features, and target."""
     keys = ("r2", "rmse", "spearman", "spearman_near_budget")
     return [
         {
             "target": row.target,
             "what": row.predictor,
-            "features": row.features,
+            "features": "" if row.features is None else row.features,
             "figures": [figure(row.errors, key) for key in keys],
             "recall": figure(row.errors, "top_recall", ".0%").replace("%", " %"),
         }
-        for row in data.trust.ablation
+        for row in judged
     ]
 
 

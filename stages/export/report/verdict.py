@@ -206,10 +206,11 @@ def _caveats(data: ReportData) -> list[str]:
         lost = [m.corpus for m in data.decisive if not math.isfinite(c.metrics.get(m.key, 0.0))]
         if lost:
             caveats.append(f"The perplexity of {c.name} is not finite on {', '.join(lost)}.")
+    others = " and ".join(name for name in PRUNED_BASELINES if data.contender(name))
     for metric in map(metric_of, data.metric_names):
         if metric.coarse and inseparable(data, metric.key):
             caveats.append(
-                f"{metric.title.capitalize()} on {metric.on} does not separate the contenders: "
-                "no two differ by more than two standard errors."
+                f"{metric.title.capitalize()} on {metric.on} does not separate the winner from "
+                f"{others} pruning: no difference exceeds twice its standard error."
             )
     return caveats

@@ -16,7 +16,7 @@ import pytest
 from stages.evaluate.results.division import DividedCorpus
 from stages.export.benchmark.comparison import Comparison, Conditions, Figures, Proof, Spread
 from stages.export.report import charts, pictures
-from stages.export.report.data import ReportData, metrics
+from stages.export.report.data import ReportData, judge, metrics
 from stages.export.report.page import build_report, format_metric
 from stages.export.report.pictures import write_pictures
 from stages.export.report.verdict import verdict
@@ -147,6 +147,18 @@ def test_accuracy_within_its_errors_is_not_called_better(report_data: ReportData
     assert "best" not in within
     assert beyond.count(">better<") == 2
     assert '<td class="best">60.0\u00a0%' in beyond
+
+
+def test_an_accuracy_separates_by_the_rule_that_judges_it(report_data: ReportData) -> None:
+    """Paired errors, where they are known: no caveat says what the table denies."""
+    data = replace_metrics(report_data, "winner", {"mmlu-dev.accuracy": 0.30})
+    caveat = "Accuracy on mmlu-dev does not separate the winner from uniform and simple pruning"
+    assert any(caveat in sentence for sentence in verdict(data).caveats)
+    errors = {name: {"mmlu-dev.accuracy": 0.5} for name in ("uniform", "simple")}
+    paired = dataclasses.replace(data, change_errors=errors)
+    assert judge(paired, "uniform", "mmlu-dev.accuracy") == "better"
+    assert not any("does not separate" in sentence for sentence in verdict(paired).caveats)
+    assert '<td class="best">30.0\u00a0%' in build_report(paired)
 
 
 @pytest.mark.usefixtures("no_pictures")
