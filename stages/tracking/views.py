@@ -30,21 +30,27 @@ WORDS = {
 
 
 def views(params: Params) -> dict[str, str]:
-    """The state of each view as MLflow keeps it, by name; columns are of these params' corpora."""
+    """The state of each view as MLflow keeps it, by name; columns are of these params' corpora.
+
+    Where limits decide alone, nothing is at a budget.
+    """
     perplexities = [f"metrics.`{PPL.of(text).key}`" for text in params.corpora.texts]
     of_winner = [f"metrics.`winner.{PPL.of(text).key}`" for text in params.corpora.texts]
     ratio, budget = "metrics.`overall_ratio`", params.budget
     pairs = f"tags.`{USE}` = '{Use.PAIR}' AND metrics.overall_ratio > "
-    least = 0.0 if budget.overall_ratio is None else budget.overall_ratio - budget.tolerance
     of_pair = [ratio, "metrics.`objective`", *perplexities, "tags.`prunecast.design`"]
     errors = [f"metrics.`rmse.{target}`" for target in params.search.objective]
     rounds = ["metrics.`best_measured_objective`", "metrics.`gain`", "metrics.`best_forecast_objective`"]
+    at_budget = {}
+    if budget.overall_ratio is not None:
+        least = budget.overall_ratio - budget.tolerance
+        at_budget[BEST] = _state(f"{pairs}{least:g}", of_pair, "metrics.`objective`", ascending=True)
     return {
         RUNS: _state(
             "tags.`prunecast.invocation` LIKE '%'",
             ["metrics.`winner.overall_ratio`", *of_winner, "tags.`mlflow.source.git.commit`"],
         ),
-        BEST: _state(f"{pairs}{least:g}", of_pair, "metrics.`objective`", ascending=True),
+        **at_budget,
         ARCHITECTURES: _state(f"{pairs}0", of_pair, ratio, ascending=True),
         ROUNDS: _state(
             f"tags.`{RECORD}` LIKE 'round %'",

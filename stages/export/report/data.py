@@ -240,9 +240,8 @@ def _change_error(data: ReportData, baseline: str, metric: str) -> float | None:
 
 
 def inseparable(data: ReportData, metric: str) -> bool:
-    """Whether the metric tells the winner from no pruned baseline, by the same rule as every change."""
-    found = {judge(data, name, metric) for name in PRUNED_BASELINES if data.contender(name)} - {None}
-    return bool(found) and found <= {"level", "open"}
+    """Whether the winner is level with every pruned baseline by the metric, as each change is judged."""
+    return {judge(data, name, metric) for name in PRUNED_BASELINES if data.contender(name)} == {"level"}
 
 
 def metrics(data: ReportData) -> dict[str, Any]:
