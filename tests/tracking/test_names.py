@@ -42,7 +42,7 @@ def test_views_are_of_the_corpora_and_what_runs_are_tagged_by() -> None:
     assert best["orderByKey"] == "metrics.`objective`"
     assert best["orderByAsc"]
     assert "metrics.`ppl.news`" in best["selectedColumns"]
-    assert "metrics.overall_ratio > 0.245" in best["searchFilter"]
+    assert "metrics.overall_ratio >= 0.245 AND metrics.overall_ratio <= 0.255" in best["searchFilter"]
     assert "metrics.overall_ratio > 0" in found[views.ARCHITECTURES]["searchFilter"]
     assert f"tags.`{names.USE}` = '{logged.tags[names.USE]}'" in best["searchFilter"]
     assert f"tags.`{names.USE}` = 'final table'" in found[views.FINAL]["searchFilter"]
