@@ -204,7 +204,7 @@ def _memory(params: Params, model: Description, found: Findings) -> None:
     elif plan.needed > plan.device_bytes:
         found.notes.append(f"note: the {where} is tight: {plan.needed / 1e9:.1f} GB {of}")
     else:
-        found.good.append(f"{where}: {(plan.needed + plan.on_device) / 1e9:.1f} GB {of}")
+        found.good.append(f"{where}: {plan.held / 1e9:.1f} GB {of}")
     if plan.beside:
         _host_memory(plan, found)
     needed = sum(memory.on_disk(params, model.shape).values()) + plan.on_disk

@@ -60,15 +60,13 @@ def kept_parameters(params: Params, shape: ModelShape) -> float:
 
 def on_disk(params: Params, shape: ModelShape) -> dict[str, float]:
     """Bytes by what takes them; the cache keeps the entry that it wrote last, be it larger than its limit."""
-    limit, kept_now = params.evaluate.cache_mb * 2**20, kept_parameters(params, shape)
-    model = kept_now * BYTES[params.export.dtype]
+    limit, parameters = params.evaluate.cache_mb * 2**20, kept_parameters(params, shape)
+    model = parameters * BYTES[params.export.dtype]
     blocks = [GGML_QUANT_SIZES[GGMLQuantizationType[kind]] for kind in params.export.gguf]
-    export = model + kept_now * sum(size / weights for weights, size in blocks)
+    export = model + parameters * sum(size / weights for weights, size in blocks)
     found = {"export": export, "DVC's copy of it": export, "MLflow's copy of the model": model}
     size, each = statistics.size_bytes(shape), second_repair.kept_bytes(shape)
-    kept = size if needs_statistics(params) and size <= limit else 0
+    gathered = size if needs_statistics(params) and size <= limit else 0
     again = each * finally_pruned(params, shape) if params.search.repair_again else 0
-    found["calibration's statistics and refitted projections, in the cache"] = min(
-        kept + again, max(limit, each * bool(again))
-    )
-    return found
+    cached = min(gathered + again, max(limit, each))
+    return found | {"calibration's statistics and refitted projections, in the cache": cached}

@@ -106,7 +106,7 @@ _WHITENINGS = "whitenings of the repair"
 
 def _memory(plan: MemoryPlan, device: str) -> list[str]:
     """Where what lies, the widest phase with its parts."""
-    held, whole = plan.needed + plan.on_device, plan.device_bytes / SPARE[device]
+    held, whole = plan.held, plan.device_bytes / SPARE[device]
     fits = ""
     if sum(plan.always.values()) > plan.device_bytes:
         fits = ": it does NOT fit"

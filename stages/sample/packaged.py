@@ -5,6 +5,7 @@ Packages are read as files; none is imported.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 from collections.abc import Iterator
@@ -56,12 +57,17 @@ def packaged_gguf(package: str) -> Path:
 
 
 def package_files(package: str) -> list[Path]:
-    """The files of an installed package.
+    """The files that an installed package records, be they there or not.
+
+    (`importlib_metadata`, once imported, answers for the standard library, and leaves out what is gone.)
 
     Raises:
         PackageNotFoundError, ValueError: it is not installed.
     """
-    return [Path(str(file.locate())) for file in metadata.files(package) or []]
+    found = metadata.distribution(package)
+    record = found.read_text("RECORD")
+    names = found.files or [] if record is None else [row[0] for row in csv.reader(record.splitlines())]
+    return [Path(str(found.locate_file(name))) for name in names]
 
 
 def _parts(package: str, files: list[Path]) -> list[Path]:

@@ -69,11 +69,11 @@ def at_home(path: Path, uri: str) -> str:
     location = store.artifact_location(uri)
     if not store.is_of_repository(path) or location is None:
         return ""
-    before = move(path, location)
+    before = _move(path, location)
     return before and f"{path} comes from another place: artifacts are now in {location}, not in {before}"
 
 
-def move(path: Path, here: str) -> str:
+def _move(path: Path, here: str) -> str:
     """Look for the artifacts of a store that was copied or moved with its repository at `here`.
 
     Returns the place where they were until now, or nothing. Without it a copy would write into the original.

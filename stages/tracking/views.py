@@ -37,14 +37,14 @@ def views(params: Params) -> dict[str, str]:
     perplexities = [f"metrics.`{PPL.of(text).key}`" for text in params.corpora.texts]
     of_winner = [f"metrics.`winner.{PPL.of(text).key}`" for text in params.corpora.texts]
     ratio, budget = "metrics.`overall_ratio`", params.budget
-    pairs = f"tags.`{USE}` = '{Use.PAIR}' AND metrics.overall_ratio > 0"
+    pairs = f"tags.`{USE}` = '{Use.PAIR}' AND metrics.overall_ratio"
     of_pair = [ratio, "metrics.`objective`", *perplexities, "tags.`prunecast.design`"]
     errors = [f"metrics.`rmse.{target}`" for target in params.search.objective]
     rounds = ["metrics.`best_measured_objective`", "metrics.`gain`", "metrics.`best_forecast_objective`"]
     at_budget = {}
     if budget.overall_ratio is not None:
         least, most = budget.overall_ratio - budget.tolerance, budget.overall_ratio + budget.tolerance
-        near = f"{pairs} AND metrics.overall_ratio >= {least:g} AND metrics.overall_ratio <= {most:g}"
+        near = f"{pairs} >= {least:g} AND metrics.overall_ratio <= {most:g}"
         at_budget[BEST] = _state(near, of_pair, "metrics.`objective`", ascending=True)
     return {
         RUNS: _state(
@@ -52,7 +52,7 @@ def views(params: Params) -> dict[str, str]:
             ["metrics.`winner.overall_ratio`", *of_winner, "tags.`mlflow.source.git.commit`"],
         ),
         **at_budget,
-        ARCHITECTURES: _state(pairs, of_pair, ratio, ascending=True),
+        ARCHITECTURES: _state(f"{pairs} > 0", of_pair, ratio, ascending=True),
         ROUNDS: _state(
             f"tags.`{RECORD}` LIKE 'round %'",
             [*rounds, *errors, "params.`trials`"],

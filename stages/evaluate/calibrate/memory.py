@@ -75,6 +75,11 @@ class MemoryPlan:
         return sum(self.always.values()) + sum(self.phases[self.widest].values())
 
     @property
+    def held(self) -> float:
+        """Bytes on the device, whitenings included."""
+        return self.needed + self.on_device
+
+    @property
     def projections(self) -> int:
         """Most bytes of repaired projections that are held."""
         return int(self.always.get(_PROJECTIONS, 0))

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.architecture import Architecture, LayerWidth, ModelShape, Site
-from stages.evaluate.calibrate.whitening import elements, lower_factor
+from stages.evaluate.calibrate.whitening import elements, lower_factor, widest
 from stages.evaluate.network.batch import Batch
 from stages.evaluate.network.device import fits
 from stages.evaluate.network.elastic import ElasticNetwork
@@ -130,14 +130,13 @@ def kept_bytes(shape: ModelShape) -> int:
 
 def waiting_bytes(shape: ModelShape, tokens: int, architectures: int, each: int) -> int:
     """Bytes of what waits, of elements of `each`: states around a site, activations of the widest."""
-    widest = max(elements(shape, site) for site in shape.sites())
-    return tokens * each * (shape.hidden * (3 + architectures) + widest)
+    return tokens * each * (shape.hidden * (3 + architectures) + widest(shape))
 
 
 def solving_bytes(shape: ModelShape) -> int:
     """Bytes that solving the widest site takes: its Gram matrix, in float64 too, factor, goals, solution."""
-    widest = max(elements(shape, site) for site in shape.sites())
-    return 28 * widest * (widest + shape.hidden)
+    side = widest(shape)
+    return 28 * side * (side + shape.hidden)
 
 
 class _Goal(NamedTuple):

@@ -56,6 +56,11 @@ def elements(shape: ModelShape, site: Site) -> int:
     return prefix_size(shape, site.kind, shape.width(site))
 
 
+def widest(shape: ModelShape) -> int:
+    """Inputs of the output projection that has most."""
+    return max(elements(shape, site) for site in shape.sites())
+
+
 def orders_of(shape: ModelShape, site: Site) -> Iterator[int]:
     """The heads a group of each of a site's orders, whole groups first."""
     yield from range(shape.width(site)[1], 0, -1) if site.kind is Kind.ATTENTION else (1,)
